@@ -1,0 +1,46 @@
+"""Run a task anywhere: this machine, any host over SSH, Slurm, a cloud. The names below load when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flow import errors as errors
+    from flow.client import Flow as Flow
+    from flow.client import cancel as cancel
+    from flow.client import get_task as get_task
+    from flow.client import run as run
+    from flow.client import tasks as tasks
+    from flow.config import TaskConfig as TaskConfig
+    from flow.status import TaskStatus as TaskStatus
+    from flow.task import Task as Task
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Flow": "flow.client",
+    "cancel": "flow.client",
+    "get_task": "flow.client",
+    "run": "flow.client",
+    "tasks": "flow.client",
+    "TaskConfig": "flow.config",
+    "TaskStatus": "flow.status",
+    "Task": "flow.task",
+}
+
+__all__ = ["Flow", "Task", "TaskConfig", "TaskStatus", "cancel", "errors", "get_task", "run", "tasks"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("flow.errors")
+    if name not in _HOME:
+        raise AttributeError(f"module `flow` has no attribute `{name}`")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,92 @@
+"""FlowError: what is wrong, and what to do about it; one narrow kind for each thing a caller can answer."""
+
+from __future__ import annotations
+
+import builtins
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+
+class FlowError(Exception):
+    """Anything Flow refuses or fails at. `message` is one sentence, `suggestions` are things to do.
+
+    `code` names the kind in machine output; `exit_code` is what the command line ends with.
+    """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, suggestions: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.suggestions = tuple(suggestions)
+
+
+class ValidationError(FlowError, ValueError):
+    """What was asked for is malformed or contradicts itself; nothing was submitted."""
+
+    code = "validation"
+    exit_code = 2
+
+
+class ConfirmationRequiredError(FlowError):
+    """Something irreversible was asked without `--yes` and there is nobody to ask."""
+
+    code = "confirmation_required"
+    exit_code = 3
+
+
+class ResourceNotFoundError(FlowError):
+    """A named thing does not exist: a file, an offer, a volume."""
+
+    code = "not_found"
+    exit_code = 4
+
+
+class TaskNotFoundError(ResourceNotFoundError):
+    """No task answers to the reference."""
+
+    code = "task_not_found"
+
+
+class AuthenticationError(FlowError):
+    """The provider does not accept who we say we are, or what that one may do."""
+
+    code = "authentication"
+    exit_code = 5
+
+
+class QuotaExceededError(FlowError):
+    """A limit of the provider (GPUs, upload size, price) stands in the way."""
+
+    code = "quota_exceeded"
+    exit_code = 6
+
+
+class ProviderError(FlowError):
+    """The provider answered in a way we cannot go on from, or not at all."""
+
+    code = "provider"
+    exit_code = 6
+
+
+class StorageError(FlowError):
+    """Flow's own folder cannot be read or written: permissions, a full disk, a damaged file."""
+
+    code = "storage"
+
+
+class TimeoutError(  # noqa: A001  # users catch it by either name
+    FlowError, builtins.TimeoutError
+):
+    """The caller's time ran out; the task itself goes on."""
+
+    code = "timeout"
+    exit_code = 6
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> list[str]:
+    """["did you mean `near`?"] for the nearest of `choices`, or [] when none is near."""
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return [f"did you mean `{near[0]}`?"] if near else []

@@ -1,0 +1,99 @@
+"""The machines, as data: what can be had, what is held for a task, what a provider can do. Nouns only."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flow.gpus import Gpu
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a provider can do. Facts about one machine are on Offer and Node instead."""
+
+    max_nodes: int | None = None  # None: no limit of its own
+    boot_bytes: int | None = None  # the longest boot script taken; None: any
+    upload_limit_mb: float | None = None  # compressed project, in MB; None: any
+    same_machine: bool = False  # tasks run here, as this user: the submitting shell's PATH and the like apply
+    price_cap: bool = False
+    volumes: bool = False
+    containers: bool = False
+    shared_folder: bool = False
+    ends_itself: bool = False
+    reruns_boot_script: bool = False
+    arrays: bool = False  # takes an array whole; elsewhere the attendant expands it
+    dependencies: bool = False
+    retries: bool = False  # starts the next attempt itself, with no client alive
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One kind of machine that could be had now."""
+
+    provider: str
+    instance_type: str
+    gpu: Gpu | None
+    cpus: float
+    memory_gb: float
+    price_per_hour: float | None  # US dollars; 0 where machines cost nothing, None where the price is not known
+    region: str | None = None
+    available: int | None = None  # how many; None: not known
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine of an allocation."""
+
+    rank: int
+    instance_id: str
+    address: str  # where the task's other nodes reach it
+    public_address: str | None = None
+    folder: str = ""  # the task folder of this rank and attempt on that machine, absolute
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A runner's `status.json`, as read. Times are seconds since the epoch by that machine's clock.
+
+    phase: "waiting" (for what `needs` names), "running", "ended".
+    cause, once ended: "exit", "timeout", "cancel", "peer" (another rank's end stopped this one), "start" (the command
+    could not be started), "lost" (the runner died; written by the provider that found it so).
+    """
+
+    phase: str
+    code: int | None = None
+    signal: int | None = None
+    cause: str = ""
+    reason: str = ""
+    needs: tuple[str, ...] = ()
+    started: float | None = None
+    ended: float | None = None
+    ran_seconds: float = 0.0  # by the monotonic clock, of this attempt
+
+
+class Machines(enum.Enum):
+    """What became of an allocation's machines."""
+
+    QUEUED = "queued"  # asked for, none yet
+    STARTING = "starting"  # booting, or their runner has not reported yet
+    UP = "up"
+    PREEMPTED = "preempted"  # taken away, to be given back
+    PAUSED = "paused"
+    GONE = "gone"  # let go, ended or never had
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """The machines held for one attempt of one task; with `task_id` None it is billed to us but not ours."""
+
+    task_id: str | None
+    attempt: int  # 0: none was started yet
+    machines: Machines
+    nodes: tuple[Node, ...] = ()
+    reason: str = ""
+    created: float | None = None
+    price_per_hour: float | None = None
+    plan_hash: str = ""
+    reports: Mapping[int, Report] = field(default_factory=dict)  # by rank, where the provider holds them already

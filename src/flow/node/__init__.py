@@ -1,0 +1,1 @@
+"""What runs on the machines: standard library only, read as text by boot."""

@@ -1,0 +1,98 @@
+"""Plan: everything decided about one task, nothing left to look up. What --dry-run prints and allocate takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Elements:
+    """An array: one task for each index, at most `at_once` of them running (None: no limit)."""
+
+    indices: tuple[int, ...]
+    at_once: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """Wait until `task_id` is in `state`: "completed", "failed", "ended" (any final state) or "started"."""
+
+    task_id: str
+    state: str = "completed"
+
+
+@dataclass(frozen=True, slots=True)
+class SignalBefore:
+    """Send signal `number` to the command `seconds` before its time limit."""
+
+    number: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One task, decided. `env` is added to the machine's environment, or is all of it where `clean_env` says so."""
+
+    task_id: str
+    name: str
+    provider: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    clean_env: bool = False
+    working_dir: str = ""  # relative to the workspace, or absolute
+    bundle: str | None = None  # id of the uploaded project; None: no code
+    image: str | None = None
+    engine: str | None = None  # docker, podman or apptainer, where an image is asked
+    instance_type: str = ""
+    gpu_kind: str | None = None
+    gpus: int = 0  # of each node
+    cpus: float = 1
+    memory_gb: float | None = None
+    nodes: int = 1
+    region: str | None = None
+    ports: tuple[int, ...] = ()
+    price_per_hour: float | None = None  # of all nodes together, US dollars
+    max_price_per_hour: float | None = None
+    limit_seconds: float | None = None  # summed over attempts
+    grace_seconds: float = 30.0
+    signal: SignalBefore | None = None
+    retries: int = 0
+    priority: int = 0
+    elements: Elements | None = None
+    after: tuple[Dependency, ...] = ()
+    not_before: float | None = None  # seconds since the epoch
+    stdout: str | None = None  # a second copy of the stream, at this absolute path of the machine; may hold %a
+    stderr: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    submit_dir: str = ""
+    notes: tuple[str, ...] = ()  # what was decided otherwise than asked, for the user to read
+    options: Mapping[str, Any] = field(default_factory=dict)  # the provider's own
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-ready values; `plan_from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over everything decided: what is found by name is ours only if these agree."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plan_from_dict(values: Mapping[str, Any]) -> Plan:
+    """The Plan that `to_dict` gave; raises KeyError or TypeError on anything else."""
+    fields = dict(values)
+    elements = fields.get("elements")
+    signal = fields.get("signal")
+    fields["argv"] = tuple(fields["argv"])
+    fields["ports"] = tuple(fields.get("ports", ()))
+    fields["notes"] = tuple(fields.get("notes", ()))
+    fields["after"] = tuple(Dependency(**one) for one in fields.get("after", ()))
+    fields["elements"] = elements and Elements(tuple(elements["indices"]), elements["at_once"])
+    fields["signal"] = signal and SignalBefore(**signal)
+    return Plan(**fields)

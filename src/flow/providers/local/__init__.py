@@ -1,0 +1,1 @@
+"""The local provider: a durable queue and one scheduler on this machine."""

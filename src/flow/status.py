@@ -1,0 +1,150 @@
+"""What a task's state is: derived from what the user wants, the machines there are and what the runners reported."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flow.machines import Allocation, Machines, Report
+
+
+class TaskStatus(str, enum.Enum):
+    """The state of a task; compares with and prints as its text."""
+
+    PENDING = "pending"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    PREEMPTED = "preempted"  # waiting to run again
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    LOST = "lost"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the state can never change again."""
+        return self in FINAL
+
+
+FINAL = frozenset(
+    (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.TIMED_OUT, TaskStatus.LOST)
+)
+
+
+class Want(str, enum.Enum):
+    """What the user wants of a task now."""
+
+    RUN = "run"
+    HOLD = "hold"
+    CANCEL = "cancel"
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What the user wants of a task, and since when (seconds since the epoch)."""
+
+    want: Want
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A state with its facts. Exit code and signal are of the rank that decided; times are by the machine's clock."""
+
+    state: TaskStatus
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str = ""
+    attempt: int = 0
+    started: float | None = None
+    ended: float | None = None
+
+
+def derive(intent: Intent, allocation: Allocation | None, reports: Mapping[int, Report], nodes: int) -> Outcome:
+    """The state of a task whose newest attempt is `allocation`, from the reports (by rank) of that attempt.
+
+    Never `completed` unless every one of `nodes` ranks reported exit code 0; what nobody knows is `lost`.
+    """
+    if allocation is None:
+        return _without_machines(intent)
+    ended = attempt_outcome(reports, nodes, attempt=allocation.attempt)
+    if ended:
+        return ended
+    started = min((r.started for r in reports.values() if r.started is not None), default=None)
+    if allocation.machines is Machines.GONE:
+        return _gone(intent, allocation, started)
+    state = {
+        Machines.QUEUED: TaskStatus.PENDING,
+        Machines.STARTING: TaskStatus.STARTING,
+        Machines.PREEMPTED: TaskStatus.PREEMPTED,
+        Machines.PAUSED: TaskStatus.PAUSED,
+        Machines.UP: TaskStatus.RUNNING if started is not None else TaskStatus.STARTING,
+    }[allocation.machines]
+    return Outcome(state, reason=allocation.reason, attempt=allocation.attempt, started=started)
+
+
+def attempt_outcome(reports: Mapping[int, Report], nodes: int, *, attempt: int = 1) -> Outcome | None:
+    """How an attempt ended; None while a rank has not. The first that failed of itself decides (tie: lowest)."""
+    if len(reports) < nodes or any(report.phase != "ended" for report in reports.values()):
+        return None
+    started = min((r.started for r in reports.values() if r.started is not None), default=None)
+    ended = max((r.ended for r in reports.values() if r.ended is not None), default=None)
+    own = [(r.ended or 0.0, rank, r) for rank, r in reports.items() if r.code != 0 and r.cause != "peer"]
+    others = [(r.ended or 0.0, rank, r) for rank, r in reports.items() if r.code != 0]
+    if not others:
+        return Outcome(TaskStatus.COMPLETED, 0, attempt=attempt, started=started, ended=ended)
+    _, rank, first = min(own or others, key=lambda one: one[:2])
+    state = {
+        "exit": TaskStatus.FAILED,
+        "start": TaskStatus.FAILED,
+        "timeout": TaskStatus.TIMED_OUT,
+        "cancel": TaskStatus.CANCELLED,
+    }.get(first.cause, TaskStatus.LOST)
+    where = f" (node {rank})" if nodes > 1 else ""
+    return Outcome(state, first.code, first.signal, first.reason + where, attempt, started, ended)
+
+
+def report_from_json(text: str) -> Report | None:
+    """A runner's `status.json` as a Report, or None where it is damaged: unknown keys are passed over."""
+    try:
+        values = json.loads(text)
+        names = Report.__slots__
+        known = {key: value for key, value in values.items() if key in names and value is not None}
+        known["needs"] = tuple(known.get("needs", ()))
+        return Report(**known)
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def read_report(folder: Path) -> Report | None:
+    """The report in a task folder of this machine, or None while there is none that can be read."""
+    try:
+        return report_from_json((folder / "status.json").read_text())
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _without_machines(intent: Intent) -> Outcome:
+    if intent.want is Want.CANCEL:
+        return Outcome(TaskStatus.CANCELLED, reason="cancelled before it started", ended=intent.since)
+    reason = "held: `flow resume` lets it start" if intent.want is Want.HOLD else ""
+    return Outcome(TaskStatus.PENDING, reason=reason)
+
+
+def _gone(intent: Intent, allocation: Allocation, started: float | None) -> Outcome:
+    """The machines are gone and not every rank told its end."""
+    if allocation.attempt == 0:
+        reason = allocation.reason or "cancelled before it started"
+        return Outcome(TaskStatus.CANCELLED, reason=reason, ended=allocation.created)
+    if intent.want is Want.CANCEL:
+        return Outcome(TaskStatus.CANCELLED, reason="cancelled", attempt=allocation.attempt, started=started)
+    reason = allocation.reason or "its machines are gone and left no report"
+    return Outcome(TaskStatus.LOST, reason=reason, attempt=allocation.attempt, started=started)
