@@ -1,0 +1,45 @@
+"""Every test in an environment of its own: home, Flow's folder, temporary files; and no process left behind."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import end, end_scheduler, processes_of, wait_until
+
+# What Flow or a task would read; FLOW_TEST_* is for the tests themselves.
+_OURS = ("FLOW_", "FCP_", "MITHRIL_", "SLURM_", "SBATCH_", "MASTER_", "CUDA_VISIBLE_DEVICES")
+
+
+@pytest.fixture(autouse=True)
+def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty home, an empty Flow home and a temporary folder below `tmp_path`; a plain 80-column console."""
+    for name in list(os.environ):
+        if name.startswith(_OURS) and not name.startswith("FLOW_TEST_"):
+            monkeypatch.delenv(name)
+    own = tmp_path / ".own"  # out of the way of tests that look at all of `tmp_path`
+    for name, folder in (("HOME", "home"), ("TMPDIR", "tmp")):
+        (own / folder).mkdir(parents=True)
+        monkeypatch.setenv(name, str(own / folder))
+    monkeypatch.setenv("FLOW_HOME", str(own / "flow"))
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield
+    end_scheduler(own / "flow", tmp_path)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_process_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fails after the last test where a process of any test is still alive."""
+    root = tmp_path_factory.getbasetemp()
+    yield
+    if wait_until(lambda: not processes_of(root), seconds=5):
+        return
+    left = processes_of(root)
+    end([one.pid for one in left])
+    pytest.fail("processes were left running:\n  " + "\n  ".join(map(str, left)), pytrace=False)

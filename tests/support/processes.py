@@ -1,0 +1,81 @@
+"""The processes that tests leave: found by the temporary folder in their environment, ended by their ids."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A process whose environment names a folder of the tests."""
+
+    pid: int
+    command: str
+    home: str
+
+    def __str__(self) -> str:
+        return f"{self.pid} `{self.command}` (HOME {self.home})"
+
+
+def processes_of(root: Path) -> list[Found]:
+    """Every living process whose environment names `root`, but this one. Empty where there is no /proc."""
+    pids = sorted(int(entry.name) for entry in Path("/proc").glob("[0-9]*"))
+    found = (_look_at(pid, root) for pid in pids if pid != os.getpid())
+    return [one for one in found if one]
+
+
+def end_scheduler(flow_home: Path, root: Path) -> None:
+    """End the scheduler that works in `flow_home`, whose pid is in its lock file; nothing if there is none."""
+    try:
+        pid = int((flow_home / "local" / "scheduler.lock").read_text())
+    except (OSError, ValueError):
+        return
+    if _look_at(pid, root):  # else the number belongs to another process by now
+        end([pid])
+
+
+def end(pids: list[int]) -> None:
+    """SIGTERM, and SIGKILL to those that are still there five seconds later."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+        if wait_until(lambda: not any(is_alive(pid) for pid in pids), seconds=5):
+            return
+
+
+def wait_until(claim: Callable[[], bool], *, seconds: float = 10) -> bool:
+    """Whether `claim` came true before the time was out; asked a hundred times a second."""
+    deadline = time.monotonic() + seconds
+    while not claim():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process is there and not merely waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _look_at(pid: int, root: Path) -> Found | None:
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:  # ended meanwhile, or another user's
+        return None
+    if not any(os.fsencode(root) in one for one in variables):
+        return None
+    home = next((one[5:] for one in variables if one.startswith(b"HOME=")), b"?")
+    return Found(pid, b" ".join(words).decode(errors="replace").strip()[:200], os.fsdecode(home))

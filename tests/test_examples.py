@@ -1,0 +1,39 @@
+"""The examples run as they stand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+DIGITS = Path(__file__).parents[1] / "examples" / "digits"
+
+
+def train(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, str(DIGITS / "train.py"), "--out", str(out), *options]
+    return subprocess.run(argv, capture_output=True, text=True)
+
+
+def result(out: Path) -> dict[str, Any]:
+    return json.loads((out / "result.json").read_text())
+
+
+def test_digits_are_read_by_a_network_trained_for_seconds(tmp_path: Path) -> None:
+    run = train(tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert [line.split()[:2] for line in run.stdout.splitlines()[:-1]] == [["epoch", f"{n}/20"] for n in range(1, 21)]
+    assert result(tmp_path)["accuracy"] > 0.9
+    assert "device: cpu" in run.stderr
+
+
+def test_a_run_that_failed_goes_on_from_its_checkpoint_and_ends_like_one_that_did_not(tmp_path: Path) -> None:
+    failed = train(tmp_path / "twice", "--epochs", "3", "--fail-at-epoch", "2")
+    assert (failed.returncode, failed.stderr.splitlines()[-1].split(",")[0]) == (1, "failing at epoch 2")
+    again = train(tmp_path / "twice", "--epochs", "3", "--fail-at-epoch", "2")
+    assert (again.returncode, len(again.stdout.splitlines())) == (0, 2)
+    assert "resuming after epoch 2" in again.stderr
+    train(tmp_path / "once", "--epochs", "3")
+    assert (tmp_path / "twice/checkpoint.json").read_bytes() == (tmp_path / "once/checkpoint.json").read_bytes()
+    assert result(tmp_path / "twice")["accuracy"] == result(tmp_path / "once")["accuracy"]
