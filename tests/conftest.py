@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.containers import IMAGE, podman
 from tests.support.processes import end, end_scheduler, processes_of, wait_until
 
 # What Flow or a task would read; FLOW_TEST_* is for the tests themselves.
@@ -43,3 +44,17 @@ def no_process_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     left = processes_of(root)
     end([one.pid for one in left])
     pytest.fail("processes were left running:\n  " + "\n  ".join(map(str, left)), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def podman_variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with podman(tmp_path_factory.mktemp("podman")) as variables:
+        yield variables
+
+
+@pytest.fixture
+def containers(podman_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a small image (busybox) that `podman`, as the test finds it, can run; skips where there is none."""
+    for name, value in podman_variables.items():
+        monkeypatch.setenv(name, value)
+    return IMAGE
