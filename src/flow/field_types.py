@@ -1,0 +1,255 @@
+"""The kinds of values that a task's fields hold: what is accepted for each, and what it becomes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from flow.errors import ValidationError
+from flow.gpus import parse_gpu
+from flow.mistakes import Mistake, MistakesError, shown_value
+from flow.spellings import parse_array, parse_begin, parse_dependency, parse_signal
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_WORD = re.compile(r"[^\s\0]+")
+_SOURCE = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*(/[^\0]*)?|volume://[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_DEFAULT_TARGET = "/data"  # where a mount given without a target appears
+
+
+def _refuse(message: str, *advice: str) -> ValidationError:
+    return ValidationError(message, suggestions=advice)
+
+
+def _text(value: Any) -> str:
+    """Text that says something: not blank, without NUL. Paths are text."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise _refuse(f"{shown_value(value)} is not text", "write text, in quotes where it looks like a number")
+    if not text.strip():
+        raise _refuse("is blank", "write something, or leave the field out")
+    if "\0" in text:
+        raise _refuse("holds a NUL character", "take it out")
+    return text
+
+
+def _matching(pattern: re.Pattern[str], advice: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        text = _text(value)
+        if not pattern.fullmatch(text):
+            raise _refuse(f"{shown_value(text)} is not allowed", advice)
+        return text
+
+    return check
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise _refuse(f"{shown_value(value)} is not a number", "write a number")
+    return value
+
+
+def _absolute(value: Any) -> str:
+    text = _text(value)
+    if not text.startswith("/") or ".." in text.split("/") or not text.strip("/"):
+        raise _refuse(f"{shown_value(text)} is no place to mount at", "write an absolute path, as `/data`")
+    return "/" + "/".join(part for part in text.split("/") if part not in ("", "."))
+
+
+def _plain_text(value: Any, name: str = "") -> str:
+    """Text of a scalar, which may be empty: numbers as Python writes them, booleans as `true` and `false`."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = str(value) if isinstance(value, (int, float)) else os.fspath(value) if _is_path(value) else value
+    if text is None:
+        raise _refuse("has no value", "write `''` where it shall be empty")
+    if not isinstance(text, str):
+        raise _refuse(f"{shown_value(value, name)} is not text", "write text or a number")
+    if "\0" in text:
+        raise _refuse("holds a NUL character", "take it out")
+    return text
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, os.PathLike)
+
+
+def _texts_by_name(value: Any) -> dict[str, str]:
+    """A mapping of names to text; all that is wrong with it at once."""
+    if not isinstance(value, Mapping):
+        raise _refuse(f"{shown_value(value)} is not a mapping", "write names and values, as `NAME: value`")
+    texts: dict[str, str] = {}
+    mistakes: list[Mistake] = []
+    for name, one in value.items():
+        try:
+            if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+                raise _refuse(f"{shown_value(name)} is no name", "name it with letters, digits and `_`")
+            texts[name] = _plain_text(one, name)
+        except ValidationError as error:
+            mistakes.append(Mistake(f"{name}: {error.message}", error.suggestions, (str(name),)))
+    if mistakes:
+        raise MistakesError(mistakes, "the mapping")
+    return texts
+
+
+def _command(value: Any) -> str | list[str] | None:
+    """A shell command as text, or a list of arguments, in which numbers are accepted."""
+    if value is None or not isinstance(value, (list, tuple)):
+        return None if value is None else _text(value)
+    if not value or value[0] == "":
+        raise _refuse("names no program", "write the program first, as `[python, train.py]`")
+    words: list[str] = []
+    mistakes: list[Mistake] = []
+    for index, one in enumerate(value):
+        try:
+            words.append(_plain_text(one if not isinstance(one, bool) else [one]))
+        except ValidationError as error:
+            mistakes.append(Mistake(f"[{index}]: {error.message}", error.suggestions, (index,)))
+    if mistakes:
+        raise MistakesError(mistakes, "the command")
+    return words
+
+
+def _mounts(value: Any) -> dict[str, str]:
+    """Target -> source; a source alone is mounted at /data."""
+    sources = _texts_by_name({_DEFAULT_TARGET: value} if isinstance(value, str) else value)
+    mounts: dict[str, str] = {}
+    mistakes: list[Mistake] = []
+    for target, source in sources.items():
+        try:
+            mounts[_absolute(target)] = _matching(_SOURCE, "write `s3://bucket/path` or `volume://name`")(source)
+        except ValidationError as error:
+            mistakes.append(Mistake(f"{target}: {error.message}", error.suggestions, (target,)))
+    if mistakes:
+        raise MistakesError(mistakes, "the mounts")
+    return mounts
+
+
+def _volumes(value: Any) -> Any:
+    """`{"/data": "name"}` is a short way to write `[{"mount_path": "/data", "name": "name"}]`."""
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value.values()):
+        return [{"mount_path": path, "name": name} for path, name in value.items()]
+    return [value] if isinstance(value, Mapping) else value
+
+
+def _listed(value: Any) -> Any:
+    """One is as good as a list of one."""
+    return [value] if isinstance(value, (str, int, Mapping)) or hasattr(value, "task_id") else value
+
+
+def _dependency(value: Any) -> Any:
+    """`ref:state`, or a task itself, as the fields of a DependsOn."""
+    if hasattr(value, "task_id"):
+        return {"task": str(value.task_id)}
+    if not isinstance(value, str):
+        return value
+    task, state = parse_dependency(value)
+    return {"task": task, "state": state}
+
+
+def _gpu(value: Any) -> str:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    parse_gpu(text)
+    return text
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise _refuse(f"{shown_value(value)} is no array", "write indices, as `0-9`")
+    if isinstance(value, str):
+        value = _text(value)
+    elif isinstance(value, int):
+        value = str(value)
+    else:
+        value = _indices(value)
+    parse_array(value)
+    return value
+
+
+def _indices(value: Any) -> list[int]:
+    if not isinstance(value, (list, tuple, range, set, frozenset)) or not value:
+        raise _refuse(f"{shown_value(value)} is no array", "write indices, as `0-9` or `[1, 2, 5]`")
+    for one in value:
+        if not re.fullmatch(r"\d+", str(one)):
+            raise _refuse(f"{shown_value(one)} is no index", "write whole numbers from 0")
+    return [int(one) for one in value]
+
+
+def _begin(value: Any) -> str:
+    if isinstance(value, date):  # a datetime is one, too
+        value = value.isoformat()
+    text = str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else _text(value)
+    parse_begin(text, time.time())
+    return text
+
+
+def _signal(value: Any) -> str:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    parse_signal(text)
+    return text
+
+
+def _json_ready(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        ready: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _refuse(f"holds what JSON cannot ({error})", "use text, numbers, lists and mappings") from None
+    return ready
+
+
+def _each_once(ports: list[int]) -> list[int]:
+    twice = sorted({port for port in ports if ports.count(port) > 1})
+    if twice:
+        raise _refuse(f"`{twice[0]}` is listed twice", "list each port once")
+    return ports
+
+
+_SCALAR_SCHEMA = {"type": ["string", "number", "boolean"]}
+
+Text = Annotated[str, BeforeValidator(_text)]
+Word = Annotated[str, BeforeValidator(_matching(_WORD, "write one word, without spaces"))]
+Name = Annotated[
+    str,
+    BeforeValidator(_matching(_NAME, "use letters, digits, `-`, `_` and `.`, at most 128, first a letter or digit")),
+    WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"}),
+]
+WholeNumber = Annotated[int, BeforeValidator(_not_bool)]
+Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+AbsolutePath = Annotated[str, BeforeValidator(_absolute), WithJsonSchema({"type": "string", "pattern": "^/"})]
+Port = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=65535)]
+Ports = Annotated[list[Port], BeforeValidator(_listed), AfterValidator(_each_once)]
+Texts = Annotated[list[Text], BeforeValidator(_listed)]
+TextsByName = Annotated[
+    dict[str, str],
+    BeforeValidator(_texts_by_name),
+    WithJsonSchema({"type": "object", "additionalProperties": _SCALAR_SCHEMA}),
+]
+Command = Annotated[
+    str | list[str] | None,
+    BeforeValidator(_command),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": ["string", "number"]}}]}),
+]
+Mounts = Annotated[
+    dict[str, str],
+    BeforeValidator(_mounts),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}]}),
+]
+GpuText = Annotated[str, BeforeValidator(_gpu), WithJsonSchema({"type": ["string", "integer"]})]
+ArrayText = Annotated[
+    str | list[int],
+    BeforeValidator(_array),
+    WithJsonSchema({"anyOf": [{"type": ["string", "integer"]}, {"type": "array", "items": {"type": "integer"}}]}),
+]
+BeginText = Annotated[str, BeforeValidator(_begin), WithJsonSchema({"type": ["string", "number"]})]
+SignalText = Annotated[str, BeforeValidator(_signal), WithJsonSchema({"type": ["string", "integer"]})]
+Options = Annotated[dict[str, Any], AfterValidator(_json_ready)]
+
+as_volumes = BeforeValidator(_volumes)
+as_list = BeforeValidator(_listed)
+as_dependency = BeforeValidator(_dependency)

@@ -1,0 +1,223 @@
+"""YAML text -> plain values that remember line and column; every mistake is a ValidationError that shows its line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flow.errors import ResourceNotFoundError, ValidationError, did_you_mean
+from flow.mistakes import Location, Mistake, MistakesError, Place
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times faster, where it was built in
+_MOST_BYTES = 10_000_000
+_MOST_VALUES = 1_000_000  # with every alias written out
+_DEEPEST = 100
+_STRING = "tag:yaml.org,2002:str"
+_NULL = "tag:yaml.org,2002:null"
+_ADVICE = {
+    "found character": "put the text in quotes; indent with spaces, not with tabs",
+    "mapping values are not allowed": "put text that holds `: ` in quotes",
+    "another document": "take out the second `---`: a file holds one document",
+    "could not determine a constructor": "leave out the tag",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A YAML file, read. `values` is its mapping; `name` is what messages call it."""
+
+    name: str
+    lines: Sequence[str]
+    values: dict[str, Any]
+    root: yaml.MappingNode
+
+    def place(self, location: Location, *, of_key: bool = False) -> Place:
+        """Where the value at `location` (or its key) stands; what is not there has the place of what is around it."""
+        node: yaml.Node = self.root
+        mark = node.start_mark
+        for step in location:
+            found = _child(node, step)
+            if found is None:
+                break
+            key, node = found
+            mark = key.start_mark if of_key else node.start_mark
+        return _place(self.name, self.lines, mark)
+
+    def error(self, mistakes: Sequence[Mistake]) -> MistakesError:
+        """The error that tells `mistakes` in the order of their places in this file."""
+        placed = [
+            Mistake(one.message, one.advice, one.location, one.of_key, self.place(one.location, of_key=one.of_key))
+            for one in mistakes
+        ]
+        return MistakesError(sorted(placed, key=_order), f"`{self.name}`")
+
+
+def read_document(path: str | os.PathLike[str], is_text: Callable[[Location], bool] = lambda _: False) -> Document:
+    """The mapping that a YAML file holds. Where `is_text(location)`, a scalar is its text as written (null is null).
+
+    Raises ResourceNotFoundError when the file is missing, ValidationError when it is anything but one YAML mapping.
+    """
+    name = os.fspath(path)
+    return parse_document(_read(Path(path), name), name, is_text)
+
+
+def parse_document(text: str, name: str, is_text: Callable[[Location], bool] = lambda _: False) -> Document:
+    """As `read_document`, from text; `name` is what messages call it."""
+    _refuse_control_characters(text, name)
+    lines = text.splitlines()
+    try:
+        loader = _LOADER(text)
+        root = loader.get_single_node()
+        if not isinstance(root, yaml.MappingNode):
+            raise _not_a_mapping(root, name)
+        walk = _Walk(loader, is_text)
+        walk.visit(root, ())
+        if walk.mistakes:
+            placed = [Mistake(told, place=_place(name, lines, mark)) for told, mark in walk.mistakes]
+            raise MistakesError(sorted(placed, key=_order), f"`{name}`")
+        return Document(name, lines, loader.construct_document(root), root)
+    except yaml.MarkedYAMLError as error:
+        raise _malformed(error, name, lines) from None
+    except (RecursionError, OverflowError):
+        raise ValidationError(f"`{name}` is nested too deep, or holds itself") from None
+
+
+class _Walk:
+    """Visits a node tree as it will be read: merge keys applied, aliases written out, text made text."""
+
+    def __init__(self, loader: Any, is_text: Callable[[Location], bool]) -> None:
+        self.mistakes: list[tuple[str, yaml.Mark]] = []
+        self._loader = loader
+        self._is_text = is_text
+        self._visited = 0
+        self._checked: set[int] = set()
+
+    def visit(self, node: yaml.Node, location: Location) -> None:
+        self._visited += 1
+        if self._visited > _MOST_VALUES or len(location) > _DEEPEST:
+            raise OverflowError
+        if isinstance(node, yaml.ScalarNode):
+            self._scalar(node, location)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self.visit(item, (*location, index))
+        elif isinstance(node, yaml.MappingNode):
+            self._mapping(node, location)
+
+    def _mapping(self, node: yaml.MappingNode, location: Location) -> None:
+        if id(node) not in self._checked:
+            self._checked.add(id(node))
+            self._refuse_repeated_keys(node)
+            self._loader.flatten_mapping(node)
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self.mistakes.append(("a key must be text", key.start_mark))
+                continue
+            key.tag = _STRING  # `on:` and `8080:` are names
+            self.visit(value, (*location, key.value))
+
+    def _refuse_repeated_keys(self, node: yaml.MappingNode) -> None:
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in first:
+                self.mistakes.append(
+                    (f"`{key.value}` is given twice, first in line {first[key.value]}", key.start_mark)
+                )
+            first.setdefault(key.value, line)
+
+    def _scalar(self, node: yaml.ScalarNode, location: Location) -> None:
+        if node.tag not in (_STRING, _NULL) and self._is_text(location):
+            node.tag = _STRING
+            return
+        try:
+            self._loader.construct_object(node)
+        except yaml.MarkedYAMLError:
+            raise
+        except ValueError as error:  # a date of month 13, a number of 5,000 digits
+            self.mistakes.append((f"cannot read this value: {error}", node.start_mark))
+
+
+def _read(path: Path, name: str) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise ResourceNotFoundError(f"no file `{name}`", suggestions=_files_nearby(path)) from None
+    except IsADirectoryError:
+        raise ValidationError(f"`{name}` is a folder", suggestions=["name a YAML file in it"]) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ValidationError(f"cannot read `{name}`: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > _MOST_BYTES:
+        raise ValidationError(f"`{name}` is longer than {_MOST_BYTES // 1_000_000} MB: this is some other file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValidationError(
+            f"`{name}` is not a text file: byte {error.start}, in line {line}, is not UTF-8",
+            suggestions=["name a YAML file, saved as UTF-8"],
+        ) from None
+
+
+def _files_nearby(path: Path) -> list[str]:
+    try:
+        return did_you_mean(path.name, [one.name for one in path.parent.iterdir()])
+    except OSError:
+        return []
+
+
+def _refuse_control_characters(text: str, name: str) -> None:
+    found = yaml.reader.Reader.NON_PRINTABLE.search(text)
+    if found:
+        line = text.count("\n", 0, found.start()) + 1
+        column = found.start() - text.rfind("\n", 0, found.start())
+        raise ValidationError(
+            f"{name}:{line}:{column}: not a text file: it holds the character `{found[0]!a}`",
+            suggestions=["name a YAML file, saved as UTF-8"],
+        )
+
+
+def _not_a_mapping(root: yaml.Node | None, name: str) -> ValidationError:
+    holds = "is empty" if root is None else "holds a list" if isinstance(root, yaml.SequenceNode) else "holds one value"
+    return ValidationError(
+        f"`{name}` {holds}" if root is None else f"`{name}` {holds}, not a mapping",
+        suggestions=["write fields, one a line, as `name: value`"],
+    )
+
+
+def _malformed(error: yaml.MarkedYAMLError, name: str, lines: Sequence[str]) -> ValidationError:
+    problem = error.problem or error.context or "malformed"
+    told = f"{problem} {error.context}" if error.problem and error.context else problem
+    advice = tuple(text for start, text in _ADVICE.items() if start in told)
+    mark = error.problem_mark or error.context_mark
+    place = _place(name, lines, mark) if mark else Place(name, 1, 1, lines[0] if lines else "")
+    return MistakesError([Mistake(f"not YAML: {told}", advice, place=place)], f"`{name}`")
+
+
+def _place(name: str, lines: Sequence[str], mark: yaml.Mark) -> Place:
+    source = lines[mark.line] if mark.line < len(lines) else ""
+    return Place(name, mark.line + 1, mark.column + 1, source)
+
+
+def _order(mistake: Mistake) -> tuple[int, int]:
+    return (mistake.place.line, mistake.place.column) if mistake.place else (0, 0)
+
+
+def _child(node: yaml.Node, step: str | int) -> tuple[yaml.Node, yaml.Node] | None:
+    """The key and the value at one step below `node`; an item of a list is its own key."""
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        return node.value[step], node.value[step]
+    if isinstance(node, yaml.MappingNode):
+        found = [
+            (key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode) and key.value == str(step)
+        ]
+        return found[-1] if found else None  # of merged keys, the last one counts
+    return None
