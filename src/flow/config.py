@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
+from flow.errors import ValidationError
 from flow.field_types import (
     AbsolutePath,
     ArrayText,
@@ -183,6 +184,8 @@ class TaskConfig(_Checked):
         from flow.yaml_positions import read_document
 
         document = read_document(path, _is_text)
+        if not document.values:
+            raise ValidationError(f"`{document.name}` is empty", suggestions=["write a task, as `command: echo hello`"])
         try:
             return cls.from_dict(document.values)
         except MistakesError as error:

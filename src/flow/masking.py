@@ -9,7 +9,7 @@ MASK = "***"
 
 _WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 # A secret name, then `:` or `=`: what follows on that line is hidden. `ssh_keys` holds names of keys, not keys.
-_ASSIGNED = re.compile(r"(?i)((?!ssh_keys\b)\b[\w.-]*(?:key|token|secret|password)[\w.-]*[\"']?\s*[:=]\s*)\S.*")
+_ASSIGNED = r"(?i)((?!ssh_keys\b)\b[\w.-]*(?:key|token|secret|password)[\w.-]*[\"']?\s*[:=]\s*)\S.*"
 
 
 def is_secret(name: str) -> bool:
@@ -25,4 +25,4 @@ def masked(env: Mapping[str, str]) -> dict[str, str]:
 
 def masked_text(text: str) -> str:
     """Text as it may be shown: on each line, what follows `NAME:` or `NAME=` of a secret name is `***`."""
-    return _ASSIGNED.sub(lambda found: found[1] + MASK, text)
+    return re.sub(_ASSIGNED, lambda found: found[1] + MASK, text)

@@ -58,7 +58,7 @@ class Document:
 
 
 def read_document(path: str | os.PathLike[str], is_text: Callable[[Location], bool] = lambda _: False) -> Document:
-    """The mapping that a YAML file holds. Where `is_text(location)`, a scalar is its text as written (null is null).
+    """The mapping that a YAML file holds, {} where it is empty. Where `is_text(location)`, a scalar is text as written.
 
     Raises ResourceNotFoundError when the file is missing, ValidationError when it is anything but one YAML mapping.
     """
@@ -73,6 +73,8 @@ def parse_document(text: str, name: str, is_text: Callable[[Location], bool] = l
     try:
         loader = _LOADER(text)
         root = loader.get_single_node()
+        if root is None:
+            return Document(name, lines, {}, _nothing(name))
         if not isinstance(root, yaml.MappingNode):
             raise _not_a_mapping(root, name)
         walk = _Walk(loader, is_text)
@@ -185,11 +187,15 @@ def _refuse_control_characters(text: str, name: str) -> None:
         )
 
 
-def _not_a_mapping(root: yaml.Node | None, name: str) -> ValidationError:
-    holds = "is empty" if root is None else "holds a list" if isinstance(root, yaml.SequenceNode) else "holds one value"
+def _nothing(name: str) -> yaml.MappingNode:
+    start = yaml.Mark(name, 0, 0, 0, None, 0)
+    return yaml.MappingNode("tag:yaml.org,2002:map", [], start, start)
+
+
+def _not_a_mapping(root: yaml.Node, name: str) -> ValidationError:
+    holds = "a list" if isinstance(root, yaml.SequenceNode) else "one value"
     return ValidationError(
-        f"`{name}` {holds}" if root is None else f"`{name}` {holds}, not a mapping",
-        suggestions=["write fields, one a line, as `name: value`"],
+        f"`{name}` holds {holds}, not a mapping", suggestions=["write fields, one a line, as `name: value`"]
     )
 
 
