@@ -1,1 +1,70 @@
-"""The `flow` command."""
+"""The `flow` command: its table of commands, and where an invocation begins and ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from flow.cli.group import Entry, Invocation, TaskGroup
+
+_TASKS = "Tasks"
+_MACHINES = "Machines"
+_SETUP = "Setup"
+
+# name -> where it is, its line in `flow --help`, the section it stands in. Nothing is imported until it is called.
+COMMANDS = {
+    "run": Entry("flow.cli.run:run", "Run a command, a script or a task file.", _TASKS),
+    "status": Entry("flow.cli.status:status", "List tasks, newest first.", _TASKS),
+    "logs": Entry("flow.cli.logs:logs", "Print or follow what a task writes.", _TASKS),
+    "info": Entry("flow.cli.info:info", "Everything known about one task.", _TASKS),
+    "wait": Entry("flow.cli.wait:wait", "Wait for tasks to end, and exit with their code.", _TASKS),
+    "cancel": Entry("flow.cli.cancel:cancel", "End tasks.", _TASKS),
+    "resume": Entry("flow.cli.resume:resume", "Let held tasks start.", _TASKS),
+    "ssh": Entry("flow.cli.ssh:ssh", "A shell, or one command, where a task runs.", _TASKS),
+    "offers": Entry("flow.cli.offers:offers", "The machines to be had now, and their price.", _MACHINES),
+    "config": Entry("flow.cli.config:config", "Show the settings and where each comes from.", _SETUP),
+    "schema": Entry("flow.cli.schema:schema", "Print the JSON schema of a task file.", _SETUP),
+    "completion": Entry("flow.cli.completion:completion", "Print the completion script of a shell.", _SETUP),
+    "prune": Entry("flow.cli.prune:prune", "Delete the records of ended tasks.", _SETUP),
+}
+
+SYNONYMS = {
+    "delete": "cancel", "describe": "info", "exec": "ssh", "kill": "cancel", "launch": "run", "list": "status",
+    "log": "logs", "ls": "status", "ps": "status", "rm": "cancel", "sbatch": "run", "scancel": "cancel", "shell": "ssh",
+    "show": "info", "sinfo": "offers", "squeue": "status", "stop": "cancel", "submit": "run", "tail": "logs",
+}  # fmt: skip
+
+flow = TaskGroup(
+    COMMANDS,
+    SYNONYMS,
+    name="flow",
+    help="Run tasks anywhere: on this machine, SSH hosts, Slurm or a cloud.",
+    example="flow run 'echo hello' --watch",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line `arguments` (those of the process by default) and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    invocation = Invocation(as_json="--json" in words[: words.index("--") if "--" in words else None])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason to fail
+    try:
+        code = _completed(words) if "_FLOW_COMPLETE" in os.environ else flow.call(words, invocation)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BaseException as error:
+        from flow.cli.failures import report  # most invocations do not fail
+
+        return report(error, invocation)
+
+
+def _completed(words: Sequence[str]) -> int:
+    """What a shell's completion function asks for, by click's protocol."""
+    from click.shell_completion import shell_complete
+
+    return shell_complete(flow, {}, "flow", "_FLOW_COMPLETE", os.environ["_FLOW_COMPLETE"])

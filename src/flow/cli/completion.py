@@ -1,0 +1,26 @@
+"""`flow completion`: the script by which a shell completes our commands, options and tasks."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+from flow.cli.group import FlowCommand
+
+
+@click.command(cls=FlowCommand)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), metavar="bash|zsh|fish")
+def completion(shell: str) -> int:
+    """Print the completion script of a shell.
+
+    In bash and zsh put the example into the start file of the shell; in fish write the output to
+    `~/.config/fish/completions/flow.fish`.
+
+    Example:
+      eval "$(flow completion bash)"
+    """
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"no completion for {shell}")
+    click.echo(kind(click.Command("flow"), {}, "flow", "_FLOW_COMPLETE").source())
+    return 0

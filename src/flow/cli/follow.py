@@ -1,0 +1,132 @@
+"""Following one task in front of a user: its phase until it writes, its output, its end, its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from flow.cli import output, times
+from flow.cli.group import attach
+from flow.status import TaskStatus
+
+if TYPE_CHECKING:
+    from flow.task import Task
+
+_CODES = {TaskStatus.COMPLETED: 0, TaskStatus.TIMED_OUT: 124, TaskStatus.LOST: 125, TaskStatus.CANCELLED: 143}
+_WAITING = (TaskStatus.PENDING, TaskStatus.STARTING, TaskStatus.PREEMPTED, TaskStatus.PAUSED)
+_QUIET_SECONDS = 1.0  # a phase shorter than this is not worth a line
+_LONGEST_PAUSE = 0.25  # seconds between looks at a task that has not started
+_RESULT_WIDTH = 200  # characters; a longer result is for `flow info`
+
+
+def exit_code(task: Task) -> int:
+    """The code of a task that ended: its own; 124 timed out, 125 lost, 143 cancelled."""
+    return _CODES.get(task.status, task.exit_code or 1)
+
+
+@contextlib.contextmanager
+def attached(task: Task) -> Iterator[None]:
+    """While the command stands for `task`: the first Ctrl-C leaves the task running, and says how to come back."""
+    attach()
+    try:
+        yield
+    except KeyboardInterrupt:
+        output.say("")
+        output.note(f"`{task.task_id}` goes on")
+        output.hint(f"come back with `flow logs {task.task_id} -f`, end it with `flow cancel {task.task_id}`")
+        raise click.exceptions.Exit(130) from None
+
+
+def until_started(task: Task) -> None:
+    """Show the phases of a task on stderr until it runs or has ended."""
+    began = time.monotonic()
+    pause = 0.005
+    with _Phase() as phase:
+        while task.status in _WAITING:
+            waited = time.monotonic() - began
+            if waited >= _QUIET_SECONDS:
+                phase.show(_phase_of(task), waited)
+            time.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+            task.refresh()
+
+
+def until_ended(task: Task, timeout: float | None = None) -> None:
+    """Wait for the end, its phase shown on a terminal. Raises flow.errors.TimeoutError after `timeout` seconds."""
+    from flow.errors import TimeoutError as FlowTimeoutError
+
+    began = time.monotonic()
+    with _Phase() as phase:
+        while True:
+            left = None if timeout is None else timeout - (time.monotonic() - began)
+            try:
+                # a terminal is shown the seconds; otherwise nothing is gained by waking up
+                task.wait(timeout=min(left or 1.0, 1.0) if output.is_terminal(sys.stderr) else left)
+                return
+            except FlowTimeoutError:
+                if (left is not None and left <= 1.0) or not output.is_terminal(sys.stderr):
+                    raise
+                phase.show(_phase_of(task), time.monotonic() - began)
+
+
+def copy_output(pieces: Iterator[tuple[int, bytes]], stdout: IO[bytes], stderr: IO[bytes]) -> None:
+    """Write each piece to the stream it came from, at once."""
+    for stream, data in pieces:
+        target = stderr if stream else stdout
+        target.write(data)
+        target.flush()
+
+
+def summary(task: Task) -> list[str]:
+    """How a task ended: the line, and its result where that is small."""
+    parts = [str(task.status)]
+    if task.reason:
+        parts.append(task.reason)
+    elif task.exit_code is not None:
+        parts.append(f"exit {task.exit_code}")
+    if task.run_seconds is not None:
+        parts.append(f"ran {times.span(task.run_seconds)}")
+    if len(task.attempts) > 1:
+        parts.append(f"attempt {len(task.attempts)}")
+    lines = [f"{task.task_id}{output.GAP}{output.GAP.join(parts)}"]
+    result = one_line(task.result())
+    if result and len(result) <= _RESULT_WIDTH:
+        lines.append(f"result: {result}")
+    return lines
+
+
+def one_line(result: Any) -> str:
+    """A result as JSON on one line; nothing where there is none."""
+    return "" if result is None else json.dumps(result, ensure_ascii=False)
+
+
+def _phase_of(task: Task) -> str:
+    return f"{task.status}: {task.reason}" if task.reason else str(task.status)
+
+
+class _Phase:
+    """One line on stderr: redrawn with the time on a terminal, written once for each phase elsewhere."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def __enter__(self) -> _Phase:
+        return self
+
+    def show(self, text: str, seconds: float) -> None:
+        if output.is_terminal(sys.stderr):
+            line = f"{output.printable(text)}{output.GAP}{times.span(seconds)}"
+            click.echo(f"\r\x1b[K{line}", err=True, nl=False)
+        elif text != self._shown:
+            output.say(text)
+        self._shown = text
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown and output.is_terminal(sys.stderr):
+            click.echo("\r\x1b[K", err=True, nl=False)

@@ -1,0 +1,53 @@
+"""Tasks as a table: one row each, the newest first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flow.cli import output, times
+from flow.cli.output import Column
+
+if TYPE_CHECKING:
+    from flow.task import Task
+
+COLUMNS = (
+    Column("TASK"),
+    Column("NAME", least=8),
+    Column("STATUS", state=True),
+    Column("TYPE", least=6),
+    Column("AGE", right=True),
+    Column("RUN TIME", right=True),
+    Column("$/H", right=True),
+    Column("REASON", least=12),
+)
+
+
+def task_table(tasks: Sequence[Task]) -> list[str]:
+    """The lines of `flow status`."""
+    now = time.time()
+    return output.table(COLUMNS, [_row(task, now) for task in tasks])
+
+
+def reason(task: Task) -> str:
+    """Why a task is as it is; of an array, how many elements are in which state."""
+    if not task.elements:
+        return task.reason or ""
+    counts = ", ".join(f"{count} {state}" for state, count in task.elements.items() if count)
+    return f"{counts}: {task.reason}" if task.reason else counts
+
+
+def _row(task: Task, now: float) -> tuple[str, ...]:
+    created = task.created_at
+    rate = task.price_per_hour
+    return (
+        task.task_id,
+        task.name or output.NOTHING,
+        str(task.status),
+        task.instance_type or output.NOTHING,
+        times.age(now - created.timestamp()) if created else output.NOTHING,
+        output.NOTHING if task.run_seconds is None else times.span(task.run_seconds),
+        output.price(rate).lstrip("$") or output.NOTHING,
+        reason(task),
+    )

@@ -1,0 +1,70 @@
+"""`flow offers`: the machines to be had now."""
+
+from __future__ import annotations
+
+import click
+
+from flow.cli import output
+from flow.cli.group import FlowCommand
+from flow.cli.output import Column
+from flow.machines import Offer
+
+_COLUMNS = (
+    Column("TYPE"),
+    Column("GPU"),
+    Column("CPUS", right=True),
+    Column("MEMORY", right=True),
+    Column("$/H", right=True),
+    Column("FREE", right=True),
+    Column("WHERE", least=8),
+)
+
+
+@click.command(cls=FlowCommand)
+@click.argument("gpu", required=False, metavar="[GPU]")
+@click.option("--provider", help="Of this provider.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def offers(gpu: str | None, *, provider: str | None, as_json: bool) -> int:
+    """List the machines to be had now, cheapest first; with GPU, those that have it.
+
+    Example:
+      flow offers 8xa100
+    """
+    from flow.client import Flow
+
+    client = Flow(provider=provider)
+    found = client.offers(gpu)
+    output.notes(client.notes)
+    if as_json:
+        output.print_json({"offers": [_document(offer) for offer in found]})
+    elif found:
+        click.echo("\n".join(output.table(_COLUMNS, [_row(offer) for offer in found])))
+    else:
+        click.echo("No offers found")
+    return 0
+
+
+def _row(offer: Offer) -> tuple[str, ...]:
+    known = offer.price_per_hour is not None
+    return (
+        offer.instance_type,
+        str(offer.gpu) if offer.gpu else output.NOTHING,
+        f"{offer.cpus:g}",
+        f"{offer.memory_gb:.0f} GB",
+        f"{offer.price_per_hour:.2f}" if known else output.NOTHING,
+        output.NOTHING if offer.available is None else str(offer.available),
+        "/".join(part for part in (offer.provider, offer.region) if part),
+    )
+
+
+def _document(offer: Offer) -> dict[str, object]:
+    return {
+        "provider": offer.provider,
+        "region": offer.region,
+        "instance_type": offer.instance_type,
+        "gpu": str(offer.gpu) if offer.gpu else None,
+        "cpus": offer.cpus,
+        "memory_gb": offer.memory_gb,
+        "price_per_hour": offer.price_per_hour,
+        "available": offer.available,
+    }

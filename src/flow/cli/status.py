@@ -1,0 +1,121 @@
+"""`flow status`: tasks and their states, newest first."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from flow.cli import listing, output
+from flow.cli.group import FlowCommand, UsageError
+from flow.cli.references import task_argument
+from flow.status import TaskStatus
+
+if TYPE_CHECKING:
+    from flow.client import Flow
+    from flow.task import Task
+
+NEWEST = 20
+_EVERY_SECONDS = 1.0
+_CLEAR_BELOW = "\x1b[J"
+
+
+def _states(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> frozenset[TaskStatus] | None:
+    """`--state running,failed`, and the option given several times."""
+    from flow.errors import did_you_mean
+
+    words = [word.strip() for value in values for word in value.split(",") if word.strip()]
+    known = [str(state) for state in TaskStatus]
+    for word in words:
+        if word not in known:
+            near = did_you_mean(word, known)
+            raise UsageError(f"no state `{word}`", suggestions=[*near, f"the states are {', '.join(known)}"])
+    return frozenset(TaskStatus(word) for word in words) or None
+
+
+@click.command(cls=FlowCommand)
+@task_argument(required=False, metavar="[TASK]")
+@click.option("-a", "--all", "everything", is_flag=True, help="All tasks, not the newest 20.")
+@click.option("-s", "--state", "states", multiple=True, callback=_states, metavar="STATE", help="Only tasks in it.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The newest N.")
+@click.option("-w", "--watch", is_flag=True, help="Keep it up to date until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def status(
+    reference: str | None,
+    *,
+    everything: bool,
+    states: frozenset[TaskStatus] | None,
+    limit: int | None,
+    watch: bool,
+    as_json: bool,
+) -> int:
+    """List tasks and their states, newest first; the first one can then be called `:1`.
+
+    Example:
+      flow status --state running,pending
+    """
+    from flow.client import Flow
+
+    client = Flow()
+    most = limit or (None if everything else NEWEST)
+
+    def look() -> list[Task]:
+        return [client.get_task(reference)] if reference else client.tasks(states=states, limit=_one_more(most))
+
+    if watch and (as_json or output.is_terminal(sys.stdout)):
+        return _watch(look, most, as_json=as_json)
+    tasks = look()
+    output.notes(client.notes)
+    if as_json:
+        output.print_json({"tasks": [task.record() for task in tasks[:most]]})
+        return 0
+    _print(client, tasks, most)
+    return 0
+
+
+def _print(client: Flow, tasks: list[Task], most: int | None) -> None:
+    if not tasks:
+        click.echo("No tasks found")
+        return
+    shown = tasks[:most]
+    click.echo("\n".join(listing.task_table(shown)))
+    client.save_listing(shown)
+    if len(tasks) > len(shown):
+        output.note(f"there are more than the newest {most}: `flow status --all` lists them")
+
+
+def _watch(look: Callable[[], list[Task]], most: int | None, *, as_json: bool) -> int:
+    """Show the table again in its place each second, or with `as_json` a document whenever something changed."""
+    shown: object = None
+    height = 0
+    while True:
+        tasks = look()[:most]
+        if as_json:
+            document = {"tasks": [task.record() for task in tasks]}
+            if document != shown:
+                output.print_json_line(document)
+            shown = document
+        else:
+            height = _redraw(listing.task_table(tasks) if tasks else ["No tasks found"], height)
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        time.sleep(_EVERY_SECONDS)
+
+
+def _redraw(lines: list[str], height: int) -> int:
+    """Write `lines` over the `height` lines written before; returns how many there are now."""
+    import shutil
+
+    fitting = lines[: max(shutil.get_terminal_size().lines - 1, 1)]
+    up = f"\x1b[{height}A" if height else ""
+    click.echo(f"{up}\r{_CLEAR_BELOW}" + "\n".join(fitting))
+    return len(fitting)
+
+
+def _one_more(most: int | None) -> int | None:
+    """One task more than is shown, to know whether there are more."""
+    return None if most is None else most + 1
