@@ -14,10 +14,10 @@ DEPENDENCY_STATES = ("completed", "failed", "ended", "started")
 
 _MOST_ELEMENTS = 1_000_000
 _LARGEST_INDEX = 2**31 - 1
-_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+)(?:\s*:\s*(\d+))?)?")
+_RANGE = re.compile(r"([0-9]{1,12})(?:\s*-\s*([0-9]{1,12})(?:\s*:\s*([0-9]{1,12}))?)?")
 _DEFAULT_SIGNAL_SECONDS = 60.0  # as Slurm's `--signal` has it
-_SIGNAL = re.compile(r"(?P<name>[A-Za-z0-9]+)(?:@(?P<seconds>\d+))?")
-_AFTER_NOW = re.compile(r"now(?:\s*\+\s*(?P<count>\d+)\s*(?P<unit>[a-z]*))?")
+_SIGNAL = re.compile(r"(?P<name>[A-Za-z0-9+-]{1,20})(?:@(?P<seconds>[0-9]{1,9}))?")
+_AFTER_NOW = re.compile(r"now(?:\s*\+\s*(?P<count>[0-9]{1,12})\s*(?P<unit>[a-z]*))?")
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?")
 _UNIT_SECONDS = {"": 1, "second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
 _NAMED_TIMES = {"midnight": "00:00", "noon": "12:00", "teatime": "16:00"}
@@ -31,7 +31,7 @@ def parse_array(asked: str | int | Sequence[int]) -> Elements:
     if not isinstance(asked, str):
         asked = ",".join(str(index) for index in ([asked] if isinstance(asked, int) else asked))
     ranges, percent, at_once = asked.partition("%")
-    if percent and not (at_once.strip().isdecimal() and int(at_once) > 0):
+    if percent and not re.fullmatch(r"\s*0*[1-9][0-9]{0,9}\s*", at_once):
         raise ValidationError(
             f"array `{asked}` cannot run `{at_once}` at once", suggestions=["write a number after `%`, as `1-100%8`"]
         )
