@@ -20,7 +20,7 @@ UNFINISHED = frozenset(TaskStatus) - FINAL
 
 
 @click.command(cls=FlowCommand)
-@task_argument("references", nargs=-1, metavar="TASK…")
+@task_argument("references", nargs=-1, metavar="[TASK…]")
 @click.option("-n", "--name-pattern", metavar="PATTERN", help="All whose name matches, as `dev-*`.")
 @click.option("-a", "--all", "everything", is_flag=True, help="All that have not ended.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,7 +73,7 @@ class FlowCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, a section at a time."""
         options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
-        records = {option.name: option.get_help_record(ctx) for option in options}
+        records = {option.name: _help_record(option, ctx) for option in options}
         for title, names in self.sections.items():
             _write_section(formatter, title, [record for name in names if (record := records.pop(name))])
         _write_section(formatter, "Options", [record for record in records.values() if record])
@@ -182,6 +183,12 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     if value and not ctx.resilient_parsing:
         click.echo(f"flow {flow.__version__}")
         ctx.exit()
+
+
+def _help_record(option: click.Option, ctx: click.Context) -> tuple[str, str] | None:
+    """click's own, without the `[x>=1]` that it makes of a number's range."""
+    record = option.get_help_record(ctx)
+    return record and (record[0], re.sub(r"  \[[^\]]*x[<>][^\]]*\]$", "", record[1]))
 
 
 def _nearest(word: str, choices: Mapping[str, object]) -> str | None:

@@ -22,7 +22,7 @@ _COLUMNS = (
 
 @click.command(cls=FlowCommand)
 @click.argument("gpu", required=False, metavar="[GPU]")
-@click.option("--provider", help="Of this provider.")
+@click.option("--provider", metavar="NAME", help="Of this provider.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def offers(gpu: str | None, *, provider: str | None, as_json: bool) -> int:
     """List the machines to be had now, cheapest first; with GPU, those that have it.

@@ -30,26 +30,36 @@ _SECTIONS = {
 
 @click.command(cls=OperandCommand, sections=_SECTIONS)
 @click.argument("operand", required=False, metavar="[OPERAND]")
-@click.option("-i", "--instance-type", metavar="TYPE", help="Machine to run on: `8xa100`, or a provider's own name.")
-@click.option("--gpu", metavar="GPU", help="Its other spelling: `a100:8`.")
+@click.option("-i", "--instance-type", metavar="TYPE", help="Kind of machine: `8xa100`, or a provider's own name.")
+@click.option("--gpu", metavar="GPU", help="GPUs of each machine: `a100:8`.")
 @click.option("-N", "--num-instances", type=click.IntRange(min=1), metavar="N", help="Number of machines.")
-@click.option("--image", help="Container image to run in.")
-@click.option("-p", "--port", "ports", type=click.IntRange(1, 65535), multiple=True, metavar="PORT", help="Open it.")
-@click.option("--provider", help="Where to run; `local` is this machine.")
+@click.option("--image", metavar="IMAGE", help="Container image to run in.")
+@click.option(
+    "-p",
+    "--port",
+    "ports",
+    type=click.IntRange(1, 65535),
+    multiple=True,
+    metavar="PORT",
+    help="A port that the task serves; may be repeated.",
+)
+@click.option("--provider", metavar="NAME", help="Where to run; `local` is this machine.")
 @click.option("-m", "--max-price-per-hour", type=float, metavar="USD", help="Pay at most this for all machines.")
-@click.option("-n", "--name", help="Name of the task.")
-@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass ours on.")
-@click.option("--env-file", "env_files", multiple=True, metavar="FILE", help="Set the variables of a file.")
-@click.option("--working-dir", metavar="DIR", help="Where to start the command.")
-@click.option("--upload-code/--no-upload-code", default=None, help="Take the project folder along (it is taken).")
-@click.option("-t", "--max-run-time-hours", type=float, metavar="HOURS", help="End it after this long.")
-@click.option("--retries", type=click.IntRange(min=0), metavar="N", help="Run again after a failure, so many times.")
+@click.option("-n", "--name", metavar="NAME", help="Name of the task.")
+@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass on the one set here.")
+@click.option("--env-file", "env_files", multiple=True, metavar="FILE", help="Set the variables that a file lists.")
+@click.option("--working-dir", metavar="DIR", help="Folder in which the command starts.")
+@click.option(
+    "--upload-code/--no-upload-code", default=None, help="Give the task a copy of this folder (default), or not."
+)
+@click.option("-t", "--max-run-time-hours", type=float, metavar="HOURS", help="End it when it has run so long.")
+@click.option("--retries", type=click.IntRange(min=0), metavar="N", help="How often to run again after a failure.")
 @click.option("--priority", type=int, metavar="N", help="Higher goes first.")
-@click.option("--idempotency-key", metavar="KEY", help="A second run with it returns the first one's task.")
+@click.option("--idempotency-key", metavar="KEY", help="Asked twice with the same key, submit once.")
 @click.option("-w", "--watch", is_flag=True, help="Follow it to the end and exit with its code.")
 @click.option("-d", "--dry-run", is_flag=True, help="Print what would be submitted; submit nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@click.option("-y", "--yes", is_flag=True, help="Ask nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def run(
     operand: str | None,
     *,
