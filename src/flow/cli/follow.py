@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _CODES = {TaskStatus.COMPLETED: 0, TaskStatus.TIMED_OUT: 124, TaskStatus.LOST: 125, TaskStatus.CANCELLED: 143}
 _WAITING = (TaskStatus.PENDING, TaskStatus.STARTING, TaskStatus.PREEMPTED, TaskStatus.PAUSED)
 _QUIET_SECONDS = 1.0  # a phase shorter than this is not worth a line
+_REDRAW_SECONDS = 1.0
 _LONGEST_PAUSE = 0.25  # seconds between looks at a task that has not started
 _RESULT_WIDTH = 200  # characters; a longer result is for `flow info`
 
@@ -62,16 +64,20 @@ def until_ended(task: Task, timeout: float | None = None) -> None:
     from flow.errors import TimeoutError as FlowTimeoutError
 
     began = time.monotonic()
+    deadline = math.inf if timeout is None else began + timeout
+    step = _REDRAW_SECONDS if output.is_terminal(sys.stderr) else math.inf  # elsewhere nothing is gained by waking up
     with _Phase() as phase:
         while True:
-            left = None if timeout is None else timeout - (time.monotonic() - began)
+            part = max(min(deadline - time.monotonic(), step), 0.0)
             try:
-                # a terminal is shown the seconds; otherwise nothing is gained by waking up
-                task.wait(timeout=min(left or 1.0, 1.0) if output.is_terminal(sys.stderr) else left)
+                task.wait(timeout=None if part == math.inf else part)
                 return
             except FlowTimeoutError:
-                if (left is not None and left <= 1.0) or not output.is_terminal(sys.stderr):
-                    raise
+                if time.monotonic() >= deadline:
+                    raise FlowTimeoutError(
+                        f"`{task.task_id}` has not ended after {timeout:g} s; it goes on",
+                        suggestions=[f"wait on with `flow wait {task.task_id}`"],
+                    ) from None
                 phase.show(_phase_of(task), time.monotonic() - began)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -67,7 +66,7 @@ def status(
         return [client.get_task(reference)] if reference else client.tasks(states=states, limit=_one_more(most))
 
     if watch and (as_json or output.is_terminal(sys.stdout)):
-        return _watch(look, most, as_json=as_json)
+        return _watch(look, most, as_json=as_json, of_one=reference is not None)
     tasks = look()
     output.notes(client.notes)
     if as_json:
@@ -88,8 +87,11 @@ def _print(client: Flow, tasks: list[Task], most: int | None) -> None:
         output.note(f"there are more than the newest {most}: `flow status --all` lists them")
 
 
-def _watch(look: Callable[[], list[Task]], most: int | None, *, as_json: bool) -> int:
-    """Show the table again in its place each second, or with `as_json` a document whenever something changed."""
+def _watch(look: Callable[[], list[Task]], most: int | None, *, as_json: bool, of_one: bool) -> int:
+    """Show the table again in its place each second, or with `as_json` a document whenever something changed.
+
+    Of one task until it has ended, else until Ctrl-C.
+    """
     shown: object = None
     height = 0
     while True:
@@ -101,8 +103,8 @@ def _watch(look: Callable[[], list[Task]], most: int | None, *, as_json: bool) -
             shown = document
         else:
             height = _redraw(listing.task_table(tasks) if tasks else ["No tasks found"], height)
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.flush()
+        if of_one and all(task.status.is_final for task in tasks):
+            return 0
         time.sleep(_EVERY_SECONDS)
 
 

@@ -1,0 +1,382 @@
+"""The commands on real tasks of the local provider: what is printed where, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.processes import wait_until
+
+ID = re.compile(r"task-[0-9a-z]{14}")
+Ended = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project folder, in which commands run."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def started(project: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command line as a process, its outputs on pipes; it is killed at the end."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-u", "-m", "flow", *words]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def flow(*words: str, stdin: str = "") -> Ended:
+    """Run a command line to its end, in a process of its own."""
+    command = [sys.executable, "-m", "flow", *words]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
+
+
+def submitted(*words: str) -> str:
+    """Submit a task; its id."""
+    ended = flow("run", *words)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.split()[0]
+
+
+def record(reference: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(flow("info", reference, "--json").stdout)
+    return found
+
+
+def in_state(reference: str, state: str) -> bool:
+    return wait_until(lambda: record(reference)["status"] == state, seconds=20)
+
+
+def test_run_returns_at_once_with_the_task_on_stdout_and_the_next_step_on_stderr(project: Path) -> None:
+    ended = flow("run", "sleep 30", "--name", "nap")
+    assert ended.returncode == 0
+    task_id = ended.stdout.split()[0]
+    assert ID.fullmatch(task_id)
+    assert ended.stdout.startswith(f"{task_id}  nap  ")
+    assert ended.stdout.rstrip().endswith("local")
+    assert ended.stderr == f"hint: follow it with `flow logs {task_id} -f`\n"
+    assert flow("cancel", task_id).returncode == 0
+
+
+def test_watch_keeps_the_outputs_apart_and_ends_with_the_tasks_code(project: Path) -> None:
+    ended = flow("run", "echo out; echo err >&2; echo more; exit 3", "--name", "x", "--watch")
+    assert (ended.returncode, ended.stdout) == (3, "out\nmore\n")
+    lines = ended.stderr.splitlines()
+    task_id = lines[0].split()[0]
+    assert "err" in lines
+    assert re.fullmatch(rf"{task_id}  failed  exit 3  ran \d+\.\ds", lines[-1])
+
+
+def test_watch_shows_a_small_result(project: Path) -> None:
+    ended = flow("run", """echo '{"accuracy": 0.97}' > $FLOW_OUTPUT/result.json""", "--watch")
+    assert ended.returncode == 0
+    assert ended.stderr.splitlines()[-1] == 'result: {"accuracy": 0.97}'
+
+
+def test_ctrl_c_leaves_the_task_running_and_says_how_to_come_back(started: Callable[..., Any]) -> None:
+    process = started("run", "echo up; sleep 30", "--name", "long", "--watch")
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    task_id = ID.findall(stderr)[0]
+    assert process.returncode == 130
+    assert stderr.endswith(
+        f"\nnote: `{task_id}` goes on\n"
+        f"hint: come back with `flow logs {task_id} -f`, end it with `flow cancel {task_id}`\n"
+    )
+    assert record(task_id)["status"] == "running"
+    assert flow("cancel", task_id).stdout == f"{task_id}  cancelled\n"
+
+
+def test_with_json_stdout_is_one_document(project: Path) -> None:
+    task = json.loads(flow("run", "true", "--name", "j", "--json").stdout)
+    assert (task["name"], ID.fullmatch(task["task_id"]) is not None) == ("j", True)
+    watched = flow("run", "echo out; exit 4", "--json", "--watch")
+    assert watched.returncode == 4
+    assert (json.loads(watched.stdout)["status"], json.loads(watched.stdout)["exit_code"]) == ("failed", 4)
+    assert "out" in watched.stderr.splitlines()
+
+
+def test_a_dry_run_prints_the_plan_and_submits_nothing(project: Path) -> None:
+    ended = flow("run", "echo hi", "-n", "dry", "-e", "API_KEY=s3cr3t", "-e", "LR=0.1", "--dry-run")
+    assert ended.returncode == 0, ended.stderr
+    assert "name: dry\n" in ended.stdout
+    assert '  LR: "0.1"\n' in ended.stdout
+    assert "s3cr3t" not in ended.stdout + ended.stderr
+    plan = json.loads(flow("run", "echo hi", "-n", "dry", "-e", "API_KEY=s3cr3t", "--dry-run", "--json").stdout)
+    assert (plan["name"], plan["env"]) == ("dry", {"API_KEY": "***"})
+    assert flow("status").stdout == "No tasks found\n"
+
+
+def test_words_after_the_dashes_arrive_as_they_are(project: Path) -> None:
+    code = "import sys; print(sys.argv[1:])"
+    ended = flow("run", "--watch", "--", "python3", "-c", code, "a b", "--watch", "$HOME", "é'\"")
+    assert ended.stdout == f"{['a b', '--watch', '$HOME', 'é' + chr(39) + chr(34)]}\n"
+
+
+def test_scripts_and_task_files_are_run(project: Path) -> None:
+    (project / "hi.py").write_text("print('from python')\n")
+    (project / "hi.sh").write_text("echo from sh\n")
+    (project / "task.yaml").write_text("name: filed\ncommand: echo $A $B\nenv: {A: file, B: file}\n")
+    assert flow("run", "hi.py", "-w").stdout == "from python\n"
+    assert flow("run", "-w", "hi.sh").stdout == "from sh\n"
+    assert flow("run", "task.yaml", "-e", "B=line", "-w").stdout == "file line\n"
+    assert record("filed")["status"] == "completed"
+
+
+def test_variables_of_the_line_and_of_files_reach_the_task(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "vars").write_text("A='from file'\n")
+    monkeypatch.setenv("PASSED", "passed on")
+    ended = flow("run", 'echo "$A,$B,$PASSED"', "--env-file", "vars", "-e", "B=x=y", "-e", "PASSED", "--watch")
+    assert ended.stdout == "from file,x=y,passed on\n"
+
+
+def test_no_tasks_is_said_and_is_no_error(project: Path) -> None:
+    assert (flow("status").returncode, flow("status").stdout) == (0, "No tasks found\n")
+    assert json.loads(flow("status", "--json").stdout) == {"tasks": []}
+
+
+def test_status_lists_the_newest_first_and_they_can_be_named_by_their_place(project: Path) -> None:
+    first, second = submitted("exit 5", "--name", "one"), submitted("true", "--name", "two")
+    flow("wait", first, second)
+    lines = flow("status").stdout.splitlines()
+    assert lines[0].split() == ["TASK", "NAME", "STATUS", "TYPE", "AGE", "RUN", "TIME", "$/H", "REASON"]
+    assert [line.split()[:3] for line in lines[1:]] == [[second, "two", "completed"], [first, "one", "failed"]]
+    assert lines[2].endswith("exit 5")
+    assert record(":2")["task_id"] == first
+    assert record("@last")["task_id"] == second
+    assert [task["task_id"] for task in json.loads(flow("status", "--json").stdout)["tasks"]] == [second, first]
+    assert flow("status", "--state", "failed").stdout.splitlines()[1].split()[0] == first
+    limited = flow("status", "--limit", "1")
+    assert len(limited.stdout.splitlines()) == 2
+    assert limited.stderr == "note: there are more than the newest 1: `flow status --all` lists them\n"
+    assert flow("status", "one").stdout.splitlines()[1].split()[0] == first
+
+
+def test_a_name_means_its_newest_task_and_says_so(project: Path) -> None:
+    submitted("true", "--name", "twice")
+    second = submitted("true", "--name", "twice")
+    ended = flow("info", "twice", "--json")
+    assert json.loads(ended.stdout)["task_id"] == second
+    assert ended.stderr.startswith("note: ")
+
+
+@pytest.fixture
+def talker(project: Path) -> str:
+    """A task that wrote on both outputs, and has ended."""
+    task_id = submitted("echo one; echo two >&2; sleep 0.05; echo three; echo four >&2; exit 2", "--name", "talker")
+    assert flow("wait", task_id).returncode == 2
+    return task_id
+
+
+def test_logs_prints_the_lines_and_nothing_else(talker: str) -> None:
+    ended = flow("logs", talker)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert sorted(ended.stdout.splitlines()) == ["four", "one", "three", "two"]
+    assert flow("logs", talker, "--stdout").stdout == "one\nthree\n"
+    assert flow("logs", talker, "--stderr").stdout == "two\nfour\n"
+    assert flow("logs", talker, "--stdout", "-n", "1").stdout == "three\n"
+    assert flow("logs", talker, "-n", "0").stdout == ""
+    assert sorted(flow("logs", talker, "--grep", "^t").stdout.splitlines()) == ["three", "two"]
+    assert flow("logs", talker, "--since", "2001-01-01").stdout == ended.stdout
+    assert flow("logs", talker, "--since", "0s").stdout == ""
+    assert flow("logs", talker, "--node", "0").stdout == ended.stdout
+
+
+def test_logs_with_json_has_a_cursor_from_which_it_goes_on(talker: str) -> None:
+    lines = [json.loads(line) for line in flow("logs", talker, "--json").stdout.splitlines()]
+    assert {(line["stream"], line["text"]) for line in lines} == {
+        ("stdout", "one"), ("stderr", "two"), ("stdout", "three"), ("stderr", "four"),
+    }  # fmt: skip
+    assert all(set(line) == {"time", "attempt", "node", "stream", "text", "cursor"} for line in lines)
+    rest = flow("logs", talker, "--cursor", lines[1]["cursor"], "--json").stdout.splitlines()
+    assert [json.loads(line) for line in rest] == lines[2:]
+
+
+def test_timestamps_stand_before_each_line(talker: str) -> None:
+    lines = flow("logs", talker, "--timestamps", "--stdout").stdout.splitlines()
+    assert [re.sub(r"^\d{4}-\d\d-\d\dT[\d:.]+Z  ", "", line) for line in lines] == ["one", "three"]
+
+
+def test_following_ends_with_the_tasks_own_code(talker: str, project: Path) -> None:
+    assert flow("logs", talker, "-f").returncode == 2
+    running = submitted("echo begin; sleep 0.3; echo end; exit 7")
+    ended = flow("logs", running, "-f")
+    assert (ended.returncode, ended.stdout) == (7, "begin\nend\n")
+
+
+def test_ctrl_c_while_following_leaves_the_task_running(started: Callable[..., Any]) -> None:
+    task_id = submitted("echo up; sleep 30")
+    process = started("logs", task_id, "-f")
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert stderr.startswith(f"\nnote: `{task_id}` goes on\n")
+    assert record(task_id)["status"] == "running"
+    flow("cancel", task_id)
+
+
+def test_a_reader_of_logs_that_goes_away_is_no_error(started: Callable[..., Any]) -> None:
+    task_id = submitted("yes | head -n 200000")
+    flow("wait", task_id)
+    process = started("logs", task_id)
+    assert process.stdout.readline() == "y\n"
+    process.stdout.close()
+    assert (process.wait(timeout=20), process.stderr.read()) == (141, "")
+
+
+def test_info_tells_the_facts_and_hides_secrets(project: Path) -> None:
+    command = """echo '{"loss": 1}' > $FLOW_OUTPUT/result.json"""
+    task_id = submitted(command, "--name", "facts", "-e", "HF_TOKEN=s3cr3t", "-e", "LR=1")
+    flow("wait", task_id)
+    ended = flow("info", task_id)
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in ended.stdout.partition("\n\n")[0].splitlines())
+    assert (facts["task"], facts["name"], facts["status"]) == (task_id, "facts", "completed")
+    assert (facts["provider"], facts["exit code"], facts["result"]) == ("local", "0", '{"loss": 1}')
+    assert Path(facts["folder"]).is_dir()
+    assert '    HF_TOKEN: "***"' in ended.stdout.splitlines()
+    found = record(task_id)
+    assert found["result"] == {"loss": 1}
+    assert "s3cr3t" not in ended.stdout + json.dumps(found)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|\+00:00)", found["created_at"])
+
+
+def test_cancel_waits_for_the_end_and_says_what_it_ends(project: Path) -> None:
+    task_id = submitted("sleep 30", "--name", "nap")
+    ended = flow("cancel", task_id)
+    assert (ended.returncode, ended.stdout) == (0, f"{task_id}  cancelled\n")
+    assert f"ending `{task_id}` (nap)\n" in ended.stderr
+    assert flow("wait", task_id).returncode == 143
+    again = flow("cancel", task_id)
+    assert (again.returncode, again.stdout) == (0, f"{task_id}  cancelled\n")
+
+
+def test_cancelling_by_pattern_needs_a_yes(project: Path) -> None:
+    first, second, other = (submitted("sleep 30", "--name", name) for name in ("dev-a", "dev-b", "keep"))
+    refused = flow("cancel", "--name-pattern", "dev-*")
+    assert refused.returncode == 3
+    assert refused.stderr.endswith("error: End 2 tasks? There is nobody to ask\n\nhint: say so with `--yes`\n")
+    assert flow("cancel", "-n", "dev-*", "--yes").stdout == f"{second}  cancelled\n{first}  cancelled\n"
+    assert record(other)["status"] != "cancelled"
+    assert flow("cancel", "--all", "--yes").stdout == f"{other}  cancelled\n"
+    nothing = flow("cancel", "--all", "--yes")
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+
+
+def test_wait_ends_with_the_first_code_that_is_not_0(project: Path) -> None:
+    good, bad, slow = submitted("true"), submitted("exit 9"), submitted("sleep 30")
+    assert flow("wait", good).returncode == 0
+    assert flow("wait", good, bad).returncode == 9
+    late = flow("wait", slow, "--timeout", "0.2")
+    assert (late.returncode, late.stdout) == (6, "")
+    assert late.stderr.startswith("error: ")
+    documents = json.loads(flow("wait", good, bad, "--json").stdout)["tasks"]
+    assert [task["exit_code"] for task in documents] == [0, 9]
+    flow("cancel", slow)
+
+
+def test_a_time_limit_reached_ends_with_124(project: Path) -> None:
+    ended = flow("run", "sleep 30", "-t", "0.0001", "--watch")
+    assert ended.returncode == 124
+    assert "timed_out  time limit 0.0001 h reached" in ended.stderr
+
+
+def test_ssh_runs_a_command_where_the_task_runs(project: Path) -> None:
+    (project / "here.txt").write_text("yes")
+    task_id = submitted("sleep 30", "-e", "MARK=m")
+    assert in_state(task_id, "running")
+    ended = flow("ssh", task_id, "--", "sh", "-c", "cat here.txt; echo $MARK; exit 6")
+    assert (ended.returncode, ended.stdout) == (6, "yesm\n")
+    assert flow("ssh", task_id, "--", "echo $FLOW_TASK_ID | cat").stdout == f"{task_id}\n"
+    flow("cancel", task_id)
+
+
+def test_a_name_without_a_command_is_a_machine_to_log_in_to(project: Path) -> None:
+    ended = flow("run", "--name", "box")
+    task_id = ended.stdout.split()[0]
+    assert ended.stderr == f"hint: log in with `flow ssh {task_id}`\n"
+    assert in_state("box", "running")
+    assert flow("ssh", "box", "--", "echo", "in").stdout == "in\n"
+    assert flow("cancel", "box").returncode == 0
+
+
+def test_a_held_task_starts_when_it_is_resumed(project: Path) -> None:
+    (project / "held.yaml").write_text("name: held\ncommand: echo ran\nhold: true\n")
+    task_id = submitted("held.yaml")
+    assert record(task_id)["status"] == "pending"
+    assert flow("logs", task_id).stderr.startswith(f"note: `{task_id}` has not started: held")
+    assert flow("resume", task_id).returncode == 0
+    assert flow("logs", task_id, "-f").stdout == "ran\n"
+
+
+@pytest.mark.parametrize("command", ["info", "logs", "wait", "cancel", "resume", "ssh", "status"])
+def test_an_unknown_task_is_not_found(project: Path, command: str) -> None:
+    ended = flow(command, "task-00000000000000")
+    assert (ended.returncode, ended.stdout) == (4, "")
+    assert ended.stderr.startswith("error: ")
+    assert "`task-00000000000000`" in ended.stderr
+    failure = json.loads(flow("info", "nobody", "--json").stdout)["error"]
+    assert failure["code"] == "task_not_found"
+
+
+def test_prune_deletes_what_has_ended_and_only_that(project: Path) -> None:
+    done, running = submitted("true"), submitted("sleep 30")
+    flow("wait", done)
+    assert flow("prune", "--keep", "0").returncode == 3
+    dry = flow("prune", "--keep", "0", "--dry-run")
+    assert dry.stdout == f"{done}\n"
+    assert record(done)["status"] == "completed"
+    assert flow("prune", "--keep", "0", "--yes").stdout == f"{done}\n"
+    assert flow("info", done).returncode == 4
+    assert record(running)["status"] in ("starting", "running")
+    flow("cancel", running)
+
+
+def test_offers_show_what_this_machine_has(project: Path) -> None:
+    lines = flow("offers").stdout.splitlines()
+    assert lines[0].split() == ["TYPE", "GPU", "CPUS", "MEMORY", "$/H", "FREE", "WHERE"]
+    assert lines[1].split()[-1] == "local"
+    offer = json.loads(flow("offers", "--json").stdout)["offers"][0]
+    assert (offer["provider"], offer["price_per_hour"]) == ("local", 0)
+    assert flow("offers", "h1000").returncode == 2
+
+
+def test_status_as_a_stream_is_one_document_a_line(started: Callable[..., Any]) -> None:
+    task_id = submitted("sleep 30")
+    assert in_state(task_id, "running")
+    process = started("status", task_id, "--watch", "--json")
+    assert json.loads(process.stdout.readline())["tasks"][0]["status"] == "running"
+    flow("cancel", task_id)
+    rest, _ = process.communicate(timeout=20)
+    assert json.loads(rest.splitlines()[-1])["tasks"][0]["status"] == "cancelled"
+    assert process.returncode == 0
+
+
+def test_tasks_are_completed_by_name_and_id(project: Path) -> None:
+    task_id = submitted("true", "--name", "train-1")
+    given = {"_FLOW_COMPLETE": "bash_complete", "COMP_WORDS": "flow logs t", "COMP_CWORD": "2"}
+    command = [sys.executable, "-m", "flow"]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **given})
+    assert ended.stdout.splitlines() == ["plain,train-1", f"plain,{task_id}"]
