@@ -1,0 +1,621 @@
+"""Runs one rank of one attempt of one task in its folder, and tells what became of it in that folder's files.
+
+`python3 runner.py run DIR`, or `run(DIR)` in a process of its own. Standard library, Python 3.8 and up; the formats are
+in docs/ARCHITECTURE.md. The command runs at most once: `running` is on disk before it is executed. What only some tasks
+need (several nodes, an image) lies in the files beside this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import importlib
+import json
+import os
+import selectors
+import signal
+import struct
+import sys
+import time
+from typing import Any, Callable
+
+try:  # loaded here so that a runner forked from a scheduler has it already
+    import ctypes
+
+    PRCTL: Any = ctypes.CDLL(None).prctl
+except (ImportError, OSError, AttributeError):  # not on Linux: orphans are then found by their process group only
+    PRCTL = None
+SET_DEATH_SIGNAL, SET_SUBREAPER = 1, 36  # of prctl(2)
+
+RECORD = struct.Struct("<QQQ")  # of log.idx: time in ns, end of stdout.log, end of stderr.log
+ENDED_RETRY_SECONDS = 60  # how long a full disk may keep the end of a task from being written
+LAST_WORD_SECONDS = 3  # how long a cancelled rank tries to reach the others
+LEFTOVER_SECONDS = 1  # what processes left behind by the command have between SIGTERM and SIGKILL
+
+
+def run(folder: str, lock_fd: int | None = None) -> None:
+    """Run the task of `folder` to its end; returns at once when another runner has it, or it ever ran.
+
+    Must be alone in its process: it takes over signals, children and descriptors. `lock_fd`: a descriptor that holds
+    the lock on `runner.lock` already.
+    """
+    _close_inherited(lock_fd)
+    lock_fd = _locked(os.path.join(folder, "runner.lock")) if lock_fd is None else lock_fd
+    if lock_fd is None or _phase(folder) in ("running", "ended"):
+        return
+    rank = Rank(os.path.abspath(folder))
+    try:
+        rank.run()
+    except Ended as end:
+        rank.end(*end.args)
+    except Exception as error:  # whatever it is, the task must not stay "running" for ever
+        rank._kill_all()
+        rank.end(126, None, "lost" if rank.started else "start", _say(error))
+    rank.see_peers_end()
+
+
+class Ended(Exception):  # noqa: N818  # an end is not always an error
+    """The task ends before its command runs: code, signal, cause, reason."""
+
+
+class Loop:
+    """What is waited for: descriptors and points in time, each with what to do then."""
+
+    def __init__(self) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.times: dict[str, tuple[float, Callable[[], Any]]] = {}
+
+    def on(self, source: Any, act: Callable[[], Any], event: int = selectors.EVENT_READ) -> None:
+        """Do `act` each time that `source` has something to read, or whatever `event` says."""
+        self.selector.register(source, event, act)
+
+    def off(self, source: Any) -> None:
+        """No longer wait for `source`."""
+        self.selector.unregister(source)
+
+    def after(self, seconds: float, name: str, act: Callable[[], Any]) -> None:
+        """Do `act` once, that much later, unless `name` is set anew or taken out of `times` before."""
+        self.times[name] = (time.monotonic() + seconds, act)
+
+    def step(self, most: float | None = None) -> None:
+        """Wait for the next thing, at most `most` seconds, and do what is to be done."""
+        waits = [when - time.monotonic() for when, _ in self.times.values()] + ([] if most is None else [most])
+        for key, _ in self.selector.select(max(0, min(waits)) if waits else None):
+            if self.selector.get_map().get(key.fd) == key:  # not taken out by what was done before it
+                key.data()
+        now = time.monotonic()
+        for name, (when, act) in list(self.times.items()):
+            if when <= now and self.times.get(name) == (when, act):
+                del self.times[name]
+                act()
+
+
+class Log:
+    """The command's output on disk: two files of bytes, and an index that keeps the order of their arrival."""
+
+    def __init__(self, folder: str, copies: list[str | None]) -> None:
+        self.cut = ""  # why output was dropped
+        names = ["stdout.log", "stderr.log", "log.idx"]
+        self.files = [_append_to(os.path.join(folder, name)) for name in names]
+        self.copies = [_append_to(path) if path else None for path in copies]
+        self.ends = [os.fstat(fd).st_size for fd in self.files]
+
+    def append(self, stream: int, data: bytes) -> None:
+        """Never fails: what the disk does not take is dropped and remembered in `cut`."""
+        self._put(stream, data)
+        torn = self._put(2, RECORD.pack(time.time_ns(), self.ends[0], self.ends[1])) % RECORD.size
+        if torn:
+            self.ends[2] -= torn
+            os.ftruncate(self.files[2], self.ends[2])
+        copy = self.copies[stream]
+        if copy is not None:
+            self._write(copy, data)
+
+    def _put(self, which: int, data: bytes) -> int:
+        written = self._write(self.files[which], data)
+        self.ends[which] += written
+        return written
+
+    def _write(self, fd: int, data: bytes) -> int:
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(fd, data[written:])
+        except OSError as error:
+            self.cut = _say(error)
+        return written
+
+
+class Rank:
+    """One rank: its task, its command's processes, and what is known of their end."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.task: dict[str, Any] = {}
+        self.status: dict[str, Any] = {"v": 1, "phase": "", "code": None, "signal": None, "cause": "", "reason": ""}
+        self.status.update(needs=[], started=None, ended=None, ran_seconds=0, runner_pid=os.getpid(), pgid=None)
+        self.loop = Loop()
+        self.log: Log | None = None
+        self.peers: Any = None
+        self.pid = 0  # the command's main process, and its group
+        self.wait_status: int | None = None  # its end, as the kernel tells it
+        self.start_error: Ended | None = None
+        self.childless = False
+        self.is_terminated = False  # by a signal to the runner
+        self.stopped: tuple[str, str] | None = None  # cause and reason
+        self.told: set[int] = set()  # processes that were sent SIGTERM: a second one would hurry them
+        self.kills_of_leftovers = 0
+        self.started = 0.0  # by the monotonic clock
+        self._take_signals()
+
+    # -- the course of it
+
+    def run(self) -> None:
+        """All of it; raises Ended, always."""
+        with open(self.path("task.json"), encoding="utf-8") as file:
+            self.task = json.load(file)
+        with open(self.path("spare"), "wb") as file:
+            file.write(bytes(4096))  # room for the last report on a full disk
+        if self.task.get("nodes", 1) > 1:
+            self.peers = _beside("peers").join(self)
+        self._await_needs()
+        self._unpack()
+        self._start()
+        while self.wait_status is None or self._has_leftovers():
+            self.loop.step()
+        self._read_rest()
+        raise self.start_error or Ended(*self._outcome())
+
+    def _await_needs(self) -> None:
+        deadline = time.monotonic() + self.task.get("delivery_timeout_seconds", 1800)
+        needs = self.task.get("needs", [])
+        while True:
+            missing = [need for need in needs if not os.path.exists(self.path(need))]
+            self._check_stopped()
+            if not missing:
+                break
+            if missing != self.status["needs"]:
+                self.report("waiting", needs=missing)
+            if time.monotonic() > deadline:
+                raise Ended(126, None, "start", "code never arrived")
+            self.loop.step(0.05)
+        self.status["needs"] = []
+
+    def _unpack(self) -> None:
+        """Fill `workspace/` with the code, and `output/` with what an earlier attempt left."""
+        try:
+            os.makedirs(self.path("workspace"), exist_ok=True)
+            os.makedirs(self.path("output"), exist_ok=True)
+            if self.task.get("previous_output"):
+                import shutil
+
+                shutil.copytree(self.task["previous_output"], self.path("output"), symlinks=True, dirs_exist_ok=True)
+            code = self.task.get("code")
+            if code:
+                with open(self.path(code["manifest"]), encoding="utf-8") as file:
+                    _unpack(json.load(file), self.path(code["blobs"]), self.path("workspace"), self._check_stopped)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Ended(126, None, "start", "cannot unpack the code: " + _say(error)) from None
+        self._check_stopped()
+
+    def _start(self) -> None:
+        """Fork the command; it is executed only once `running` is on disk."""
+        argv, env, cwd = self.task["argv"], self._environment(), self.path("workspace", self.task.get("cwd") or "")
+        self.write("env.json", {"env": env, "cwd": cwd})
+        self.log = log = Log(self.folder, [self.task.get("stdout_copy"), self.task.get("stderr_copy")])
+        held = _locked(self.path("command.lock"))
+        if held is None:
+            raise Ended(126, None, "start", "a process of this attempt is alive already")
+        pipes = [os.pipe() for _ in range(4)]  # stdout, stderr, what went wrong before the command, the word to start
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(argv, env, cwd, [pipes[3][0], pipes[0][1], pipes[1][1], pipes[2][1], held])
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        for fd in (pipes[0][1], pipes[1][1], pipes[2][1], pipes[3][0], held):
+            os.close(fd)
+        self._listen(pipes[0][0], lambda data: log.append(0, data))
+        self._listen(pipes[1][0], lambda data: log.append(1, data))
+        self._listen(pipes[2][0], lambda data: self._start_failed(json.loads(data)))
+        self.report("running", started=time.time(), pgid=self.pid)
+        _quietly(os.write, pipes[3][1], b"!")
+        os.close(pipes[3][1])
+        self.started = time.monotonic()
+        self._set_limits()
+
+    def _set_limits(self) -> None:
+        limit, early = self.task.get("limit_seconds"), self.task.get("signal")
+        if limit is not None:
+            self.loop.after(limit, "limit", lambda: self.stop("timeout", "time limit %g h reached" % (limit / 3600)))
+            if early:
+                wait = max(0, limit - early["before_seconds"])
+                self.loop.after(wait, "signal", lambda: _quietly(os.killpg, self.pid, early["number"]))
+
+    def stop(self, cause: str, reason: str) -> None:
+        """SIGTERM, the grace time, SIGKILL. The first stop counts, and none after the command's own end."""
+        self.reap()
+        if self.stopped or self.wait_status is not None:
+            return
+        self.stopped = (cause, reason)
+        if self.pid:
+            self._terminate_all()
+            self.loop.after(self.task.get("grace_seconds", 30), "kill", self._kill)
+
+    def _kill(self) -> None:
+        """SIGKILL, again each second: what cannot be killed is waited for, if it is the command itself."""
+        self._kill_all()
+        self.kills_of_leftovers += self.wait_status is not None
+        self.loop.after(1, "kill", self._kill)
+
+    def _outcome(self) -> tuple[int, int | None, str, str]:
+        """Code, signal, cause and reason of a command that ended."""
+        status = self.wait_status or 0
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        code = os.WEXITSTATUS(status) if number is None else 128 + number
+        cause, reason = self.stopped or ("exit", f"exit {code}" if code else "")
+        if number and not self.stopped:
+            reason = f"killed by {_signal_name(number)}"
+        return code, number, cause, reason
+
+    def end(self, code: int, number: int | None, cause: str, reason: str) -> None:
+        """Write the last report, however long a full disk resists; then tell the other ranks."""
+        cut = f"log cut: {self.log.cut}" if self.log and self.log.cut else ""
+        reason = "; ".join(part for part in (reason, cut) if part)
+        ran = time.monotonic() - self.started if self.started else 0
+        facts = {"code": code, "signal": number, "cause": cause, "reason": reason, "ran_seconds": round(ran, 6)}
+        deadline = time.monotonic() + ENDED_RETRY_SECONDS
+        while True:
+            try:
+                self.report("ended", ended=time.time(), **facts)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+        _quietly(os.unlink, self.path("spare"))
+        if self.peers:
+            self.peers.own_end(code, reason)
+
+    def see_peers_end(self) -> None:
+        """Rank 0 stays until it knows of every end, the others until rank 0 knows of theirs; SIGTERM shortens that."""
+        while self.peers and not self.peers.is_done():
+            if self.is_terminated and "leave" not in self.loop.times:
+                self.loop.after(LAST_WORD_SECONDS, "leave", lambda: os._exit(0))
+            self.loop.step()
+
+    # -- its processes
+
+    def _has_leftovers(self) -> bool:
+        """Whether processes of the attempt outlive the command; when first seen, they are told to end."""
+        if self.childless and (PRCTL or not _quietly(os.killpg, self.pid, 0)):
+            return False
+        if self.kills_of_leftovers == 0:
+            self._terminate_all()
+            if "kill" not in self.loop.times:
+                self.loop.after(LEFTOVER_SECONDS, "kill", self._kill)
+        return self.kills_of_leftovers < 5
+
+    def _terminate_all(self) -> None:
+        """SIGTERM to every process of the attempt that was not sent it, and to none that is started from now on."""
+        below = _descendants()
+        has_group = bool(self.pid) and (self.wait_status is None or not below)
+        if has_group:  # all at once, so that no shell sees its child's end before its own
+            _quietly(os.killpg, self.pid, signal.SIGTERM)
+        for pid in below.keys() - self.told:
+            if not has_group or below[pid] != self.pid:
+                _quietly(os.kill, pid, signal.SIGTERM)
+        self.told.update(below)
+
+    def _kill_all(self) -> None:
+        """SIGKILL to every process of the attempt, and to those that were started meanwhile."""
+        if self.pid and (self.wait_status is None or not PRCTL):
+            _quietly(os.killpg, self.pid, signal.SIGKILL)
+        killed: set[int] = set()
+        for _ in range(50):
+            fresh = _descendants().keys() - killed
+            for pid in fresh:
+                _quietly(os.kill, pid, signal.SIGKILL)
+            killed |= fresh
+            if not fresh:
+                return
+
+    def reap(self) -> None:
+        """Take in every process that ended."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if pid == self.pid:
+                    self.wait_status = status
+                    self.loop.times.pop("limit", None)
+                    self.loop.times.pop("signal", None)
+        self.childless = True
+
+    def _check_stopped(self) -> None:
+        """Raise Ended where a stop came before the command runs."""
+        self.loop.step(0)
+        if self.stopped:
+            raise Ended(128 + signal.SIGTERM, None, *self.stopped)
+
+    def _take_signals(self) -> None:
+        """Signals become bytes in a pipe, which the loop reads; nothing is ever interrupted."""
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        self.loop.on(read, lambda: self._signalled(os.read(read, 65536)))
+        if PRCTL:
+            PRCTL(SET_SUBREAPER, 1, 0, 0, 0)
+
+    def _signalled(self, numbers: bytes) -> None:
+        self.reap()
+        if set(numbers) > {signal.SIGCHLD} or signal.SIGCHLD not in numbers:
+            if self.is_terminated:
+                self._kill()
+            self.is_terminated = True
+            self.stop("cancel", "cancelled")
+
+    # -- what it reads and writes
+
+    def path(self, *parts: str) -> str:
+        """A file of the task folder; an absolute one stays what it is."""
+        return os.path.join(self.folder, *parts)
+
+    def _environment(self) -> dict[str, str]:
+        task = self.task
+        env = {} if task.get("clean_env") else dict(os.environ)
+        env.update(task.get("env", {}))
+        if "inbox/env.json" in task.get("needs", []):
+            with open(self.path("inbox/env.json"), encoding="utf-8") as file:
+                env.update(json.load(file))
+        main = (task.get("peers") or ["127.0.0.1"])[0]
+        env.setdefault("MASTER_PORT", "29500")
+        env.update(FLOW_TASK_ID=task["task_id"], FLOW_TASK_NAME=task.get("name") or "", MASTER_ADDR=main)
+        env.update(FLOW_MAIN_IP=main, FLOW_OUTPUT=self.path("output"), FLOW_WORKSPACE=self.path("workspace"))
+        env.update(FLOW_NODE_RANK=str(task.get("rank", 0)), FLOW_ATTEMPT=str(task.get("attempt", 1)))
+        env["FLOW_NODE_COUNT"] = env["FLOW_NUM_NODES"] = str(task.get("nodes", 1))
+        if task.get("gpu_ids") is not None:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, task["gpu_ids"]))
+        if task.get("attempt", 1) > 1:
+            env["FLOW_RESUME"] = "1"
+        if task.get("array_index") is not None:
+            env["FLOW_ARRAY_INDEX"] = env["SLURM_ARRAY_TASK_ID"] = str(task["array_index"])
+        return env
+
+    def _listen(self, fd: int, hear: Callable[[bytes], None]) -> None:
+        os.set_blocking(fd, False)
+
+        def read() -> None:
+            data = os.read(fd, 65536)
+            if data:
+                hear(data)
+            else:
+                self.loop.off(fd)
+                os.close(fd)
+
+        self.loop.on(fd, read)
+
+    def _read_rest(self) -> None:
+        """What the pipes still hold; a process that escaped us and writes on is not waited for."""
+        deadline = time.monotonic() + LEFTOVER_SECONDS
+        before = None
+        assert self.log
+        while self.log.ends != before and time.monotonic() < deadline:
+            before = list(self.log.ends)
+            self.loop.step(0)
+
+    def _start_failed(self, facts: list[Any]) -> None:
+        where, what, number, text = facts
+        missing = number in (errno.ENOENT, errno.ENOTDIR)
+        if missing:
+            text = {"cd": "no such folder", "run": "command not found" if "/" not in what else text}[where]
+        self.start_error = Ended(127 if missing and where == "run" else 126, None, "start", f"`{what}`: {text}")
+
+    def report(self, phase: str, **facts: Any) -> None:
+        """Put a whole new status.json in place, durably."""
+        self.status.update(phase=phase, **facts)
+        try:
+            self.write("status.json", self.status, durably=True)
+        except OSError:
+            _quietly(os.unlink, self.path("spare"))
+            self.write("status.json", self.status, durably=True)
+
+    def write(self, name: str, value: Any, *, durably: bool = False) -> None:
+        """Put a whole new file in place: what is read is never half of one."""
+        path = self.path(name)
+        fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            data = json.dumps(value).encode()
+            while data:
+                data = data[os.write(fd, data) :]
+            if durably:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(path + ".tmp", path)
+        if durably:
+            fd = os.open(self.folder, os.O_RDONLY)
+            os.fsync(fd)
+            os.close(fd)
+
+
+def _become(argv: list[str], env: dict[str, str], cwd: str, fds: list[int]) -> None:
+    """Turn the forked child into the command. Never returns; what went wrong is said on the fault descriptor."""
+    gate, out, err, fault, held = fds
+    where, what = "cd", cwd
+    try:
+        os.setsid()
+        if PRCTL:
+            PRCTL(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        signal.set_wakeup_fd(-1)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        os.set_inheritable(held, True)
+        os.chdir(cwd)
+        where, what = "run", argv[0]
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        if os.read(gate, 1):  # nothing to read: the runner is dead
+            os.execvpe(what, argv, env)
+    except BaseException as error:
+        facts = [where, what, getattr(error, "errno", 0), getattr(error, "strerror", None) or str(error)]
+        os.write(fault, json.dumps(facts).encode())
+    finally:
+        os._exit(127)
+
+
+def _unpack(manifest: dict[str, Any], blobs: str, into: str, check: Callable[[], None]) -> None:
+    """Copy what the manifest names; links come last, so that nothing is ever written through one."""
+    made = {into}
+    for number, (name, mode, digest, size) in enumerate(manifest["files"]):
+        if number % 256 == 0:
+            check()
+        path = _inside(into, name)
+        _make_parent(path, made)
+        _copy(os.path.join(blobs, digest[:2], digest), path, mode, size)
+    for name in manifest.get("dirs", []):
+        os.makedirs(_inside(into, name), exist_ok=True)
+    for name, target in manifest.get("links", []):
+        path = _inside(into, name)
+        _make_parent(path, made)
+        if os.path.islink(path):  # by a runner that died before it started the command
+            os.unlink(path)
+        os.symlink(target, path)
+
+
+def _inside(folder: str, name: str) -> str:
+    if not name or name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"`{name}` leaves the workspace")
+    return f"{folder}/{name}"
+
+
+def _make_parent(path: str, made: set[str]) -> None:
+    parent = os.path.dirname(path)
+    if parent not in made:
+        os.makedirs(parent, exist_ok=True)
+        made.add(parent)
+
+
+def _copy(source: str, path: str, mode: int, size: int) -> None:
+    """An own copy, shared with the source only where the file system does that for us."""
+    fd = os.open(source, os.O_RDONLY)
+    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        left = size
+        with contextlib.suppress(AttributeError, OSError):
+            while left > 65536:
+                copied = os.copy_file_range(fd, out, left)
+                left -= copied
+                if not copied:
+                    break
+        while left > 0:
+            data = os.read(fd, min(left, 1 << 20))
+            if not data:
+                raise ValueError(f"`{source}` is shorter than the {size} bytes it should have")
+            left -= os.write(out, data)
+        os.fchmod(out, mode & 0o777)
+    finally:
+        os.close(fd)
+        os.close(out)
+
+
+def _beside(name: str) -> Any:
+    """The module of that name beside this one, loaded when first needed."""
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
+
+
+def _descendants() -> dict[int, int]:
+    """The process group of every process below this one, parents first; empty where there is no /proc."""
+    groups: dict[int, int] = {}
+    children: dict[int, list[int]] = {}
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                    parent, group = map(int, file.read().rpartition(b")")[2].split()[1:3])
+                    children.setdefault(parent, []).append(int(name))
+                    groups[int(name)] = group
+    found = [os.getpid()]
+    for pid in found:
+        found += children.get(pid, [])
+    return {pid: groups[pid] for pid in found[1:]}
+
+
+def _locked(path: str) -> int | None:
+    """A descriptor that holds the lock on `path`, or None where another one does."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _phase(folder: str) -> str:
+    try:
+        with open(os.path.join(folder, "status.json"), encoding="utf-8") as file:
+            return str(json.load(file)["phase"])
+    except FileNotFoundError:
+        return ""
+    except (ValueError, KeyError, TypeError):  # damaged: nobody can say that it did not run
+        return "running"
+
+
+def _close_inherited(keep: int | None) -> None:
+    """Nothing of who started us stays open, and 0, 1, 2 are."""
+    try:
+        open_now = [int(name) for name in os.listdir("/dev/fd")]
+    except OSError:
+        open_now = list(range(256))
+    for fd in open_now:
+        if fd > 2 and fd != keep:
+            _quietly(os.close, fd)
+    while True:
+        fd = os.open(os.devnull, os.O_RDWR)
+        if fd > 2:
+            return os.close(fd)
+
+
+def _append_to(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Ended(126, None, "start", "cannot write " + _say(error)) from None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _quietly(act: Callable[..., Any], *args: Any) -> bool:
+    try:
+        act(*args)
+    except OSError:
+        return False
+    return True
+
+
+def _say(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror[0].lower() + error.strerror[1:]
+        return f"`{error.filename}`: {text}" if error.filename else text
+    return str(error) or type(error).__name__
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] != "run":
+        sys.exit("usage: runner.py run DIR")
+    run(sys.argv[2])
+    os._exit(0)  # at once: a late SIGTERM must not turn a reported end into another
