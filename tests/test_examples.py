@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DIGITS = Path(__file__).parents[1] / "examples" / "digits"
+from tests.support.components import require
+
+PROJECT = Path(__file__).parents[1]
+DIGITS = PROJECT / "examples" / "digits"
 
 
 def train(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -18,6 +21,10 @@ def train(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def result(out: Path) -> dict[str, Any]:
     return json.loads((out / "result.json").read_text())
+
+
+def flow(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "flow", *words], cwd=PROJECT, capture_output=True, text=True)
 
 
 def test_digits_are_read_by_a_network_trained_for_seconds(tmp_path: Path) -> None:
@@ -37,3 +44,19 @@ def test_a_run_that_failed_goes_on_from_its_checkpoint_and_ends_like_one_that_di
     train(tmp_path / "once", "--epochs", "3")
     assert (tmp_path / "twice/checkpoint.json").read_bytes() == (tmp_path / "once/checkpoint.json").read_bytes()
     assert result(tmp_path / "twice")["accuracy"] == result(tmp_path / "once")["accuracy"]
+
+
+def test_the_digits_task_runs_from_its_file_and_its_result_is_kept() -> None:
+    run = flow("run", "examples/digits/task.yaml", "--watch")
+    assert run.returncode == 0, run.stderr
+    assert "test accuracy 0.9" in run.stdout
+    told = json.loads(flow("info", "digits", "--json").stdout)
+    assert (told["status"], told["exit_code"], told["result"]["epochs"]) == ("completed", 0, 20)
+
+
+def test_two_nodes_train_one_model() -> None:
+    require("torch", "torchrun trains one model on two nodes")
+    run = flow("run", "examples/two-nodes/task.yaml", "--watch")
+    assert run.returncode == 0, run.stdout + run.stderr
+    told = json.loads(flow("info", "two-nodes", "--json").stdout)["result"]
+    assert (told["world_size"], told["accuracy"] > 0.9) == (2, True)
