@@ -25,6 +25,7 @@ class Capabilities:
     reruns_boot_script: bool = False
     arrays: bool = False  # takes an array whole; elsewhere the attendant expands it
     dependencies: bool = False
+    emulates: bool = False  # runs an instance type that it does not have on what there is, with a note
     retries: bool = False  # starts the next attempt itself, with no client alive
 
 

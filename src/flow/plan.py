@@ -36,14 +36,14 @@ class SignalBefore:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One task, decided. `env` is added to the machine's environment, or is all of it where `clean_env` says so."""
+    """One task, decided. `env` is the user's; `shell_env` is what the submitting shell lends on the same machine."""
 
     task_id: str
     name: str
     provider: str
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
-    clean_env: bool = False
+    shell_env: Mapping[str, str] = field(default_factory=dict)
     working_dir: str = ""  # relative to the workspace, or absolute
     bundle: str | None = None  # id of the uploaded project; None: no code
     image: str | None = None

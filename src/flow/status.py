@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,15 @@ class TaskStatus(str, enum.Enum):
 
 FINAL = frozenset(
     (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.TIMED_OUT, TaskStatus.LOST)
+)
+
+
+_WORST_FIRST = (
+    TaskStatus.LOST,
+    TaskStatus.FAILED,
+    TaskStatus.TIMED_OUT,
+    TaskStatus.CANCELLED,
+    TaskStatus.COMPLETED,
 )
 
 
@@ -110,6 +119,25 @@ def attempt_outcome(reports: Mapping[int, Report], nodes: int, *, attempt: int =
     }.get(first.cause, TaskStatus.LOST)
     where = f" (node {rank})" if nodes > 1 else ""
     return Outcome(state, first.code, first.signal, first.reason + where, attempt, started, ended)
+
+
+def fold(outcomes: Collection[Outcome]) -> Outcome:
+    """The state of an array from its elements' (one at least): final once all are, and then the worst of them."""
+    states = {one.state for one in outcomes}
+    open_ = [one for one in outcomes if not one.state.is_final]
+    started = min((one.started for one in outcomes if one.started is not None), default=None)
+    attempt = max(one.attempt for one in outcomes)
+    if open_:
+        under_way = states - {TaskStatus.PENDING}
+        state = TaskStatus.RUNNING if under_way else TaskStatus.PENDING
+        done = len(outcomes) - len(open_)
+        reason = f"{done} of {len(outcomes)} ended" if under_way else open_[0].reason
+        return Outcome(state, reason=reason, attempt=attempt, started=started)
+    worst = next(state for state in _WORST_FIRST if state in states)
+    those = [one for one in outcomes if one.state is worst]
+    ended = max((one.ended for one in outcomes if one.ended is not None), default=None)
+    reason = "" if worst is TaskStatus.COMPLETED else f"{len(those)} of {len(outcomes)} {worst}: {those[0].reason}"
+    return Outcome(worst, those[0].exit_code, those[0].signal, reason.removesuffix(": "), attempt, started, ended)
 
 
 def report_from_json(text: str) -> Report | None:

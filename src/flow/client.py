@@ -1,0 +1,267 @@
+"""Flow: the client. Submits tasks, finds them again, asks their providers; and the module-level functions over it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flow.errors import ResourceNotFoundError, ValidationError
+from flow.providers import Provider
+from flow.providers.registry import open_provider
+from flow.record import Records, Submission, TaskIdTaken, new_task_id
+from flow.settings import Settings, flow_home
+from flow.status import Want
+from flow.task import Task, observe
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from flow.config import TaskConfig
+    from flow.gpus import Gpu
+    from flow.machines import Offer
+    from flow.plan import Plan
+    from flow.record import Pruned
+
+_SCRIPTS = {".py": "python3", ".sh": "sh"}
+
+
+class Flow:
+    """A client: one folder of records, its settings, the providers in use. Cheap; any number at once.
+
+    `provider` overrides the settings. `notes` collects what the user should be told beside the answers.
+    """
+
+    def __init__(self, provider: str | None = None) -> None:
+        self.home = flow_home()
+        self.settings = Settings.load({"provider": provider})
+        self.notes: list[str] = list(self.settings.warnings)
+        self.records = Records(self.home)
+        self._providers: dict[str, Provider] = {}
+
+    def __enter__(self) -> Flow:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to close: tasks stay usable."""
+
+    # -- submitting
+
+    def load(self, operand: str | Path | None = None, argv: Sequence[str] = (), **fields: Any) -> TaskConfig:
+        """The config that an operand asks for: a YAML file, a lone .py or .sh path, or a shell command; or `argv`.
+
+        `fields` override what it says; None leaves it. Without any of them: an interactive machine.
+        """
+        from flow.config import TaskConfig
+
+        given = {name: value for name, value in fields.items() if value is not None}
+        if argv:
+            return TaskConfig(command=list(argv), **given)
+        if operand is None:
+            return TaskConfig(**given)
+        text = str(operand)
+        if text.endswith((".yaml", ".yml")) and not any(letter.isspace() for letter in text):
+            return TaskConfig.from_yaml(text).copy_with(**given)
+        if isinstance(operand, Path) or (Path(text).suffix in _SCRIPTS and Path(text).is_file()):
+            return TaskConfig(command=[_SCRIPTS.get(Path(text).suffix, "sh"), text], **given)
+        return TaskConfig(command=text, **given)
+
+    def plan(self, config: TaskConfig) -> Plan:
+        """What would run, decided; nothing is uploaded or submitted."""
+        return self._resolve(config, new_task_id())
+
+    def run(
+        self, task: str | Path | TaskConfig | None = None, *, idempotency_key: str | None = None, **fields: Any
+    ) -> Task:
+        """Submit a command, a file or a config (`fields` override a copy of it). Durable when it returns.
+
+        The same `idempotency_key` again gives the task that it made the first time.
+        """
+        from flow.config import TaskConfig
+
+        config = task.copy_with(**fields) if isinstance(task, TaskConfig) else self.load(task, **fields)
+        for _ in range(10):
+            try:
+                submission = self._acknowledge(config, new_task_id(), idempotency_key)
+                break
+            except TaskIdTaken:
+                continue
+        else:
+            raise ValidationError("ten new task ids in a row were taken", suggestions=["is the clock right?"])
+        if submission.task_id in self.records.unallocated():
+            self._allocate(submission)
+        return self._task(submission.task_id, submission)
+
+    def _acknowledge(self, config: TaskConfig, task_id: str, idempotency_key: str | None) -> Submission:
+        """Plan, upload and record: from here on the task cannot be lost."""
+        from flow.bundle import check_upload_limit, make_bundle, store_lock
+
+        plan = self._resolve(config, task_id)
+        provider = self.provider(plan.provider)
+        limit = self.settings.get("upload_limit_mb") or provider.capabilities.upload_limit_mb
+        with store_lock(self.home, shared=True):
+            if config.upload_code and self._has_project():
+                bundle = make_bundle(Path.cwd(), self.home, exclude=[self.home])
+                if limit:
+                    check_upload_limit(self.home, bundle, limit)
+                plan = replace(plan, bundle=bundle.id, notes=(*plan.notes, *bundle.notes))
+            submission = Submission(
+                task_id=task_id,
+                plan=plan,
+                config=config.to_dict(),
+                created=time.time(),
+                user=getpass.getuser(),
+                idempotency_key=idempotency_key,
+            )
+            return self.records.add(submission, Want.HOLD if config.hold else Want.RUN)
+
+    def _resolve(self, config: TaskConfig, task_id: str) -> Plan:
+        from flow.resolve import Submitter, resolve
+
+        provider = self.provider(config.provider or self.settings.get("provider"))
+        submitter = Submitter(Path.cwd(), dict(os.environ), self._find)
+        return resolve(config, provider, submitter, task_id=task_id)
+
+    def _has_project(self) -> bool:
+        """Whether the current folder is one to upload: not the whole home, not the whole disk."""
+        here = Path.cwd()
+        if here in (Path.home(), Path(here.anchor)):
+            self.notes.append(f"`{here}` is not uploaded: run from a project's folder to have your code there")
+            return False
+        return True
+
+    def _allocate(self, submission: Submission) -> None:
+        self.provider(submission.plan.provider).allocate(submission.plan)
+        self.records.mark_allocated(submission.task_id)
+
+    # -- finding
+
+    def get_task(self, reference: str) -> Task:
+        """The task that an id, a unique prefix, a name, `:1` or `@last` names. Raises TaskNotFoundError."""
+        self._finish_interrupted()
+        return self._task(self._find(reference)).refresh()
+
+    def tasks(
+        self,
+        *,
+        states: Collection[str] | None = None,
+        limit: int | None = 20,
+        name_pattern: str | None = None,
+        refresh: bool = True,
+    ) -> list[Task]:
+        """Tasks, newest first; an array is one. `states`: only those in one of them now."""
+        self._finish_interrupted()
+        if refresh and states:
+            self._look_at(row.task_id for row in self.records.rows(unfinished=True))
+        rows = self.records.rows(limit=limit, states=states, name_pattern=name_pattern)
+        if refresh and not states:
+            self._look_at(row.task_id for row in rows if not row.is_final)
+            rows = self.records.rows(limit=limit, name_pattern=name_pattern)
+        tasks = []
+        for row in rows:
+            try:
+                task = self._task(row.task_id)
+            except ResourceNotFoundError:
+                continue  # pruned in between
+            tasks.append(task)
+        return tasks
+
+    def cancel(self, tasks: Iterable[Task]) -> None:
+        """Ask for the end of tasks; durable when it returns."""
+        for task in tasks:
+            task.cancel()
+
+    def save_listing(self, tasks: Sequence[Task]) -> None:
+        """Make `:1`, `:2`, … name these tasks."""
+        self.records.save_listing([task.task_id for task in tasks])
+
+    def offers(self, gpu: str | Gpu | None = None) -> list[Offer]:
+        """What could be had now, cheapest first."""
+        from flow.gpus import parse_gpu
+
+        asked = parse_gpu(gpu) if isinstance(gpu, str) else gpu
+        return self.provider().offers(asked)
+
+    def prune(
+        self,
+        *,
+        older_than_seconds: float | None = None,
+        keep: int | None = None,
+        max_bytes: int | None = None,
+        dry_run: bool = False,
+    ) -> Pruned:
+        """Remove records of ended tasks: by age, all but the newest `keep`, or down to `max_bytes`."""
+        self._finish_interrupted()
+        self._look_at(row.task_id for row in self.records.rows(unfinished=True))
+        return self.records.prune(
+            older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run
+        )
+
+    def provider(self, name: str | None = None) -> Provider:
+        """The provider called `name`; by default the settings' one."""
+        name = name or str(self.settings.get("provider"))
+        if name not in self._providers:
+            self._providers[name] = open_provider(name, self.home, self.settings)
+        return self._providers[name]
+
+    def _task(self, task_id: str, submission: Submission | None = None) -> Task:
+        submission = submission or self.records.get(task_id)
+        task = Task(submission, self.records, self.provider(submission.plan.provider), task_id=task_id)
+        known = self.records.known(task_id)
+        if known:
+            task.recall(known)
+        return task
+
+    def _find(self, reference: str) -> str:
+        task_id = self.records.find(reference)
+        self.notes += self.records.take_notes()
+        return task_id
+
+    def _look_at(self, task_ids: Iterable[str]) -> None:
+        """Bring the index up to date on tasks that have not ended: one question to each provider."""
+        by_provider: dict[str, dict[str, int]] = {}
+        for row in self.records.named(list(task_ids)):
+            by_provider.setdefault(row.provider, {})[row.task_id] = row.nodes
+        for name, nodes in by_provider.items():
+            provider = self.provider(name)
+            found: dict[str, list[Any]] = {task_id: [] for task_id in nodes}
+            for allocation in provider.allocations(list(nodes)):
+                base = (allocation.task_id or "").partition("_")[0]
+                found[base].append(allocation)
+            self.records.note_outcomes(
+                {
+                    task_id: observe(provider, self.records, task_id, nodes=nodes[task_id], allocations=allocations)[0]
+                    for task_id, allocations in found.items()
+                }
+            )
+
+    def _finish_interrupted(self) -> None:
+        """Ask again for what was acknowledged by a client that died before its provider had taken it."""
+        for task_id in self.records.unallocated():
+            self._allocate(self.records.get(task_id))
+
+
+def run(task: str | Path | TaskConfig | None = None, **fields: Any) -> Task:
+    """Submit a command, a YAML file or a TaskConfig; see `Flow.run`."""
+    return Flow().run(task, **fields)
+
+
+def get_task(reference: str) -> Task:
+    """The task that an id, a unique prefix or a name stands for."""
+    return Flow().get_task(reference)
+
+
+def tasks(**choice: Any) -> list[Task]:
+    """The newest tasks; see `Flow.tasks`."""
+    return Flow().tasks(**choice)
+
+
+def cancel(reference: str) -> None:
+    """Ask for the end of a task."""
+    get_task(reference).cancel()

@@ -1,0 +1,110 @@
+"""Runners that died without a word: end what they left behind, make sure of it, and write down the loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from flow.machines import Report
+from flow.providers.local.wake import is_locked
+from flow.status import read_report
+
+NEVER_RAN = Report("ended", cause="never ran", reason="could not be started")
+
+
+def never_ran(report: Report) -> bool:
+    """Whether the rank provably executed nothing."""
+    return report.cause == NEVER_RAN.cause
+
+
+def is_loss(report: Report) -> bool:
+    """Whether the rank ended without its runner's doing, so that the other ranks wait in vain."""
+    return report.cause in ("lost", NEVER_RAN.cause)
+
+
+def last_word(folder: Path, task_id: str, attempt: int, *, cancelled: bool) -> Report | None:
+    """The end of a rank whose runner is not our living child, or None while it is alive or its processes are.
+
+    A runner's lock is free when it is dead; a command's when no process of the attempt holds it any more.
+    """
+    report = read_report(folder)
+    if report and report.phase == "ended":
+        return report
+    if is_locked(folder / "runner.lock"):
+        return None
+    report = read_report(folder)  # again: it may have ended between the two looks
+    if report and report.phase == "ended":
+        return report
+    if not (folder / "status.json").exists() or (report and report.phase == "waiting"):
+        return NEVER_RAN
+    _kill_left_over(folder, task_id, attempt)
+    if is_locked(folder / "command.lock"):
+        return None  # killed, not gone yet: asked again at the next tick
+    return _write_loss(folder, report, cancelled=cancelled)
+
+
+def signal_runner(folder: Path, pid: int | None, number: signal.Signals) -> None:
+    """Signal the runner of a folder: our child `pid`, or the one that its lock proves to be alive."""
+    if pid is None:
+        if not is_locked(folder / "runner.lock"):
+            return
+        pid = _runner_pid(folder)
+    if pid:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+
+
+def _runner_pid(folder: Path) -> int | None:
+    try:
+        return int((folder / "runner.lock").read_text() or 0) or None
+    except (OSError, ValueError):
+        return None
+
+
+def _kill_left_over(folder: Path, task_id: str, attempt: int) -> None:
+    """SIGKILL every process that carries this task's and attempt's mark in its environment, and its container."""
+    for pid in _marked(task_id, attempt):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+    job = json.loads((folder / "task.json").read_text())
+    if job.get("image") and job.get("engine"):
+        name = f"flow-{task_id}-{attempt}-{job['rank']}"
+        subprocess.run([job["engine"], "rm", "-f", name], capture_output=True, timeout=60, check=False)
+
+
+def _marked(task_id: str, attempt: int) -> list[int]:
+    """Processes started with FLOW_TASK_ID and FLOW_ATTEMPT of this attempt (Linux: /proc)."""
+    marks = {f"FLOW_TASK_ID={task_id}".encode(), f"FLOW_ATTEMPT={attempt}".encode()}
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if marks <= set((entry / "environ").read_bytes().split(b"\0")):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def _write_loss(folder: Path, report: Report | None, *, cancelled: bool) -> Report:
+    """The loss as the folder's last status, so that every later reader sees the same."""
+    cause, reason = ("cancel", "cancelled") if cancelled else ("lost", "its runner died without a report")
+    started = report.started if report else None
+    loss = Report("ended", cause=cause, reason=reason, started=started, ended=time.time())
+    text = json.dumps(
+        {"v": 1, "phase": "ended", "cause": cause, "reason": reason, "started": started, "ended": loss.ended}
+    )
+    temporary = folder / "status.json.loss"
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / "status.json")
+    return loss

@@ -1,0 +1,166 @@
+"""The local provider: this machine's CPUs and GPUs, a durable queue, no daemon to install."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from flow.channel import Channel
+from flow.errors import StorageError
+from flow.gpus import Gpu
+from flow.machines import Allocation, Capabilities, Machines, Node, Offer
+from flow.plan import Plan
+from flow.providers import Option
+from flow.providers.local.inventory import read_inventory
+from flow.providers.local.mend import is_damage, mend_queue
+from flow.providers.local.queue import Queue, Row
+from flow.providers.local.rank import loopback, rank_folder
+from flow.providers.local.wake import is_locked, start_scheduler, wake_scheduler
+
+_T = TypeVar("_T")
+
+
+class Local:
+    """Tasks as processes of this machine, as this user. `home` is the folder that holds the records."""
+
+    name: ClassVar[str] = "local"
+    options: ClassVar[tuple[Option, ...]] = (
+        Option("strict", bool, "refuse instance types this machine does not have, in place of emulating them", False),
+        Option("cpus", float, "CPUs to give out; default: all that this process may use"),
+        Option("gpus", int, "GPUs to give out; default: all"),
+        Option("state_dir", Path, "folder for queue and locks, where FLOW_HOME is on a network file system"),
+    )
+
+    def __init__(self, home: Path, options: Mapping[str, object]) -> None:
+        self.home = home
+        self._strict = bool(options.get("strict"))
+        self._cpus = options.get("cpus")
+        self._gpus = options.get("gpus")
+        self.folder = Path(str(options["state_dir"])) if options.get("state_dir") else home / "local"
+        self._queue: Queue | None = None
+        self._queue_pid = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Everything but what costs money."""
+        return Capabilities(
+            max_nodes=64,
+            same_machine=True,
+            containers=True,
+            shared_folder=True,
+            arrays=True,
+            dependencies=True,
+            emulates=not self._strict,
+            retries=True,
+        )
+
+    def offers(self, gpu: Gpu | None = None) -> list[Offer]:
+        """The machine without its GPUs, and with 1, 2, … of each kind it has. Price 0."""
+        inventory = read_inventory(cpus=self._number(self._cpus), gpus=self._whole(self._gpus))
+        counts: dict[str, int] = {}
+        for card in inventory.cards:
+            counts[card.kind] = counts.get(card.kind, 0) + 1
+        gpus = [Gpu(kind, n) for kind, count in counts.items() for n in range(1, count + 1)]
+        wanted: list[Gpu | None] = [one for one in gpus if gpu is None or one.kind == gpu.kind]
+        if gpu is None:
+            wanted.insert(0, None)
+        return [
+            Offer(self.name, str(one or "cpu"), one, inventory.cpus, inventory.memory_gb, 0.0, available=1)
+            for one in wanted
+        ]
+
+    def allocate(self, plan: Plan, attempt: int = 1) -> None:
+        """Queue the plan; later attempts are the scheduler's own doing. Durable when it returns."""
+        self._ask(lambda queue: queue.add(plan))
+        wake_scheduler(self.folder, self.home, self._limits())
+
+    def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
+        """From the queue's rows; a scheduler that is needed and not alive is started."""
+        if not (self.folder / "local.db").exists():
+            return []
+        rows = self._ask(lambda queue: queue.rows(task_ids))
+        if not rows:
+            return []
+        if any(row.state != "ended" for row in rows) and not is_locked(self.folder / "scheduler.lock"):
+            start_scheduler(self.folder, self.home, self._limits())
+        created = self._ask(lambda queue: queue.created({row.base for row in rows}))
+        places = self._ask(lambda queue: queue.places(rows))
+        return [self._allocation(row, *created[row.base], places.get(row.id, 0)) for row in rows]
+
+    def release(self, task_id: str, attempt: int | None = None) -> None:
+        """End the task and its processes; the scheduler does it, and is woken for it."""
+        if not (self.folder / "local.db").exists():
+            return
+        self._ask(lambda queue: queue.ask_cancel(task_id, now=time.time()))
+        wake_scheduler(self.folder, self.home, self._limits())
+
+    def channel(self, allocation: Allocation, rank: int = 0) -> Channel:
+        """This machine: nothing stands before the command."""
+        return Channel()
+
+    def _allocation(self, row: Row, created: float, plan_hash: str, place: int) -> Allocation:
+        machines = {"started": Machines.UP, "ended": Machines.GONE}.get(row.state, Machines.QUEUED)
+        return Allocation(
+            task_id=row.id,
+            attempt=row.attempt,
+            machines=machines,
+            nodes=self._nodes(row) if row.state == "started" else (),
+            reason=row.reason or self._waiting_reason(row, place),
+            created=created,
+            price_per_hour=0.0,
+            plan_hash=plan_hash,
+            reports=row.reports,
+        )
+
+    def _nodes(self, row: Row) -> tuple[Node, ...]:
+        count = self._ask(lambda queue: queue.plan(row.base)).nodes
+        folders = [str(rank_folder(self.home, row.id, row.attempt, rank)) for rank in range(count)]
+        return tuple(Node(rank, f"local-{rank}", loopback(rank), folder=at) for rank, at in enumerate(folders))
+
+    def _waiting_reason(self, row: Row, place: int) -> str:
+        if row.state == "queued":
+            return f"queued: {place} ahead"
+        if row.state == "throttled":
+            return "queued: its array runs as many as it may"
+        if row.state == "later" and row.not_before:
+            return f"begins {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(row.not_before))}"
+        if row.state == "waiting":
+            waits = self._ask(lambda queue: queue.waits(row.base))
+            return "waits for " + ", ".join(f"{upstream} to be {state}" for upstream, state in waits)
+        return ""
+
+    def _ask(self, question: Callable[[Queue], _T]) -> _T:
+        """Ask the queue; one that is damaged is rebuilt from the records and asked once more."""
+        try:
+            return question(self._open())
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise StorageError(
+                    f"the local queue `{self.folder / 'local.db'}` cannot be used: {error}",
+                    suggestions=["check the disk's space and the folder's permissions"],
+                ) from error
+        self._queue = None
+        mend_queue(self.home, self.folder)
+        return question(self._open())
+
+    def _open(self) -> Queue:
+        """The connection, made anew in a forked process: SQLite's must not be carried over a fork."""
+        if self._queue is None or self._queue_pid != os.getpid():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._queue, self._queue_pid = Queue(self.folder / "local.db"), os.getpid()
+        return self._queue
+
+    def _limits(self) -> dict[str, float | None]:
+        return {"cpus": self._number(self._cpus), "gpus": self._whole(self._gpus)}
+
+    @staticmethod
+    def _number(value: object) -> float | None:
+        return None if value is None else float(str(value))
+
+    @staticmethod
+    def _whole(value: object) -> int | None:
+        return None if value is None else int(str(value))

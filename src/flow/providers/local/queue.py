@@ -1,0 +1,307 @@
+"""The local provider's queue: one SQLite file (WAL); a row is one task, or one element of an array."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flow.machines import Report
+from flow.plan import Plan, plan_from_dict
+
+_SCHEMA = """
+CREATE TABLE plan (base TEXT PRIMARY KEY, created REAL NOT NULL, hash TEXT NOT NULL, plan TEXT NOT NULL);
+CREATE TABLE task (
+    seq INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    base TEXT NOT NULL,
+    array_index INTEGER,
+    state TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    not_before REAL,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,
+    used_seconds REAL NOT NULL DEFAULT 0,
+    cancel REAL,
+    gpu_ids TEXT NOT NULL DEFAULT '[]',
+    reason TEXT NOT NULL DEFAULT '',
+    ended REAL,
+    reports TEXT NOT NULL DEFAULT '{}'
+);
+CREATE INDEX task_next ON task (priority DESC, seq) WHERE state = 'queued';
+CREATE INDEX task_open ON task (state, base, seq) WHERE state <> 'ended';
+CREATE INDEX task_base ON task (base, seq);
+CREATE INDEX task_cancel ON task (cancel) WHERE cancel IS NOT NULL AND state <> 'ended';
+CREATE TABLE wait (upstream TEXT NOT NULL, downstream TEXT NOT NULL, state TEXT NOT NULL,
+                   PRIMARY KEY (upstream, downstream, state)) WITHOUT ROWID;
+CREATE INDEX wait_downstream ON wait (downstream);
+PRAGMA user_version = 1;
+"""
+_COLUMNS = (
+    "seq, id, base, array_index, state, priority, not_before, attempt, failures, used_seconds, cancel, gpu_ids, "
+    "reason, ended, reports"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One task of the queue.
+
+    state: "waiting" (for dependencies), "later" (for its time), "throttled" (for its array's limit), "queued",
+    "started" (its attempt was given to runners: the folder tells the rest), "ended".
+    """
+
+    seq: int
+    id: str
+    base: str
+    array_index: int | None
+    state: str
+    priority: int
+    not_before: float | None
+    attempt: int
+    failures: int
+    used_seconds: float
+    cancel: float | None
+    gpu_ids: tuple[int, ...]
+    reason: str
+    ended: float | None
+    reports: Mapping[int, Report]
+
+
+class Queue:
+    """A connection to the queue. Raises sqlite3.DatabaseError where the file is damaged; the caller mends that."""
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        """Open, and make where missing. `durable`: a commit survives a power cut, not only the death of processes."""
+        self.path = path
+        self.db = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self.db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        self._make_schema()
+        self._plans: dict[str, Plan] = {}
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; taken for writing at once, so that it waits its turn here and not in the middle."""
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self.db.execute("ROLLBACK")
+            raise
+        self.db.execute("COMMIT")
+
+    def add(self, plan: Plan, *, created: float | None = None) -> bool:
+        """Queue the plan's task or its whole array; False, and nothing done, where it is there already."""
+        text = json.dumps(plan.to_dict(), separators=(",", ":"))
+        with self.transaction():
+            if self.db.execute("SELECT 1 FROM plan WHERE base = ?", (plan.task_id,)).fetchone():
+                return False
+            self.db.execute(
+                "INSERT INTO plan VALUES (?, ?, ?, ?)", (plan.task_id, created or time.time(), plan.hash, text)
+            )
+            self.db.executemany(
+                "INSERT INTO task (id, base, array_index, state, priority, not_before) VALUES (?, ?, ?, ?, ?, ?)",
+                _new_rows(plan),
+            )
+            self.db.executemany(
+                "INSERT OR IGNORE INTO wait VALUES (?, ?, ?)",
+                [(one.task_id, plan.task_id, one.state) for one in plan.after],
+            )
+        return True
+
+    def plan(self, base: str) -> Plan:
+        """The plan of a task or array, kept in memory once read."""
+        if base not in self._plans:
+            (text,) = self.db.execute("SELECT plan FROM plan WHERE base = ?", (base,)).fetchone()
+            if len(self._plans) > 2000:
+                self._plans.clear()
+            self._plans[base] = plan_from_dict(json.loads(text))
+        return self._plans[base]
+
+    def created(self, bases: Collection[str]) -> dict[str, tuple[float, str]]:
+        """(created, plan hash) of each plan named."""
+        found = self._by_ids("SELECT base, created, hash FROM plan WHERE base IN ({})", bases)
+        return {str(base): (float(str(when)), str(hash_)) for base, when, hash_ in found}
+
+    def rows(self, task_ids: Collection[str] | None = None) -> list[Row]:
+        """Rows of the tasks, arrays or elements named, or all; newest first, an array's elements in their order."""
+        if task_ids is None:
+            found: Iterable[tuple[object, ...]] = self.db.execute(f"SELECT {_COLUMNS} FROM task")
+        else:
+            whole = self._by_ids(f"SELECT {_COLUMNS} FROM task WHERE base IN ({{}})", task_ids)
+            elements = [one for one in task_ids if "_" in one]
+            found = [*whole, *self._by_ids(f"SELECT {_COLUMNS} FROM task WHERE id IN ({{}})", elements)]
+        rows = list({row.id: row for row in map(_row, found)}.values())
+        rows.sort(key=lambda row: row.seq)
+        rows.sort(key=lambda row: row.base, reverse=True)  # ids sort by time; equal ones keep their order
+        return rows
+
+    def row(self, task_id: str) -> Row:
+        """The row of one task or element; KeyError when there is none."""
+        found = self.db.execute(f"SELECT {_COLUMNS} FROM task WHERE id = ?", (task_id,)).fetchone()
+        if found is None:
+            raise KeyError(task_id)
+        return _row(found)
+
+    def in_state(self, state: str, *, base: str | None = None, limit: int = -1) -> list[Row]:
+        """Rows in a state that is not "ended", oldest first."""
+        where, values = ("state = ? AND base = ?", [state, base]) if base else ("state = ?", [state])
+        sql = f"SELECT {_COLUMNS} FROM task WHERE {where} AND state <> 'ended' ORDER BY seq LIMIT ?"
+        return [_row(one) for one in self.db.execute(sql, (*values, limit))]
+
+    def next_queued(self, limit: int) -> list[Row]:
+        """The first of the queue, in the order in which they are to start."""
+        sql = f"SELECT {_COLUMNS} FROM task WHERE state = 'queued' ORDER BY priority DESC, seq LIMIT ?"
+        return [_row(one) for one in self.db.execute(sql, (limit,))]
+
+    def cancelled(self) -> list[Row]:
+        """Rows that are to end and have not."""
+        sql = f"SELECT {_COLUMNS} FROM task WHERE cancel IS NOT NULL AND state <> 'ended'"
+        return [_row(one) for one in self.db.execute(sql)]
+
+    def next_time(self) -> float | None:
+        """When the next "later" row may start, in seconds since the epoch."""
+        found = self.db.execute("SELECT min(not_before) FROM task WHERE state = 'later' AND state <> 'ended'")
+        when: float | None = found.fetchone()[0]
+        return when
+
+    def due(self, now: float) -> list[Row]:
+        """The "later" rows whose time has come."""
+        sql = f"SELECT {_COLUMNS} FROM task WHERE state = 'later' AND state <> 'ended' AND not_before <= ?"
+        return [_row(one) for one in self.db.execute(sql, (now,))]
+
+    def is_open(self, task_id: str, *, unstarted: bool = False) -> bool:
+        """Whether the task, or any of its elements, has not ended; `unstarted`: was not even started."""
+        more = "AND attempt = 0" if unstarted else ""
+        sql = f"SELECT 1 FROM task WHERE (base = ? OR id = ?) AND state <> 'ended' {more} LIMIT 1"
+        return self.db.execute(sql, (task_id, task_id)).fetchone() is not None
+
+    def has_work(self) -> bool:
+        """Whether any task has not ended."""
+        return self.db.execute("SELECT 1 FROM task WHERE state <> 'ended' LIMIT 1").fetchone() is not None
+
+    def places(self, rows: Iterable[Row]) -> dict[str, int]:
+        """How many queued tasks start before each of `rows`. One walk over the queue, however many are asked."""
+        above = "SELECT count(*) FROM task WHERE state = 'queued' AND priority > ?"
+        between = "SELECT count(*) FROM task WHERE state = 'queued' AND priority = ? AND seq >= ? AND seq < ?"
+        places: dict[str, int] = {}
+        ahead, last = 0, None
+        for row in sorted((one for one in rows if one.state == "queued"), key=lambda one: (-one.priority, one.seq)):
+            if last is None or last.priority != row.priority:
+                (ahead,) = self.db.execute(above, (row.priority,)).fetchone()
+            since = last.seq if last and last.priority == row.priority else 0
+            ahead += self.db.execute(between, (row.priority, since, row.seq)).fetchone()[0]
+            places[row.id], last = ahead, row
+        return places
+
+    def ask_cancel(self, task_id: str, *, now: float) -> None:
+        """Note that a task, an array or an element is to end; what has ended is left alone."""
+        with self.transaction():
+            self.db.execute(
+                "UPDATE task SET cancel = ? WHERE (base = ? OR id = ?) AND state <> 'ended' AND cancel IS NULL",
+                (now, task_id, task_id),
+            )
+
+    def set_state(self, row: Row, state: str, reason: str = "") -> None:
+        """Move a row on. For use inside `transaction`, as the rest below."""
+        self.db.execute("UPDATE task SET state = ?, reason = ? WHERE seq = ?", (state, reason, row.seq))
+
+    def start(self, row: Row, gpu_ids: Collection[int]) -> None:
+        """Give the row its next attempt and its GPUs."""
+        self.db.execute(
+            "UPDATE task SET state = 'started', attempt = attempt + 1, gpu_ids = ?, reason = '', reports = '{}' "
+            "WHERE seq = ?",
+            (json.dumps(list(gpu_ids)), row.seq),
+        )
+
+    def take_back(self, row: Row, reason: str) -> None:
+        """The attempt provably ran nothing: queue the row again under the same attempt number."""
+        self.db.execute(
+            "UPDATE task SET state = 'queued', attempt = attempt - 1, gpu_ids = '[]', reason = ? WHERE seq = ?",
+            (reason, row.seq),
+        )
+
+    def retry(self, row: Row, *, used_seconds: float, reason: str) -> None:
+        """Queue the row for its next attempt; this one counted as a failure."""
+        self.db.execute(
+            "UPDATE task SET state = 'queued', failures = failures + 1, used_seconds = ?, gpu_ids = '[]', reason = ? "
+            "WHERE seq = ?",
+            (used_seconds, reason, row.seq),
+        )
+
+    def end(self, row: Row, reports: Mapping[int, Report], *, reason: str, now: float) -> None:
+        """The row's end, once: what its last attempt's runners reported, or nothing where it never started."""
+        text = json.dumps({rank: asdict(report) for rank, report in reports.items()}, separators=(",", ":"))
+        self.db.execute(
+            "UPDATE task SET state = 'ended', gpu_ids = '[]', reports = ?, reason = ?, ended = ? "
+            "WHERE seq = ? AND state <> 'ended'",
+            (text, reason, now, row.seq),
+        )
+
+    def waits(self, base: str) -> list[tuple[str, str]]:
+        """(upstream, state waited for) of a task."""
+        return list(self.db.execute("SELECT upstream, state FROM wait WHERE downstream = ?", (base,)))
+
+    def downstream(self, upstream: str) -> list[str]:
+        """The tasks that wait for `upstream`."""
+        return [one for (one,) in self.db.execute("SELECT downstream FROM wait WHERE upstream = ?", (upstream,))]
+
+    def forget_pruned(self, records: Path) -> None:
+        """Forget the ended tasks whose record is no longer in the folder `records`."""
+        kept = set(os.listdir(records))  # noqa: PTH208  # names only, 100,000 of them
+        with self.transaction():
+            gone = [base for (base,) in self.db.execute("SELECT base FROM plan") if base not in kept]
+            for base in gone:
+                self.db.execute("DELETE FROM task WHERE base = ? AND state = 'ended'", (base,))
+                self.db.execute("DELETE FROM plan WHERE base = ? AND base NOT IN (SELECT base FROM task)", (base,))
+                self.db.execute("DELETE FROM wait WHERE downstream = ?", (base,))
+
+    def _make_schema(self) -> None:
+        if self.db.execute("PRAGMA user_version").fetchone()[0]:
+            return
+        self.db.execute("PRAGMA journal_mode = WAL")
+        with self.transaction():  # asked again inside: another process may have made it in between
+            if not self.db.execute("PRAGMA user_version").fetchone()[0]:
+                for statement in _SCHEMA.split(";\n"):
+                    self.db.execute(statement)
+
+    def _by_ids(self, sql: str, ids: Collection[str]) -> Iterator[tuple[object, ...]]:
+        """`sql` with its `{}` filled by the ids, 500 at a time (SQLite takes a limited number)."""
+        wanted = list(ids)
+        for start in range(0, len(wanted), 500):
+            piece = wanted[start : start + 500]
+            yield from self.db.execute(sql.format(",".join("?" * len(piece))), piece)
+
+
+def _new_rows(plan: Plan) -> Iterator[tuple[str, str, int | None, str, int, float | None]]:
+    """The rows of a new plan, in the state in which each begins."""
+    first = "waiting" if plan.after else "later" if plan.not_before else "queued"
+    if not plan.elements:
+        yield plan.task_id, plan.task_id, None, first, plan.priority, plan.not_before
+        return
+    at_once = plan.elements.at_once or len(plan.elements.indices)
+    for place, index in enumerate(plan.elements.indices):
+        state = first if place < at_once else "throttled"
+        yield f"{plan.task_id}_{index}", plan.task_id, index, state, plan.priority, plan.not_before
+
+
+def _row(values: tuple[object, ...]) -> Row:
+    fields = list(values)
+    gpu_ids, reports = str(fields[11]), str(fields[14])
+    fields[11] = tuple(json.loads(gpu_ids)) if gpu_ids != "[]" else ()
+    fields[14] = {int(rank): _report(one) for rank, one in json.loads(reports).items()} if reports != "{}" else {}
+    return Row(*fields)  # type: ignore[arg-type]  # SQLite gives the types of the schema
+
+
+def _report(values: dict[str, object]) -> Report:
+    values["needs"] = ()
+    return Report(**values)  # type: ignore[arg-type]  # written by `end` from a Report

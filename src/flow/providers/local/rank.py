@@ -1,0 +1,100 @@
+"""What one rank of one attempt runs: its folder and its `task.json`, from the plan and the queue's row."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flow.plan import Plan
+from flow.providers.local.queue import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the ranks of one attempt meet: the runners at `control_port`, the commands at `master_port`."""
+
+    master_port: int
+    control_port: int
+    token: str
+
+
+def new_meeting() -> Meeting:
+    """Two ports that were free a moment ago, and a secret word."""
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        return Meeting(one.getsockname()[1], two.getsockname()[1], os.urandom(16).hex())
+
+
+def rank_folder(home: Path, task_id: str, attempt: int, rank: int) -> Path:
+    """The task folder of one rank of one attempt."""
+    return home / "record" / task_id / str(attempt) / str(rank)
+
+
+def loopback(rank: int) -> str:
+    """The address of a node on this machine: 127.0.0.1, .2, … (all of 127/8 is ours on Linux)."""
+    if os.uname().sysname == "Darwin":
+        return "127.0.0.1"  # only this one is configured there; the nodes differ by port
+    return f"127.0.{(rank + 1) // 250}.{(rank + 1) % 250 or 250}"
+
+
+def write_job(home: Path, row: Row, plan: Plan, *, attempt: int, rank: int, meeting: Meeting) -> Path:
+    """Make the folder of the rank and its task.json (0600); the folder."""
+    folder = rank_folder(home, row.id, attempt, rank)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    job = _job(home, row, plan, attempt=attempt, rank=rank, meeting=meeting)
+    descriptor = os.open(folder / "task.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(job, file)
+    return folder
+
+
+def _job(home: Path, row: Row, plan: Plan, *, attempt: int, rank: int, meeting: Meeting) -> dict[str, Any]:
+    code = plan.bundle and {"manifest": str(home / "manifests" / f"{plan.bundle}.json"), "blobs": str(home / "blobs")}
+    limit = plan.limit_seconds and max(plan.limit_seconds - row.used_seconds, 0.001)
+    previous = rank_folder(home, row.id, attempt - 1, rank) / "output" if attempt > 1 else None
+    env: Mapping[str, str] = {"MASTER_PORT": str(meeting.master_port), **plan.shell_env, **plan.env}
+    return {
+        "v": 1,
+        "task_id": row.id,
+        "name": plan.name,
+        "attempt": attempt,
+        "rank": rank,
+        "nodes": plan.nodes,
+        "array_index": row.array_index,
+        "argv": plan.argv,
+        "env": env,
+        "user_env": list(plan.env),
+        "clean_env": True,
+        "cwd": plan.working_dir,
+        "code": code,
+        "needs": [],
+        "image": plan.image,
+        "engine": plan.engine,
+        "gpu_ids": list(row.gpu_ids) if row.gpu_ids or plan.gpus or plan.gpu_kind else None,
+        "ports": plan.ports,
+        "memory_gb": plan.memory_gb,
+        "limit_seconds": limit,
+        "grace_seconds": plan.grace_seconds,
+        "signal": plan.signal and asdict(plan.signal),
+        "peers": [loopback(one) for one in range(plan.nodes)],
+        "control_port": meeting.control_port,
+        "token": meeting.token,
+        "previous_output": str(previous) if previous and previous.is_dir() else None,
+        "stdout_copy": _path_for(plan.stdout, row, rank),
+        "stderr_copy": _path_for(plan.stderr, row, rank),
+        "delivery_timeout_seconds": 1800,
+    }
+
+
+def _path_for(pattern: str | None, row: Row, rank: int) -> str | None:
+    """An output path with what only the row knows filled in: %a (element index), %n (node)."""
+    if pattern is None:
+        return None
+    index = "" if row.array_index is None else str(row.array_index)
+    return pattern.replace("%a", index).replace("%n", str(rank))

@@ -1,0 +1,381 @@
+"""The scheduler: one process, alive while there is work; gives out CPUs and GPUs, forks runners, keeps their ends."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import select
+import signal
+import sqlite3
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flow.machines import Report
+from flow.node import runner
+from flow.plan import Plan
+from flow.providers.local import burial
+from flow.providers.local.inventory import Inventory, read_inventory
+from flow.providers.local.queue import Queue, Row
+from flow.providers.local.rank import new_meeting, rank_folder, write_job
+from flow.providers.local.wake import open_fifo, take_lock
+from flow.status import TaskStatus, attempt_outcome, read_report
+
+_LINGER_SECONDS = 10.0  # without work, before leaving: the next submit finds it warm
+_ADOPTED_POLL_SECONDS = 0.1  # runners that are not our children tell their end by their lock only
+_RETRY_START_SECONDS = 2.0  # after a start that failed here (a full disk)
+_MOST_STARTS = 3  # of one attempt whose runner dies before it runs anything
+_STOP_SLACK_SECONDS = 10.0  # over the grace time, before a runner that does not end is killed
+
+_log = logging.getLogger("flow.local.scheduler")
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One attempt that runners are working on. `pids` holds those that we forked ourselves."""
+
+    row: Row
+    plan: Plan
+    pids: dict[int, int] = field(default_factory=dict)
+    reports: dict[int, Report] = field(default_factory=dict)  # of the ranks that ended
+    stop_sent: float | None = None  # monotonic
+
+
+def run(home: Path, folder: Path, *, cpus: float | None = None, gpus: int | None = None) -> None:
+    """Serve the queue in `folder` until there is no work; returns at once where another scheduler does."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    lock = take_lock(folder / "scheduler.lock", wait_seconds=2.0)
+    if lock is None:
+        return
+    scheduler = Scheduler(home, folder, read_inventory(cpus=cpus, gpus=gpus))
+    try:
+        scheduler.serve()
+    except sqlite3.DatabaseError as error:
+        _log.error("queue %s: %s", folder / "local.db", error)  # the next flow command mends it and starts another
+    finally:
+        os.close(lock)
+
+
+class Scheduler:
+    """What the one scheduler process knows. Single-threaded: it forks."""
+
+    def __init__(self, home: Path, folder: Path, inventory: Inventory) -> None:
+        self.home = home
+        self.folder = folder
+        self.queue = Queue(folder / "local.db", durable=False)  # what a power cut takes back is in the folders
+        self.inventory = inventory
+        self.attempts: dict[str, _Attempt] = {}
+        self.by_pid: dict[int, tuple[str, int]] = {}
+        self.leaving = False
+        self.start_again_at = 0.0
+        self.unstarted: dict[str, int] = {}
+        self.settled: set[str] = set()  # bases whose dependents are to be looked at
+
+    def serve(self) -> None:
+        """The loop: reap, cancel, release what waited, start; then sleep until something happens."""
+        fifo = open_fifo(self.folder / "wake")
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._leave)
+        self._adopt()
+        gc.freeze()  # so that a forked runner's collector leaves our pages shared
+        idle_since = time.monotonic()
+        while not self.leaving:
+            self.tick()
+            if self.attempts or self.queue.has_work():
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since > _LINGER_SECONDS:
+                os.close(fifo)  # from here on a client that wakes us starts another
+                if not self.queue.has_work():
+                    self.queue.forget_pruned(self.home / "record")
+                    return
+                fifo = open_fifo(self.folder / "wake")
+            self._sleep([fifo, wake_read], self._pause())
+
+    def tick(self) -> None:
+        """One round: what ended, what is to end, what may start. One commit, then the forks."""
+        ended = self._ended_attempts()
+        with self.queue.transaction():
+            for attempt in ended:
+                self._settle(attempt)
+            self._cancel()
+            self._release_later()
+            self._release_dependents()
+            starting = self._choose()
+        for attempt in starting:
+            self._start(attempt)
+
+    def _leave(self, *_: object) -> None:
+        self.leaving = True
+
+    def _sleep(self, descriptors: list[int], seconds: float) -> None:
+        readable, _, _ = select.select(descriptors, [], [], seconds)
+        for descriptor in readable:
+            try:
+                os.read(descriptor, 65536)
+            except BlockingIOError:
+                pass
+
+    def _pause(self) -> float:
+        """How long nothing needs us unless we are woken."""
+        if self.settled:
+            return 0.0
+        pause = _LINGER_SECONDS / 4
+        if any(len(a.pids) < a.plan.nodes - len(a.reports) or a.stop_sent for a in self.attempts.values()):
+            pause = _ADOPTED_POLL_SECONDS
+        if self.start_again_at:
+            pause = min(pause, max(self.start_again_at - time.monotonic(), 0.01))
+        later = self.queue.next_time()
+        return pause if later is None else min(pause, max(later - time.time(), 0.001))
+
+    # -- attempts under way
+
+    def _adopt(self) -> None:
+        """Take over what an earlier scheduler had started."""
+        for row in self.queue.in_state("started"):
+            self.attempts[row.id] = _Attempt(row, self.queue.plan(row.base))
+        self.settled.update(row.base for row in self.queue.in_state("waiting"))
+
+    def _ended_attempts(self) -> list[_Attempt]:
+        """The attempts all of whose ranks have ended, their reports read."""
+        touched = self._reap()
+        for attempt in self.attempts.values():
+            if len(attempt.pids) + len(attempt.reports) < attempt.plan.nodes:
+                touched.add(attempt.row.id)
+        ended = []
+        for task_id in touched:
+            attempt = self.attempts[task_id]
+            for rank in range(attempt.plan.nodes):
+                if rank not in attempt.reports and rank not in attempt.pids:
+                    self._look(attempt, rank)
+            if len(attempt.reports) == attempt.plan.nodes:
+                ended.append(attempt)
+            elif any(burial.is_loss(report) for report in attempt.reports.values()):
+                self._stop(attempt)
+        return ended
+
+    def _reap(self) -> set[str]:
+        """Collect children that ended; the tasks they belong to."""
+        touched: set[str] = set()
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return touched
+            if pid == 0:
+                return touched
+            if pid in self.by_pid:
+                task_id, rank = self.by_pid.pop(pid)
+                self.attempts[task_id].pids.pop(rank, None)
+                touched.add(task_id)
+
+    def _look(self, attempt: _Attempt, rank: int) -> None:
+        """What became of a rank that is not our living child: still running, ended, or dead without a word."""
+        folder = rank_folder(self.home, attempt.row.id, attempt.row.attempt, rank)
+        report = burial.last_word(folder, attempt.row.id, attempt.row.attempt, cancelled=attempt.row.cancel is not None)
+        if report is not None:
+            attempt.reports[rank] = report
+
+    def _settle(self, attempt: _Attempt) -> None:
+        """An attempt ended: the row ends with it, or is queued for the next one."""
+        row, plan, now = attempt.row, attempt.plan, time.time()
+        del self.attempts[row.id]
+        reports = attempt.reports
+        if all(burial.never_ran(report) for report in reports.values()):
+            self._start_again(row, reports, now)
+            return
+        outcome = attempt_outcome(reports, plan.nodes, attempt=row.attempt)
+        if outcome is None:  # cannot be: every rank is there and ended
+            raise AssertionError(f"{row.id}: {reports}")
+        used = row.used_seconds + max((report.ran_seconds for report in reports.values()), default=0.0)
+        may_retry = outcome.state in (TaskStatus.FAILED, TaskStatus.LOST) and row.cancel is None
+        if may_retry and row.failures < plan.retries:
+            reason = f"attempt {row.attempt} {outcome.state}: {outcome.reason}; runs again"
+            self.queue.retry(row, used_seconds=used, reason=reason)
+        else:
+            self._end(row, reports, reason=outcome.reason, now=now)
+
+    def _start_again(self, row: Row, reports: dict[int, Report], now: float) -> None:
+        """Its runners died before they ran anything: the same attempt again, a little later, but not for ever."""
+        self.unstarted[row.id] = self.unstarted.get(row.id, 0) + 1
+        if self.unstarted[row.id] > _MOST_STARTS or row.cancel is not None:
+            self._end(row, reports, reason=f"its runner died {_MOST_STARTS} times before it could start", now=now)
+            return
+        self.start_again_at = time.monotonic() + _RETRY_START_SECONDS
+        self.queue.take_back(row, "waits: its runner died before it could start")
+
+    def _end(self, row: Row, reports: dict[int, Report], *, reason: str, now: float) -> None:
+        self.queue.end(row, reports, reason=reason, now=now)
+        self.settled.update((row.base, row.id))
+        if row.array_index is not None and row.state != "throttled":  # it leaves a place to the next of its array
+            for following in self.queue.in_state("throttled", base=row.base, limit=1):
+                self.queue.set_state(following, "queued")
+
+    # -- what users ask
+
+    def _cancel(self) -> None:
+        for row in self.queue.cancelled():
+            attempt = self.attempts.get(row.id)
+            if attempt:
+                attempt.row = row
+                self._stop(attempt)
+            else:
+                self._end(row, {}, reason="" if row.attempt else "cancelled before it started", now=time.time())
+
+    def _stop(self, attempt: _Attempt) -> None:
+        """Tell the runners to stop; kill those that do not in time. Asked again at every tick."""
+        now = time.monotonic()
+        late = attempt.stop_sent and now > attempt.stop_sent + attempt.plan.grace_seconds + _STOP_SLACK_SECONDS
+        if attempt.stop_sent and not late:
+            return
+        attempt.stop_sent = now
+        for rank in range(attempt.plan.nodes):
+            if rank not in attempt.reports:
+                folder = rank_folder(self.home, attempt.row.id, attempt.row.attempt, rank)
+                burial.signal_runner(folder, attempt.pids.get(rank), signal.SIGKILL if late else signal.SIGTERM)
+
+    # -- what waits
+
+    def _release_later(self) -> None:
+        for row in self.queue.due(time.time()):
+            self.queue.set_state(row, "queued")
+
+    def _release_dependents(self) -> None:
+        """Look again at the tasks that waited for one that settled (or at ours, just adopted)."""
+        settled_now, self.settled = self.settled, set()
+        for settled in settled_now:
+            for base in [settled, *self.queue.downstream(settled)]:
+                for row in self.queue.in_state("waiting", base=base):
+                    self._look_at_waiting(row)
+
+    def _look_at_waiting(self, row: Row) -> None:
+        verdicts = {(up, state): self._is_met(up, state) for up, state in self.queue.waits(row.base)}
+        never = [one for one, met in verdicts.items() if met is False]
+        if never:
+            reason = f"waited for {never[0][0]} to be {never[0][1]}, which cannot be any more"
+            self._end(row, {}, reason=reason, now=time.time())
+        elif all(verdicts.values()):
+            later = row.not_before is not None and row.not_before > time.time()
+            self.queue.set_state(row, "later" if later else "queued")
+
+    def _is_met(self, upstream: str, state: str) -> bool | None:
+        """Whether a dependency holds: True, False when it never can any more, None when that is open."""
+        if self.queue.is_open(upstream, unstarted=state == "started"):
+            return None
+        rows = self.queue.rows([upstream])
+        if state == "started":
+            return bool(rows) and all(row.attempt > 0 for row in rows)
+        return bool(rows) and all(self._fits(row, state) for row in rows)
+
+    def _fits(self, row: Row, state: str) -> bool:
+        """Whether an ended row is what a dependency waited for."""
+        if state == "ended":
+            return True
+        outcome = attempt_outcome(row.reports, self.queue.plan(row.base).nodes)
+        completed = outcome is not None and outcome.state is TaskStatus.COMPLETED
+        return completed if state == "completed" else not completed
+
+    # -- starting
+
+    def _choose(self) -> list[_Attempt]:
+        """The queued rows that what is free can carry, in order; their GPUs given.
+
+        A row that does not fit keeps what it lacks: nothing behind it may take of that, so it is never overtaken for
+        ever, while rows that need only other things go on.
+        """
+        if time.monotonic() < self.start_again_at:
+            return []
+        self.start_again_at = 0.0
+        cpus, memory, cards = self._free()
+        chosen: list[_Attempt] = []
+        if cpus <= 0:
+            return chosen
+        for row in self.queue.next_queued(64):
+            plan = self.queue.plan(row.base)
+            need_cpus = min(plan.cpus * plan.nodes, self.inventory.cpus)
+            need_memory = min((plan.memory_gb or 0.0) * plan.nodes, self.inventory.memory_gb)
+            need_cards = min(plan.gpus * plan.nodes, len(self.inventory.cards))
+            if need_cpus > cpus or need_memory > memory or need_cards > len(cards):
+                cpus, memory = (0 if need_cpus > cpus else cpus), (0 if need_memory > memory else memory)
+                cards = [] if need_cards > len(cards) else cards
+                if cpus <= 0:
+                    break
+                continue
+            given, cards = cards[:need_cards], cards[need_cards:]
+            cpus, memory = cpus - need_cpus, memory - need_memory
+            self.queue.start(row, given)
+            self.settled.add(row.base)  # for those that wait for it to be started
+            attempt = _Attempt(self.queue.row(row.id), plan)
+            self.attempts[row.id] = attempt
+            chosen.append(attempt)
+        return chosen
+
+    def _free(self) -> tuple[float, float, list[int]]:
+        """CPUs, memory in GB and GPU indices that no attempt holds."""
+        cpus, memory = self.inventory.cpus, self.inventory.memory_gb
+        cards = [card.index for card in self.inventory.cards]
+        for attempt in self.attempts.values():
+            cpus -= attempt.plan.cpus * attempt.plan.nodes
+            memory -= (attempt.plan.memory_gb or 0.0) * attempt.plan.nodes
+            cards = [index for index in cards if index not in attempt.row.gpu_ids]
+        return max(cpus, 0), max(memory, 0), cards
+
+    def _start(self, attempt: _Attempt) -> None:
+        """Fork a runner for each rank. What an earlier scheduler started already is left to it."""
+        row, plan = attempt.row, attempt.plan
+        meeting = new_meeting()
+        try:
+            for rank in range(plan.nodes):
+                folder = rank_folder(self.home, row.id, row.attempt, rank)
+                if read_report(folder) is None:
+                    folder = write_job(self.home, row, plan, attempt=row.attempt, rank=rank, meeting=meeting)
+                lock = take_lock(folder / "runner.lock")
+                if lock is not None:
+                    self._fork(attempt, rank, folder, lock)
+        except OSError as error:
+            _log.error("%s cannot start: %s", row.id, error)
+            self.start_again_at = time.monotonic() + _RETRY_START_SECONDS
+            if not attempt.pids:  # nothing was forked: it waits for better times
+                del self.attempts[row.id]
+                with self.queue.transaction():
+                    self.queue.take_back(row, f"waits: {error.strerror or error}")
+
+    def _fork(self, attempt: _Attempt, rank: int, folder: Path, lock: int) -> None:
+        """The runner, in a session of its own; SIGTERM is held back in it until the runner can answer it."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        pid = os.fork()
+        if pid == 0:
+            _run_forked(str(folder), lock)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        os.close(lock)  # the child holds it now: the lock is on the open file, not on us
+        attempt.pids[rank] = pid
+        self.by_pid[pid] = (attempt.row.id, rank)
+
+
+def _run_forked(folder: str, lock: int) -> None:
+    """In the child: become a runner and nothing else; never returns."""
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        os.setsid()
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        os.closerange(3, lock)
+        os.closerange(lock + 1, _most_descriptors())
+        runner.run(folder, lock)
+    except BaseException:
+        _log.exception("runner of %s", folder)
+    finally:
+        os._exit(0)
+
+
+def _most_descriptors() -> int:
+    """One above the highest descriptor that can be open here."""
+    try:
+        return max(int(name) for name in os.listdir("/proc/self/fd")) + 1  # noqa: PTH208  # bytes count: hot path
+    except OSError:
+        return 65536

@@ -1,0 +1,98 @@
+"""One scheduler at a time: a lock that it holds, a FIFO that wakes it, and how it is started when it is needed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def wake_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]) -> None:
+    """Tell the scheduler that the queue changed; start one where none listens.
+
+    A scheduler that is about to leave closes the FIFO before it looks at the queue a last time: whoever could write
+    is seen, and whoever could not starts the next one.
+    """
+    if not _poke(folder / "wake"):
+        start_scheduler(folder, home, limits)
+
+
+def start_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]) -> None:
+    """Start a scheduler process, detached from this one and its terminal. A second one leaves by itself.
+
+    `limits`: "cpus" and "gpus" to give out, where the settings say so.
+    """
+    program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("start.py"))]
+    with (folder / "scheduler.log").open("ab") as log:
+        subprocess.Popen(
+            [*program, str(home), str(folder), json.dumps(dict(limits))],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+        )
+
+
+def take_lock(path: Path, *, wait_seconds: float = 0.0) -> int | None:
+    """The descriptor of the lock file, locked and with our pid written in it, or None where another holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                return None
+            time.sleep(0.01)
+        else:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            return descriptor
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock; False where the file does not exist."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who ask do not see each other
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def open_fifo(path: Path) -> int:
+    """The reading end of the FIFO, made where missing. Opened for both so that it never reads as ended."""
+    try:
+        os.mkfifo(path, 0o600)
+    except FileExistsError:
+        pass
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _poke(path: Path) -> bool:
+    """Write a byte to the FIFO; False when nobody reads it."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # ENXIO: no reader; ENOENT: never made
+        return False
+    try:
+        os.write(descriptor, b"!")
+    except BlockingIOError:
+        pass  # the pipe is full of wakes already
+    except BrokenPipeError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

@@ -1,0 +1,255 @@
+"""TaskConfig -> Plan: everything looked up and decided once, so that what follows has nothing left to ask."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flow.config import DependsOn, TaskConfig, parse_begin, parse_signal
+from flow.errors import ValidationError, did_you_mean
+from flow.gpus import Gpu, is_known_kind, parse_gpu
+from flow.machines import Offer
+from flow.plan import Dependency, Plan
+from flow.providers import Provider
+
+# What the submitting shell lends to tasks of the same machine; everything else is passed by `env`.
+_LENT = ("PATH", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "USER", "SHELL", "LANG", "TERM", "TMPDIR")
+_LENT_PREFIXES = ("CONDA_", "LC_")
+# Set on each node by the runner, so one value for all nodes cannot be right.
+_SET_PER_NODE = ("FLOW_NODE_RANK", "FLOW_MAIN_IP", "FLOW_NUM_NODES", "FLOW_NODE_COUNT", "FLOW_TASK_ID", "FLOW_OUTPUT")
+_INTERACTIVE = ("tail", "-f", "/dev/null")  # a machine that waits for `flow ssh`
+_FLOW_VARIABLE = re.compile(r"(\$FLOW_\w+|\$\{FLOW_\w+\})")
+# In an image nobody knows which shells there are.
+_ANY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
+
+
+@dataclass(frozen=True, slots=True)
+class Submitter:
+    """Where a task is submitted from: its folder, its environment, and how it names other tasks."""
+
+    folder: Path
+    environ: Mapping[str, str]
+    find_task: Callable[[str], str]
+
+
+def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, task_id: str) -> Plan:
+    """The plan of a task. Raises ValidationError for what this provider cannot do, before anything is asked of it."""
+    _check_abilities(config, provider)
+    notes: list[str] = []
+    machine = _machine(config, provider, notes)
+    name = config.name or _name_from(config, task_id)
+    local = provider.capabilities.same_machine
+    here = str(submitter.folder)
+    return Plan(
+        task_id=task_id,
+        name=name,
+        provider=provider.name,
+        argv=_argv(config, same_machine=local),
+        env=_env(config, notes),
+        shell_env=_lent(submitter.environ) if local else {},
+        working_dir=_working_dir(config),
+        image=config.image,
+        engine=_engine() if config.image and local else None,
+        instance_type=machine.instance_type,
+        gpu_kind=machine.gpu.kind if machine.gpu else None,
+        gpus=machine.gpus,
+        cpus=config.cpus or 1,
+        memory_gb=config.memory_gb,
+        nodes=config.num_instances,
+        region=machine.offer.region if machine.offer else None,
+        ports=tuple(config.ports),
+        price_per_hour=_price(config, machine.offer),
+        max_price_per_hour=config.max_price_per_hour,
+        limit_seconds=config.max_run_time_hours and config.max_run_time_hours * 3600,
+        grace_seconds=config.grace_seconds,
+        signal=parse_signal(config.signal) if config.signal else None,
+        retries=config.retries,
+        priority=config.priority,
+        elements=config.elements,
+        after=tuple(_dependency(one, submitter) for one in config.depends_on),
+        not_before=parse_begin(config.begin, time.time()) if config.begin else None,
+        stdout=_copy_path(config.output, task_id, name, here),
+        stderr=_copy_path(config.error, task_id, name, here),
+        labels=config.labels,
+        submit_dir=here,
+        notes=tuple(notes),
+        options=config.options,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    instance_type: str
+    gpu: Gpu | None = None
+    gpus: int = 0  # that the task is really given, of each node
+    offer: Offer | None = None
+
+
+def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machine:
+    """The machine asked for, from the provider's offers; what this machine does not have is emulated, with a note."""
+    asked = config.gpu or config.instance_type
+    if not asked:
+        if not provider.capabilities.same_machine:
+            raise ValidationError("no machine is asked for", suggestions=["add `instance_type` or `gpu`"])
+        return _Machine("cpu")
+    gpu = _gpu_of(asked)
+    offers = provider.offers()
+    found = [one for one in offers if one.instance_type == asked]
+    found = found or [one for one in offers if gpu and one.gpu and _matches(one.gpu, gpu)]
+    if found:
+        offer = found[0]
+        return _Machine(offer.instance_type, offer.gpu, (offer.gpu.count or 1) if offer.gpu else 0, offer)
+    is_type = (gpu is not None and is_known_kind(gpu.kind)) or "." in asked
+    if provider.capabilities.emulates and is_type:
+        return _emulated(asked, gpu, offers, notes)
+    names = sorted({one.instance_type for one in offers})
+    raise ValidationError(
+        f"no instance type `{asked}` at {provider.name}",
+        suggestions=[*did_you_mean(asked, names), "list what there is with `flow offers`"],
+    )
+
+
+def _emulated(asked: str, gpu: Gpu | None, offers: list[Offer], notes: list[str]) -> _Machine:
+    """As much of the machine as is here: its own kind if any, else any GPUs there are."""
+    have = max((one.gpu.count or 0 for one in offers if one.gpu), default=0)
+    given = min((gpu.count or 1) if gpu else 0, have)
+    what = f"{given} of its GPUs" if given else "no GPU"
+    notes.append(f"this machine has no `{asked}`: emulated with {what} (`local.strict` refuses this)")
+    return _Machine(str(gpu) if gpu else asked, gpu, given)
+
+
+def _gpu_of(asked: str) -> Gpu | None:
+    try:
+        return parse_gpu(asked)
+    except ValidationError:
+        return None
+
+
+def _matches(offered: Gpu, asked: Gpu) -> bool:
+    """A count that was not said means what the provider's cheapest offer of that kind has."""
+    return (asked.kind in (offered.kind, "gpu")) and asked.count in (None, offered.count)
+
+
+def _check_abilities(config: TaskConfig, provider: Provider) -> None:
+    can = provider.capabilities
+    refused = {
+        "volumes": bool(config.volumes) and not can.volumes,
+        "mounts": bool(config.mounts) and not can.volumes,
+        "image": config.image is not None and not can.containers,
+        "array": config.array is not None and not can.arrays,
+        "depends_on": bool(config.depends_on) and not can.dependencies,
+    }
+    for field, is_refused in refused.items():
+        if is_refused:
+            raise ValidationError(
+                f"the {provider.name} provider does not take `{field}`",
+                suggestions=[f"leave `{field}` out, or choose another provider"],
+            )
+    if can.max_nodes is not None and config.num_instances > can.max_nodes:
+        raise ValidationError(
+            f"`num_instances` is `{config.num_instances}`, and {provider.name} runs at most {can.max_nodes}",
+            suggestions=[f"ask for {can.max_nodes} or fewer"],
+        )
+
+
+def _argv(config: TaskConfig, *, same_machine: bool) -> tuple[str, ...]:
+    """What is executed. `$FLOW_…` in a list is filled in by a shell, as the variables are known only on the node."""
+    command = config.command
+    if command is None:
+        return _INTERACTIVE
+    if isinstance(command, list):
+        if not any(_FLOW_VARIABLE.search(word) for word in command):
+            return tuple(command)
+        return ("sh", "-c", "exec " + " ".join(map(_quoted_but_variables, command)))
+    if same_machine and not config.image:
+        return ("bash" if shutil.which("bash") else "sh", "-c", command)
+    return ("sh", "-c", _ANY_SHELL, "sh", command)
+
+
+def _quoted_but_variables(word: str) -> str:
+    parts = _FLOW_VARIABLE.split(word)
+    return (
+        "".join(f'"{part}"' if _FLOW_VARIABLE.fullmatch(part) else shlex.quote(part) for part in parts if part) or "''"
+    )
+
+
+def _env(config: TaskConfig, notes: list[str]) -> dict[str, str]:
+    literal = [name for name in _SET_PER_NODE if name in config.env]
+    if literal:
+        notes.append(f"set on each node by Flow, so not taken from `env`: {', '.join(literal)}")
+    return {name: value for name, value in config.env.items() if name not in literal}
+
+
+def _lent(environ: Mapping[str, str]) -> dict[str, str]:
+    lent = {name: value for name, value in environ.items() if name in _LENT or name.startswith(_LENT_PREFIXES)}
+    return {"USER": getpass.getuser(), "PATH": "/usr/local/bin:/usr/bin:/bin", **lent}
+
+
+def _working_dir(config: TaskConfig) -> str:
+    """Relative to the workspace, wherever that is: `/workspace/sub` is `sub`."""
+    folder = config.working_dir or ""
+    if folder == "/workspace" or folder.startswith("/workspace/"):
+        return folder.removeprefix("/workspace").lstrip("/")
+    return folder
+
+
+def _price(config: TaskConfig, offer: Offer | None) -> float | None:
+    """Of all nodes together, in US dollars for each hour."""
+    if offer is None or offer.price_per_hour is None:
+        return 0.0 if offer is None else None
+    price = offer.price_per_hour * config.num_instances
+    if config.max_price_per_hour is not None and price > config.max_price_per_hour:
+        raise ValidationError(
+            f"`{offer.instance_type}` costs ${price:.2f}/h: `max_price_per_hour` is `{config.max_price_per_hour:g}`",
+            suggestions=["raise the cap, or take a smaller machine (`flow offers`)"],
+        )
+    return price
+
+
+def _dependency(one: DependsOn, submitter: Submitter) -> Dependency:
+    return Dependency(submitter.find_task(one.task), one.state)
+
+
+def _copy_path(pattern: str | None, task_id: str, name: str, folder: str) -> str | None:
+    """Absolute, with Slurm's patterns filled in as far as they are known: %j %A (id), %x (name), %% (a percent)."""
+    if pattern is None:
+        return None
+    known = {"%j": task_id, "%A": task_id, "%x": name, "%%": "%"}
+    return str(Path(folder, re.sub(r"%[jAx%]", lambda found: known[found[0]], pattern)).absolute())
+
+
+def _name_from(config: TaskConfig, task_id: str) -> str:
+    """A name that says what runs: the script's, else the program's, else the end of the id."""
+    command = config.command
+    words = command if isinstance(command, list) else (command or "").split()
+    for word in words:
+        stem = Path(word).stem
+        if word.endswith((".py", ".sh")) and re.fullmatch(r"[\w.-]{1,64}", stem):
+            return stem
+    if words and re.fullmatch(r"[\w.-]{1,32}", Path(words[0]).name):
+        return Path(words[0]).name
+    return task_id.removeprefix("task-")[-6:]
+
+
+def _engine() -> str:
+    """The container engine of this machine that answers. Raises ValidationError where there is none."""
+    for engine in ("docker", "podman"):
+        if not shutil.which(engine):
+            continue
+        try:
+            asked = subprocess.run([engine, "version"], capture_output=True, timeout=30, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if asked.returncode == 0:
+            return engine
+    raise ValidationError(
+        "`image` needs docker or podman on this machine, and neither answers",
+        suggestions=["install podman, or start the docker daemon", "run without `image`"],
+    )

@@ -1,0 +1,428 @@
+"""Task: the handle a user holds. Its state is derived at each look; what was final once stays so."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flow.channel import Channel
+from flow.errors import FlowError, StorageError, ValidationError
+from flow.errors import TimeoutError as FlowTimeoutError
+from flow.logs import Folder, Line, read_lines, read_merged
+from flow.machines import Allocation, Machines, Report
+from flow.masking import masked
+from flow.node import tail
+from flow.plan import Plan
+from flow.providers import Provider
+from flow.record import Records, Submission
+from flow.status import Intent, Outcome, TaskStatus, Want, attempt_outcome, derive, fold, read_report, report_from_json
+
+if TYPE_CHECKING:
+    from flow.config import TaskConfig
+
+_FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.25  # seconds between looks while waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of the task."""
+
+    number: int
+    status: TaskStatus
+    exit_code: int | None
+    reason: str
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+class Task:
+    """One task, one array, or one element of an array. Times are UTC. Cheap to make; `refresh` looks anew."""
+
+    def __init__(self, submission: Submission, records: Records, provider: Provider, *, task_id: str = "") -> None:
+        self.task_id = task_id or submission.task_id
+        self.plan: Plan = submission.plan
+        self._submission = submission
+        self._records = records
+        self._provider = provider
+        self._elements: dict[str, Outcome] = {}
+        self._outcome = Outcome(TaskStatus.PENDING)
+
+    def __str__(self) -> str:
+        return self.task_id
+
+    def __repr__(self) -> str:
+        return f"<Task {self.task_id} {self.name} {self.status}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Task) and other.task_id == self.task_id
+
+    def __hash__(self) -> int:
+        return hash(self.task_id)
+
+    # -- facts
+
+    @property
+    def name(self) -> str:
+        """The name given, or one made from the command."""
+        return self.plan.name
+
+    @property
+    def provider(self) -> str:
+        """The name of the provider."""
+        return self.plan.provider
+
+    @property
+    def config(self) -> TaskConfig:
+        """What was asked for."""
+        from flow.config import TaskConfig
+
+        return TaskConfig.from_dict(self._submission.config)
+
+    @property
+    def status(self) -> TaskStatus:
+        """The state as of the last look; compares with and prints as its text."""
+        return self._outcome.state
+
+    @property
+    def exit_code(self) -> int | None:
+        """The command's exit code, once it ended; 128 + n when signal n killed it."""
+        return self._outcome.exit_code
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that killed the command, if one did."""
+        return self._outcome.signal
+
+    @property
+    def reason(self) -> str:
+        """Why it is in this state, where there is more to say."""
+        return self._outcome.reason
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When it was submitted."""
+        return _moment(self._submission.created)
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When the last attempt started."""
+        return _moment(self._outcome.started)
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it ended."""
+        return _moment(self._outcome.ended)
+
+    @property
+    def run_seconds(self) -> float | None:
+        """How long the last attempt has run, or ran, in seconds."""
+        if self._outcome.started is None:
+            return None
+        return max((self._outcome.ended or time.time()) - self._outcome.started, 0.0)
+
+    @property
+    def instance_type(self) -> str:
+        """The kind of machine."""
+        return self.plan.instance_type
+
+    @property
+    def num_instances(self) -> int:
+        """How many machines."""
+        return self.plan.nodes
+
+    @property
+    def price_per_hour(self) -> float | None:
+        """US dollars of all machines together; None where it is not known."""
+        return self.plan.price_per_hour
+
+    @property
+    def cost_per_hour(self) -> str:
+        """The price as text: `$1.50`."""
+        return "" if self.price_per_hour is None else f"${self.price_per_hour:.2f}"
+
+    @property
+    def total_cost(self) -> str:
+        """What the last attempt has cost so far, as text."""
+        return "" if self.price_per_hour is None else f"${self.price_per_hour * (self.run_seconds or 0) / 3600:.2f}"
+
+    @property
+    def elements(self) -> dict[str, int] | None:
+        """Of an array: how many elements are in each state."""
+        if not self.plan.elements or self._index is not None:
+            return None
+        counts: dict[str, int] = {}
+        for outcome in self._elements.values():
+            counts[str(outcome.state)] = counts.get(str(outcome.state), 0) + 1
+        return counts
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """URL of each of its `ports`, by port, while the task runs."""
+        if self.status is not TaskStatus.RUNNING:
+            return {}
+        allocation = self._allocation()
+        if not allocation or not allocation.nodes:
+            return {}
+        first = allocation.nodes[0]
+        return {str(port): f"http://{first.public_address or first.address}:{port}" for port in self.plan.ports}
+
+    @property
+    def shell_command(self) -> str:
+        """What to type for a shell in the task."""
+        return f"flow ssh {self.task_id}"
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Every start, oldest first, from the record."""
+        numbers = self._attempt_numbers()
+        return [self._attempt(number, is_last=number == numbers[-1]) for number in numbers]
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the record of the last attempt lies, once there is one (first node)."""
+        numbers = self._attempt_numbers()
+        return self._records.folder(self.task_id, numbers[-1], 0) if numbers else None
+
+    def record(self) -> dict[str, Any]:
+        """The attributes as JSON-ready values, secrets masked: what `--json` prints."""
+        config = dict(self._submission.config)
+        if config.get("env"):
+            config["env"] = masked(config["env"])
+        plain = ("task_id", "name", "provider", "exit_code", "signal", "reason", "instance_type", "num_instances")
+        return {
+            **{name: getattr(self, name) for name in plain},
+            "status": str(self.status),
+            **{name: _text(getattr(self, name)) for name in ("created_at", "started_at", "ended_at")},
+            "run_seconds": self.run_seconds,
+            "price_per_hour": self.price_per_hour,
+            "attempt": self._outcome.attempt,
+            "elements": self.elements,
+            "endpoints": self.endpoints,
+            "labels": dict(self.plan.labels),
+            "config": config,
+        }
+
+    # -- looking and acting
+
+    def refresh(self) -> Task:
+        """Look again. A final state is kept: it is not asked for twice and never changes."""
+        if not self.status.is_final:
+            self.see(self._provider.allocations([self.task_id]))
+        return self
+
+    def see(self, allocations: Collection[Allocation]) -> None:
+        """Take in what the provider said of this task (and its elements)."""
+        if not self.status.is_final:
+            self._outcome, self._elements = observe(
+                self._provider, self._records, self.task_id, nodes=self.plan.nodes, allocations=allocations
+            )
+
+    def recall(self, outcome: Outcome) -> None:
+        """Take a state that the records hold as final."""
+        self._outcome = outcome
+
+    @property
+    def outcome(self) -> Outcome:
+        """The state with its facts, as of the last look."""
+        return self._outcome
+
+    def wait(self, timeout: float | None = None, *, check: bool = False) -> TaskStatus:
+        """Block until the task has ended, at most `timeout` seconds; its final status.
+
+        Raises TimeoutError when the time is up (the task goes on); with `check`, FlowError when it did not complete.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = _FIRST_PAUSE
+        while not self.refresh().status.is_final:
+            left = _LAST_PAUSE if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise FlowTimeoutError(
+                    f"`{self.task_id}` has not ended after {timeout:g} s; it goes on",
+                    suggestions=[f"wait on with `flow wait {self.task_id}`"],
+                )
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.1, _LAST_PAUSE)
+        self._records.note_outcomes({self.task_id: self._outcome})
+        if check and self.status is not TaskStatus.COMPLETED:
+            raise FlowError(
+                f"`{self.task_id}` ended as {self.status}: {self.reason}",
+                suggestions=[f"see `flow logs {self.task_id}`"],
+            )
+        return self.status
+
+    def cancel(self) -> None:
+        """Ask for the end of the task and all its processes; durable when it returns. No effect on one that ended."""
+        if not self.refresh().status.is_final:
+            self._records.set_intent(self.task_id, Want.CANCEL)
+            self._provider.release(self.task_id)
+
+    def resume(self) -> None:
+        """Let a held task start."""
+        if self._records.intent(self.task_id).want is not Want.HOLD:
+            raise ValidationError(f"`{self.task_id}` is not held")
+        self._records.set_intent(self.task_id, Want.RUN)
+        self._provider.allocate(self.plan)
+        self._records.mark_allocated(self.task_id)
+
+    def result(self) -> Any:
+        """What the command left in `$FLOW_OUTPUT/result.json`, read as JSON; None where it left nothing.
+
+        Raises StorageError when the file is not JSON.
+        """
+        path = self.outputs("result.json")
+        if path is None:
+            return None
+        try:
+            return json.loads(path.read_text())
+        except (ValueError, OSError) as error:
+            raise StorageError(f"the result `{path}` is not JSON: {error}") from error
+
+    def outputs(self, path: str = "") -> Path | None:
+        """A file or folder that the command left under `$FLOW_OUTPUT` of the first node; None where there is none."""
+        folder = self.folder
+        found = folder and folder / "output" / path
+        return found if found and found.exists() else None
+
+    # -- logs
+
+    def logs(self, *, follow: bool = False, tail: int | None = None, stderr: bool = False) -> str | Iterator[str]:
+        """The output: text, or with `follow` an iterator of lines (without line end) that ends with the task."""
+        lines = self.lines(follow=follow, tail=tail, stream="stderr" if stderr else None)
+        texts = (line.text.decode(errors="replace") for line in lines)
+        return texts if follow else "".join(f"{text}\n" for text in texts)
+
+    def lines(self, **choice: Any) -> Iterator[Line]:
+        """The output line by line, each with its attempt, node, stream, time and cursor; see `flow.logs.read_lines`."""
+        return read_lines(self._folders, is_final=self._is_final, **_chosen(choice))
+
+    def merged(self, **choice: Any) -> Iterator[tuple[int, bytes]]:
+        """The output as (0 for stdout or 1 for stderr, whole lines), in the order of arrival; the fast way."""
+        return read_merged(self._folders, is_final=self._is_final, **_chosen(choice))
+
+    # -- access
+
+    def shell(self, command: Sequence[str] | str | None = None, *, node: int = 0) -> int:
+        """A shell, or `command`, in the task's folder, environment and container; its exit code.
+
+        Raises ValidationError unless the task runs and has that node.
+        """
+        allocation = self._allocation()
+        if self.refresh().status is not TaskStatus.RUNNING or not allocation or not allocation.nodes:
+            raise ValidationError(
+                f"`{self.task_id}` is {self.status}: a shell needs a running task",
+                suggestions=[f"see its output with `flow logs {self.task_id}`"],
+            )
+        if not 0 <= node < len(allocation.nodes):
+            raise ValidationError(f"`{self.task_id}` has no node `{node}`", suggestions=[f"0 to {self.plan.nodes - 1}"])
+        words = ["sh", "-c", command] if isinstance(command, str) else list(command or ())
+        enter = [sys.executable, str(Path(tail.__file__)), "enter", allocation.nodes[node].folder]
+        return subprocess.run([*enter, *(["--", *words] if words else [])], check=False).returncode
+
+    # -- how the above is known
+
+    @property
+    def _index(self) -> str | None:
+        """The index of an element, as text; None for a whole task or array."""
+        return self.task_id.partition("_")[2] or None
+
+    def _allocation(self) -> Allocation | None:
+        found = [one for one in self._provider.allocations([self.task_id]) if one.task_id == self.task_id]
+        return found[0] if found else None
+
+    def _attempt_numbers(self) -> list[int]:
+        try:
+            names = os.listdir(self._records.folder(self.task_id, 1, 0).parent.parent)  # noqa: PTH208
+        except OSError:
+            return []
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def _attempt(self, number: int, *, is_last: bool) -> Attempt:
+        folders = [self._records.folder(self.task_id, number, rank) for rank in range(self.plan.nodes)]
+        found: Mapping[int, Report | None] = {rank: read_report(folder) for rank, folder in enumerate(folders)}
+        reports = {rank: report for rank, report in found.items() if report}
+        outcome = attempt_outcome(reports, self.plan.nodes, attempt=number)
+        if outcome is None or (is_last and self.status.is_final):
+            outcome = self._outcome if is_last else Outcome(TaskStatus.LOST, reason="left no report")
+        return Attempt(
+            number, outcome.state, outcome.exit_code, outcome.reason, _moment(outcome.started), _moment(outcome.ended)
+        )
+
+    def _folders(self) -> list[Folder]:
+        """Where the output of each attempt and node lies, as far as there is any."""
+        allocation = None if self._provider.capabilities.same_machine else self._allocation()
+        found = []
+        for number in self._attempt_numbers():
+            for rank in range(self.plan.nodes):
+                folder = self._records.folder(self.task_id, number, rank)
+                found.append(Folder(number, rank, _channel(self._provider, allocation, rank), str(folder)))
+        return found
+
+    def _is_final(self) -> bool:
+        return self.refresh().status.is_final
+
+
+def observe(
+    provider: Provider, records: Records, task_id: str, *, nodes: int, allocations: Collection[Allocation]
+) -> tuple[Outcome, dict[str, Outcome]]:
+    """The state of a task from what its provider said, and of each element where it is an array."""
+    outcomes = {one.task_id or "": _derive(provider, records, one, nodes) for one in allocations}
+    if task_id in outcomes:
+        outcome = outcomes.pop(task_id)
+    elif outcomes:
+        outcome = fold(outcomes.values())
+    else:
+        outcome = derive(records.intent(task_id), None, {}, nodes)
+    if outcome.state.is_final and not provider.capabilities.same_machine:
+        outcome = records.set_final(task_id, outcome)
+    return outcome, outcomes
+
+
+def _derive(provider: Provider, records: Records, allocation: Allocation, nodes: int) -> Outcome:
+    reports = dict(allocation.reports)
+    for node in allocation.nodes:
+        report = _report(provider.channel(allocation, node.rank), node.folder)
+        if report and node.rank not in reports:
+            reports[node.rank] = report
+    asks_intent = allocation.machines is Machines.GONE and len(reports) < nodes  # a file less to read for the others
+    intent = records.intent(allocation.task_id or "") if asks_intent else Intent(Want.RUN, 0.0)
+    outcome = derive(intent, allocation, reports, nodes)
+    if outcome.state.is_final and allocation.nodes and provider.capabilities.retries:
+        # the attempt ended, but whether it was the last is for the provider to say
+        return Outcome(TaskStatus.RUNNING, attempt=outcome.attempt, started=outcome.started)
+    return outcome
+
+
+def _report(channel: Channel, folder: str) -> Report | None:
+    if channel.is_here:
+        return read_report(Path(folder))
+    answer = channel.run(f"cat {shlex.quote(folder)}/status.json")
+    return report_from_json(answer.stdout.decode(errors="replace")) if answer.returncode == 0 else None
+
+
+def _channel(provider: Provider, allocation: Allocation | None, rank: int) -> Channel:
+    """How to reach the files of a node; the record's own folder once the machine is gone."""
+    return provider.channel(allocation, rank) if allocation and allocation.nodes else Channel()
+
+
+def _chosen(choice: dict[str, Any]) -> dict[str, Any]:
+    """Task's words for a choice of lines in those of `flow.logs`."""
+    if "node" in choice:
+        choice["rank"] = choice.pop("node")
+    return choice
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
+
+
+def _text(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

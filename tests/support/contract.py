@@ -1,0 +1,224 @@
+"""What every provider must do. A provider's tests inherit `ProviderContract` unchanged and give it a `client`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow.client import Flow
+from flow.errors import TaskNotFoundError
+from flow.machines import Machines
+from flow.record import new_task_id
+from flow.status import TaskStatus
+from flow.task import Task
+from tests.support.processes import wait_until
+
+_NASTY = "two\nlines 'single' \"double\" $HOME `id` \\ * é ☃ %s"
+
+
+class ProviderContract:
+    """Needs a fixture `client` (a Flow whose default provider is the one under test) and, where tasks are slow to
+    start there, a larger `patience` (seconds)."""
+
+    patience = 60.0
+
+    def run(self, client: Flow, command: str | list[str] | None = None, **fields: Any) -> Task:
+        return client.run(client.load(None, **{"command": command, "upload_code": False, **fields}))
+
+    def finished(self, client: Flow, command: str | list[str], **fields: Any) -> Task:
+        task = self.run(client, command, **fields)
+        task.wait(timeout=self.patience)
+        return task
+
+    def running(self, client: Flow, command: str, **fields: Any) -> Task:
+        task = self.run(client, command, **fields)
+        assert wait_until(lambda: task.refresh().status is TaskStatus.RUNNING, seconds=self.patience), task.status
+        return task
+
+    def test_a_task_runs_to_its_end(self, client: Flow) -> None:
+        task = self.finished(client, "true")
+        assert (task.status, task.exit_code, task.reason) == ("completed", 0, "")
+        assert task.started_at and task.ended_at and task.started_at <= task.ended_at
+
+    def test_both_streams_are_kept_and_kept_apart(self, client: Flow) -> None:
+        task = self.finished(client, "echo one; sleep 0.05; echo two >&2; sleep 0.05; echo three; printf four")
+        assert task.logs() == "one\ntwo\nthree\nfour\n"
+        assert task.logs(stderr=True) == "two\n"
+        assert task.logs(tail=2) == "three\nfour\n"
+
+    def test_following_gives_every_line_and_ends_with_the_task(self, client: Flow) -> None:
+        task = self.run(client, "for i in 1 2 3 4 5; do echo line $i; sleep 0.02; done")
+        assert list(task.logs(follow=True)) == [f"line {i}" for i in range(1, 6)]
+        assert task.refresh().status == "completed"
+
+    @pytest.mark.parametrize("code", [1, 2, 77, 255])
+    def test_the_exit_code_is_the_commands_own(self, client: Flow, code: int) -> None:
+        task = self.finished(client, f"exit {code}")
+        assert (task.status, task.exit_code, task.reason) == ("failed", code, f"exit {code}")
+
+    def test_a_signal_is_told_as_a_signal(self, client: Flow) -> None:
+        task = self.finished(client, "kill -KILL $$")
+        assert (task.status, task.exit_code, task.signal, task.reason) == ("failed", 137, 9, "killed by SIGKILL")
+
+    def test_a_command_that_does_not_exist_says_so(self, client: Flow) -> None:
+        task = self.finished(client, ["no-such-program", "--now"])
+        assert (task.status, task.exit_code, task.reason) == ("failed", 127, "`no-such-program`: command not found")
+
+    def test_a_list_is_executed_as_it_stands(self, client: Flow) -> None:
+        task = self.finished(client, ["printf", "%s|", "a b", "$HOME", "*", "é\n"])
+        assert task.logs() == "a b|$HOME|*|é\n|\n"
+
+    def test_flow_variables_in_a_list_are_filled_in(self, client: Flow) -> None:
+        task = self.finished(client, ["echo", "--rank=$FLOW_NODE_RANK", "${FLOW_NUM_NODES}", "$HOME 'x'"])
+        assert task.logs() == "--rank=0 1 $HOME 'x'\n"
+
+    def test_environment_values_arrive_unchanged(self, client: Flow) -> None:
+        task = self.finished(client, ["printenv", "NASTY"], env={"NASTY": _NASTY})
+        assert task.logs() == _NASTY + "\n"
+
+    def test_a_task_knows_who_and_where_it_is(self, client: Flow) -> None:
+        names = [
+            "FLOW_TASK_ID",
+            "FLOW_TASK_NAME",
+            "FLOW_NODE_RANK",
+            "FLOW_NODE_COUNT",
+            "FLOW_NUM_NODES",
+            "FLOW_ATTEMPT",
+        ]
+        task = self.finished(client, ["printenv", *names], name="who")
+        assert task.logs().split() == [task.task_id, "who", "0", "1", "1", "1"]
+        task = self.finished(client, 'test -d "$FLOW_OUTPUT" && test "$PWD" = "$FLOW_WORKSPACE" && echo $FLOW_MAIN_IP')
+        assert task.status == "completed" and task.logs().strip()
+
+    def test_code_is_there_before_the_command(
+        self, client: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "pkg").mkdir()
+        (tmp_path / "pkg" / "tool").write_text("#!/bin/sh\necho tool ran in $(basename $PWD)\n")
+        (tmp_path / "pkg" / "tool").chmod(0o755)
+        (tmp_path / "link").symlink_to("pkg/tool")
+        monkeypatch.chdir(tmp_path)
+        task = self.finished(client, "../link", upload_code=True, working_dir="pkg")
+        assert task.logs() == "tool ran in pkg\n"
+
+    def test_cancel_ends_a_running_task(self, client: Flow) -> None:
+        task = self.running(client, "echo up; sleep 1000")
+        task.cancel()
+        assert task.wait(timeout=self.patience) == "cancelled"
+        assert task.logs() == "up\n"
+        task.cancel()
+        assert task.refresh().status == "cancelled"
+
+    def test_cancel_waits_for_a_clean_end_and_no_longer(self, client: Flow) -> None:
+        polite = self.running(client, "trap 'echo saved; exit 3' TERM; echo up; while :; do sleep 0.05; done")
+        rude = self.running(client, "trap '' TERM; while :; do sleep 0.05; done", grace_seconds=0.3)
+        for task in (polite, rude):
+            task.cancel()
+        assert polite.wait(timeout=self.patience) == rude.wait(timeout=self.patience) == "cancelled"
+        assert "saved" in polite.logs()
+
+    def test_the_time_limit_ends_a_task(self, client: Flow) -> None:
+        task = self.finished(client, "sleep 1000", max_run_time_hours=0.5 / 3600)
+        assert task.status == "timed_out"
+        assert task.reason.startswith("time limit ")
+
+    def test_a_completed_task_stays_completed(self, client: Flow) -> None:
+        task = self.finished(client, "true")
+        task.cancel()
+        assert client.get_task(task.task_id).status == "completed"
+
+    def test_several_nodes_meet(self, client: Flow) -> None:
+        task = self.finished(client, "echo $FLOW_NODE_RANK of $FLOW_NUM_NODES at $FLOW_MAIN_IP", num_instances=2)
+        assert task.status == "completed"
+        lines = sorted(line.text.decode() for line in task.lines())
+        assert [line.split()[:3] for line in lines] == [["0", "of", "2"], ["1", "of", "2"]]
+        assert len({line.split()[-1] for line in lines}) == 1
+        assert [line.rank for line in task.lines(node=1)] == [1]
+
+    def test_one_failing_node_stops_the_others(self, client: Flow) -> None:
+        command = "if [ $FLOW_NODE_RANK = 1 ]; then sleep 0.3; exit 5; else sleep 1000; fi"
+        task = self.finished(client, command, num_instances=2)
+        assert (task.status, task.exit_code, task.reason) == ("failed", 5, "exit 5 (node 1)")
+
+    def test_a_failed_attempt_is_recorded_and_run_again(self, client: Flow) -> None:
+        command = """echo attempt $FLOW_ATTEMPT
+            cat "$FLOW_OUTPUT/kept"
+            echo $FLOW_ATTEMPT > "$FLOW_OUTPUT/kept"
+            [ $FLOW_ATTEMPT = 3 ]"""
+        task = self.finished(client, command, retries=5)
+        assert (task.status, len(task.attempts)) == ("completed", 3)
+        assert [str(one.status) for one in task.attempts] == ["failed", "failed", "completed"]
+        lines = list(task.lines(stream="stdout"))
+        assert [(one.attempt, one.text) for one in lines] == [
+            (1, b"attempt 1"), (2, b"attempt 2"), (2, b"1"), (3, b"attempt 3"), (3, b"2"),
+        ]  # fmt: skip
+
+    def test_retries_run_out(self, client: Flow) -> None:
+        task = self.finished(client, "exit 4", retries=1)
+        assert (task.status, task.exit_code, len(task.attempts)) == ("failed", 4, 2)
+
+    def test_what_is_left_in_the_output_is_kept(self, client: Flow) -> None:
+        task = self.finished(
+            client,
+            'mkdir "$FLOW_OUTPUT/a"; echo deep > "$FLOW_OUTPUT/a/b"; echo \'{"x": 1}\' > "$FLOW_OUTPUT/result.json"',
+        )
+        assert task.result() == {"x": 1}
+        found = task.outputs("a/b")
+        assert found and found.read_text() == "deep\n"
+
+    def test_allocating_twice_starts_once(self, client: Flow) -> None:
+        task = self.run(client, "echo once")
+        provider = client.provider()
+        provider.allocate(task.plan)
+        task.wait(timeout=self.patience)
+        provider.allocate(task.plan)
+        assert [one.task_id for one in provider.allocations([task.task_id])] == [task.task_id]
+        assert client.get_task(task.task_id).logs() == "once\n"
+
+    def test_a_plan_can_be_allocated_by_hand(self, client: Flow) -> None:
+        provider = client.provider()
+        plan = dataclasses.replace(self.run(client, "true").plan, task_id=new_task_id())
+        provider.allocate(plan)
+        ended = lambda: provider.allocations([plan.task_id])[0].machines is Machines.GONE  # noqa: E731
+        assert wait_until(ended, seconds=self.patience)
+        assert provider.allocations([plan.task_id])[0].plan_hash == plan.hash
+
+    def test_unknown_ids_are_nothing(self, client: Flow) -> None:
+        provider = client.provider()
+        unknown = new_task_id()
+        assert provider.allocations([unknown]) == []
+        provider.release(unknown)
+        with pytest.raises(TaskNotFoundError):
+            client.get_task(unknown)
+
+    def test_releasing_twice_is_fine(self, client: Flow) -> None:
+        task = self.running(client, "sleep 1000")
+        provider = client.provider()
+        task.cancel()
+        provider.release(task.task_id)
+        assert task.wait(timeout=self.patience) == "cancelled"
+        provider.release(task.task_id)
+        assert client.get_task(task.task_id).status == "cancelled"
+
+    def test_the_same_key_makes_one_task(self, client: Flow) -> None:
+        first = client.run("echo once", idempotency_key="k", upload_code=False)
+        again = client.run("echo once", idempotency_key="k", upload_code=False)
+        assert first.task_id == again.task_id
+
+    def test_a_shell_reaches_a_running_task(self, client: Flow) -> None:
+        task = self.running(client, "echo here > mark; sleep 1000", env={"WORD": "a b"})
+        assert wait_until(lambda: task.shell(["test", "-s", "mark"]) == 0, seconds=self.patience)
+        assert task.shell('[ "$WORD" = "a b" ] && [ $FLOW_TASK_ID = ' + task.task_id + " ] && exit 7") == 7
+        task.cancel()
+        task.wait(timeout=self.patience)
+
+    def test_two_at_once(self, client: Flow) -> None:
+        began = time.time()
+        tasks = [self.run(client, f"echo {n}") for n in range(5)]
+        assert [task.wait(timeout=self.patience) for task in tasks] == ["completed"] * 5
+        assert [task.logs() for task in tasks] == [f"{n}\n" for n in range(5)]
+        assert all(task.created_at and task.created_at.timestamp() >= began - 1 for task in tasks)
