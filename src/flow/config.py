@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from flow.errors import ValidationError
 from flow.field_types import (
@@ -18,10 +18,13 @@ from flow.field_types import (
     GpuText,
     Mounts,
     Name,
-    Number,
     Options,
+    OrElse,
     Ports,
+    Positive,
+    Seconds,
     SignalText,
+    Size,
     Text,
     Texts,
     TextsByName,
@@ -37,9 +40,14 @@ from flow.plan import Elements
 from flow.spellings import parse_array, parse_begin, parse_signal
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from flow.task_fields import TaskFields
 
 __all__ = ["DependsOn", "TaskConfig", "VolumeMount", "parse_array", "parse_begin", "parse_signal", "task_schema"]
+
+
+_CALLED = "the task"  # what messages call the whole, where it has no file
 
 
 class _Checked(BaseModel):
@@ -47,7 +55,7 @@ class _Checked(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
-    if not TYPE_CHECKING:  # what pydantic derives from the fields is what editors shall show
+    if not TYPE_CHECKING:  # editors shall show the fields
 
         def __init__(self, /, **fields: Any) -> None:
             mistakes = self._contradictions(fields)
@@ -56,7 +64,7 @@ class _Checked(BaseModel):
             except pydantic.ValidationError as error:
                 mistakes += from_pydantic(error.errors(), type(self).model_fields)
             if mistakes:
-                raise MistakesError(mistakes, self._called(fields))
+                raise MistakesError.of(mistakes, _CALLED)
 
         def __setattr__(self, name: str, value: Any) -> None:
             # asked before assigning, so that what is refused leaves everything as it was
@@ -66,7 +74,7 @@ class _Checked(BaseModel):
                     return super().__setattr__(name, value)
                 except pydantic.ValidationError as error:
                     mistakes = from_pydantic(error.errors(), type(self).model_fields)
-            raise MistakesError(mistakes, self._called(self.__dict__))
+            raise MistakesError.of(mistakes, _CALLED)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -82,17 +90,13 @@ class _Checked(BaseModel):
         """What is wrong with fields together; they may be wrong themselves."""
         return []
 
-    @classmethod
-    def _called(cls, fields: Mapping[str, Any]) -> str:
-        return "the task"
-
 
 class VolumeMount(_Checked):
     """Storage that outlives tasks, seen by the task at `mount_path`."""
 
     name: Name | None = Field(None, description="Name of the volume; with `size_gb`, made when there is none.")
     volume_id: Word | None = Field(None, description="The provider's id of an existing volume, instead of a name.")
-    size_gb: WholeNumber | None = Field(None, ge=1, description="Size in GB of a volume to be made.")
+    size_gb: Size | None = Field(None, description="Size in GB of a volume to be made.")
     mount_path: AbsolutePath | None = Field(None, description="Where the task sees it; by default `/mnt/<name>`.")
     interface: Literal["block", "file"] = Field(
         "block", description="`block`: one machine at a time; `file`: shared by all machines of the task."
@@ -128,11 +132,7 @@ class DependsOn(_Checked):
     )
 
 
-_Dependency = Annotated[
-    DependsOn,
-    as_dependency,
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"$ref": "#/$defs/DependsOn"}]}),
-]
+_Dependency = Annotated[DependsOn, as_dependency, OrElse("string")]
 
 
 class TaskConfig(_Checked):
@@ -148,30 +148,36 @@ class TaskConfig(_Checked):
     image: Word | None = Field(None, description="Container image to run in.")
     env: TextsByName = Field({}, description="Environment variables.")
     working_dir: Text | None = Field(None, description="Folder to run in, relative to the project, or absolute.")
-    volumes: Annotated[list[VolumeMount], as_volumes] = Field([], description="Volumes to attach.")
+    volumes: Annotated[list[VolumeMount], as_volumes, OrElse("object")] = Field([], description="Volumes to attach.")
     mounts: Mounts = Field({}, description="Target path -> `s3://bucket/path` or `volume://name`; alone: at `/data`.")
     ports: Ports = Field([], description="TCP ports of the first machine to make reachable, 1 to 65535.")
     num_instances: WholeNumber = Field(1, ge=1, le=100_000, description="Number of machines.")
-    max_price_per_hour: Number | None = Field(None, gt=0, description="Most to pay, in US dollars for each hour.")
-    max_run_time_hours: Number | None = Field(None, gt=0, le=1e6, description="Time limit in hours, of all attempts.")
+    max_price_per_hour: Positive | None = Field(None, description="Most to pay, in US dollars for each hour.")
+    max_run_time_hours: Positive | None = Field(None, description="Time limit in hours, of all attempts.")
     ssh_keys: Texts = Field([], description="Names of the SSH keys that may log in.")
     region: Word | None = Field(None, description="Region of the provider.")
     upload_code: bool = Field(True, description="Whether the project folder is sent along.")
     provider: Word | None = Field(None, description="Where to run; by default what the settings say.")
-    cpus: Number | None = Field(None, gt=0, le=1e6, description="CPUs of each machine.")
-    memory_gb: Number | None = Field(None, gt=0, le=1e9, description="Memory of each machine, in GB.")
+    cpus: Positive | None = Field(None, description="CPUs of each machine.")
+    memory_gb: Positive | None = Field(None, description="Memory of each machine, in GB.")
     retries: WholeNumber = Field(0, ge=0, le=1_000_000, description="How often to run again after a failure.")
     priority: WholeNumber = Field(0, ge=-(10**9), le=10**9, description="Higher starts first.")
     labels: TextsByName = Field({}, description="Text by name, to find the task again.")
     array: ArrayText | None = Field(None, description="One task for each index, as `0-9`, `1-100%8` (8 at once).")
-    depends_on: Annotated[list[_Dependency], as_list] = Field([], description="Tasks to wait for, as `ref:ended`.")
+    depends_on: Annotated[list[_Dependency], as_list, OrElse("string")] = Field(
+        [], description="Tasks to wait for, as `ref:ended`."
+    )
     begin: BeginText | None = Field(None, description="Earliest start: `now+1hour`, an ISO time, or seconds of 1970.")
     hold: bool = Field(False, description="Whether to wait for `flow resume`.")
     signal: SignalText | None = Field(None, description="Signal before the time limit: `USR1@90` is 90 seconds before.")
-    grace_seconds: Number = Field(30.0, ge=0, le=1e6, description="Seconds between SIGTERM and SIGKILL.")
+    grace_seconds: Seconds = Field(30.0, description="Seconds between SIGTERM and SIGKILL.")
     output: Text | None = Field(None, description="File for a copy of stdout; Slurm's `%` patterns are filled in.")
     error: Text | None = Field(None, description="File for a copy of stderr; Slurm's `%` patterns are filled in.")
     options: Options = Field({}, description="The provider's own settings for this task.")
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Unpack[TaskFields]) -> None: ...
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
@@ -193,7 +199,8 @@ class TaskConfig(_Checked):
 
     def to_dict(self) -> dict[str, Any]:
         """What was set, as JSON-ready values. Secrets are in it."""
-        return {name: value for name, value in self.model_dump(exclude_unset=True).items() if value is not None}
+        values = self.model_dump(exclude_unset=True, warnings=False)  # what was changed in place may be anything
+        return {name: value for name, value in values.items() if value is not None}
 
     def to_yaml(self) -> str:
         """What was set, as YAML that `from_yaml` reads back. Secrets are in it."""
@@ -201,8 +208,11 @@ class TaskConfig(_Checked):
 
         return dump(self.to_dict())
 
-    def copy_with(self, **fields: Any) -> Self:
-        """A checked copy with other values; None takes a field back to its default."""
+    def copy_with(self, **fields: Unpack[TaskFields]) -> Self:
+        """A copy with other values; None takes a field back to its default.
+
+        All of it is checked anew: `copy_with()` also finds what was changed in place, as by `config.env["A"] = []`.
+        """
         return self.from_dict({**self.to_dict(), **fields})
 
     @property
@@ -234,6 +244,7 @@ def task_schema() -> dict[str, Any]:
     schema = TaskConfig.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Flow task"
+    schema["description"] = "What to run, and on which machines."
     return schema
 
 

@@ -7,10 +7,13 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import date
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from flow.errors import ValidationError
 from flow.gpus import parse_gpu
@@ -51,7 +54,7 @@ def _matching(pattern: re.Pattern[str], advice: str) -> Callable[[Any], str]:
 
 def _not_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise _refuse(f"{shown_value(value)} is not a number", "write a number")
+        raise _refuse(f"{shown_value(value)} is not a number", "write a number, or text in quotes")
     return value
 
 
@@ -94,7 +97,7 @@ def _texts_by_name(value: Any) -> dict[str, str]:
         except ValidationError as error:
             mistakes.append(Mistake(f"{name}: {error.message}", error.suggestions, (str(name),)))
     if mistakes:
-        raise MistakesError(mistakes, "the mapping")
+        raise MistakesError.of(mistakes, "the mapping")
     return texts
 
 
@@ -108,11 +111,11 @@ def _command(value: Any) -> str | list[str] | None:
     mistakes: list[Mistake] = []
     for index, one in enumerate(value):
         try:
-            words.append(_plain_text(one if not isinstance(one, bool) else [one]))
+            words.append(_plain_text(_not_bool(one)))
         except ValidationError as error:
             mistakes.append(Mistake(f"[{index}]: {error.message}", error.suggestions, (index,)))
     if mistakes:
-        raise MistakesError(mistakes, "the command")
+        raise MistakesError.of(mistakes, "the command")
     return words
 
 
@@ -127,13 +130,13 @@ def _mounts(value: Any) -> dict[str, str]:
         except ValidationError as error:
             mistakes.append(Mistake(f"{target}: {error.message}", error.suggestions, (target,)))
     if mistakes:
-        raise MistakesError(mistakes, "the mounts")
+        raise MistakesError.of(mistakes, "the mounts")
     return mounts
 
 
 def _volumes(value: Any) -> Any:
     """`{"/data": "name"}` is a short way to write `[{"mount_path": "/data", "name": "name"}]`."""
-    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value.values()):
+    if isinstance(value, Mapping) and all(str(path).startswith("/") for path in value):
         return [{"mount_path": path, "name": name} for path, name in value.items()]
     return [value] if isinstance(value, Mapping) else value
 
@@ -153,23 +156,20 @@ def _dependency(value: Any) -> Any:
     return {"task": task, "state": state}
 
 
+def _text_or_number(value: Any) -> str:
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else _text(value)
+
+
 def _gpu(value: Any) -> str:
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    text = _text_or_number(value)
     parse_gpu(text)
     return text
 
 
-def _array(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise _refuse(f"{shown_value(value)} is no array", "write indices, as `0-9`")
-    if isinstance(value, str):
-        value = _text(value)
-    elif isinstance(value, int):
-        value = str(value)
-    else:
-        value = _indices(value)
-    parse_array(value)
-    return value
+def _array(value: Any) -> str | list[int]:
+    array = _text_or_number(value) if isinstance(value, (str, int)) else _indices(value)
+    parse_array(array)
+    return array
 
 
 def _indices(value: Any) -> list[int]:
@@ -182,15 +182,13 @@ def _indices(value: Any) -> list[int]:
 
 
 def _begin(value: Any) -> str:
-    if isinstance(value, date):  # a datetime is one, too
-        value = value.isoformat()
-    text = str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else _text(value)
+    text = value.isoformat() if isinstance(value, date) else _text_or_number(value)  # a datetime is a date, too
     parse_begin(text, time.time())
     return text
 
 
 def _signal(value: Any) -> str:
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    text = _text_or_number(value)
     parse_signal(text)
     return text
 
@@ -210,21 +208,34 @@ def _each_once(ports: list[int]) -> list[int]:
     return ports
 
 
+@dataclass(frozen=True)
+class OrElse:
+    """Tells the JSON schema of another kind of value that is accepted, too."""
+
+    kind: str
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": self.kind}, handler(schema)]}
+
+
 _SCALAR_SCHEMA = {"type": ["string", "number", "boolean"]}
 
 Text = Annotated[str, BeforeValidator(_text)]
 Word = Annotated[str, BeforeValidator(_matching(_WORD, "write one word, without spaces"))]
 Name = Annotated[
     str,
-    BeforeValidator(_matching(_NAME, "use letters, digits, `-`, `_` and `.`, at most 128, first a letter or digit")),
+    BeforeValidator(_matching(_NAME, "use up to 128 letters, digits, `-`, `_` and `.`, none of `-.` first")),
     WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"}),
 ]
 WholeNumber = Annotated[int, BeforeValidator(_not_bool)]
-Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), BeforeValidator(_not_bool)]
+# Limits stand next to the type: behind a validator they would get lost in the JSON schema.
+Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), BeforeValidator(_not_bool)]
+Size = Annotated[int, Field(ge=1, le=10**9), BeforeValidator(_not_bool)]
 AbsolutePath = Annotated[str, BeforeValidator(_absolute), WithJsonSchema({"type": "string", "pattern": "^/"})]
-Port = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=65535)]
-Ports = Annotated[list[Port], BeforeValidator(_listed), AfterValidator(_each_once)]
-Texts = Annotated[list[Text], BeforeValidator(_listed)]
+Port = Annotated[int, Field(ge=1, le=65535), BeforeValidator(_not_bool)]
+Ports = Annotated[list[Port], BeforeValidator(_listed), AfterValidator(_each_once), OrElse("integer")]
+Texts = Annotated[list[Text], BeforeValidator(_listed), OrElse("string")]
 TextsByName = Annotated[
     dict[str, str],
     BeforeValidator(_texts_by_name),

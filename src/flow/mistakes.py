@@ -50,15 +50,19 @@ class Mistake:
 
 
 class MistakesError(ValidationError):
-    """Everything that is wrong with one thing; `mistakes` has them one by one, in the order of their places."""
+    """Everything that is wrong with one thing; `mistakes` has them one by one."""
 
-    def __init__(self, mistakes: Sequence[Mistake], what: str) -> None:
+    def __init__(self, message: str, *, suggestions: Sequence[str] = (), mistakes: Sequence[Mistake] = ()) -> None:
+        super().__init__(message, suggestions=suggestions)
         self.mistakes = tuple(mistakes)
+
+    @classmethod
+    def of(cls, mistakes: Sequence[Mistake], what: str) -> MistakesError:
+        """The error that tells `mistakes` in their order; `what` names the thing they are in."""
         if len(mistakes) == 1:
-            super().__init__(mistakes[0].text(with_advice=False), suggestions=mistakes[0].advice)
-            return
+            return cls(mistakes[0].text(with_advice=False), suggestions=mistakes[0].advice, mistakes=mistakes)
         told = "\n".join(one.text(with_advice=True) for one in mistakes)
-        super().__init__(f"{len(mistakes)} mistakes in {what}\n{told}")
+        return cls(f"{len(mistakes)} mistakes in {what}\n{told}", mistakes=mistakes)
 
 
 def path_text(location: Iterable[str | int]) -> str:
@@ -121,7 +125,8 @@ def _wrong_value(error: Mapping[str, Any], location: Location) -> Mistake:
     if kind == "missing":
         return Mistake(f"{path_text(location)} is missing", (f"add `{name}`",), location)
     asked = next((text for start, text in _ASKED if kind.startswith(start)), "")
-    advice = asked.format_map(context) if asked else str(error["msg"]).replace("Input should be", "write")
+    numbers = {key: f"{one:,.10g}" if isinstance(one, (int, float)) else one for key, one in context.items()}
+    advice = asked.format_map(numbers) if asked else str(error["msg"]).replace("Input should be", "write")
     return Mistake(
         f"{path_text(location)}: {shown_value(error['input'], name)} {_NOT.get(kind, 'is not allowed')}",
         (advice,),

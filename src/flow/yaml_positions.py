@@ -17,8 +17,10 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten t
 _MOST_BYTES = 10_000_000
 _MOST_VALUES = 1_000_000  # with every alias written out
 _DEEPEST = 100
-_STRING = "tag:yaml.org,2002:str"
-_NULL = "tag:yaml.org,2002:null"
+_TAG = "tag:yaml.org,2002:"
+_STRING = _TAG + "str"
+_GUESSED = {_TAG + kind for kind in ("bool", "int", "float", "timestamp")}  # what YAML may take text for
+_SIGNS = {_TAG + kind for kind in ("value", "merge")}  # a lone `=` or `<<`
 _ADVICE = {
     "found character": "put the text in quotes; indent with spaces, not with tabs",
     "mapping values are not allowed": "put text that holds `: ` in quotes",
@@ -54,7 +56,7 @@ class Document:
             Mistake(one.message, one.advice, one.location, one.of_key, self.place(one.location, of_key=one.of_key))
             for one in mistakes
         ]
-        return MistakesError(sorted(placed, key=_order), f"`{self.name}`")
+        return MistakesError.of(sorted(placed, key=_order), f"`{self.name}`")
 
 
 def read_document(path: str | os.PathLike[str], is_text: Callable[[Location], bool] = lambda _: False) -> Document:
@@ -71,6 +73,7 @@ def parse_document(text: str, name: str, is_text: Callable[[Location], bool] = l
     _refuse_control_characters(text, name)
     lines = text.splitlines()
     try:
+        _refuse_depth(text)
         loader = _LOADER(text)
         root = loader.get_single_node()
         if root is None:
@@ -81,7 +84,7 @@ def parse_document(text: str, name: str, is_text: Callable[[Location], bool] = l
         walk.visit(root, ())
         if walk.mistakes:
             placed = [Mistake(told, place=_place(name, lines, mark)) for told, mark in walk.mistakes]
-            raise MistakesError(sorted(placed, key=_order), f"`{name}`")
+            raise MistakesError.of(sorted(placed, key=_order), f"`{name}`")
         return Document(name, lines, loader.construct_document(root), root)
     except yaml.MarkedYAMLError as error:
         raise _malformed(error, name, lines) from None
@@ -136,7 +139,7 @@ class _Walk:
             first.setdefault(key.value, line)
 
     def _scalar(self, node: yaml.ScalarNode, location: Location) -> None:
-        if node.tag not in (_STRING, _NULL) and self._is_text(location):
+        if node.tag in _SIGNS or (node.tag in _GUESSED and self._is_text(location)):
             node.tag = _STRING
             return
         try:
@@ -187,9 +190,21 @@ def _refuse_control_characters(text: str, name: str) -> None:
         )
 
 
+def _refuse_depth(text: str) -> None:
+    """Raises OverflowError for what is nested too deep; asked first, since libyaml's composer would crash on it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _DEEPEST:
+            raise OverflowError
+
+
 def _nothing(name: str) -> yaml.MappingNode:
     start = yaml.Mark(name, 0, 0, 0, None, 0)
-    return yaml.MappingNode("tag:yaml.org,2002:map", [], start, start)
+    return yaml.MappingNode(_TAG + "map", [], start, start)
 
 
 def _not_a_mapping(root: yaml.Node, name: str) -> ValidationError:
@@ -205,7 +220,7 @@ def _malformed(error: yaml.MarkedYAMLError, name: str, lines: Sequence[str]) -> 
     advice = tuple(text for start, text in _ADVICE.items() if start in told)
     mark = error.problem_mark or error.context_mark
     place = _place(name, lines, mark) if mark else Place(name, 1, 1, lines[0] if lines else "")
-    return MistakesError([Mistake(f"not YAML: {told}", advice, place=place)], f"`{name}`")
+    return MistakesError.of([Mistake(f"not YAML: {told}", advice, place=place)], f"`{name}`")
 
 
 def _place(name: str, lines: Sequence[str], mark: yaml.Mark) -> Place:
