@@ -123,9 +123,7 @@ def _inside(root: str, path: Path) -> str | None:
 def _not_stored(walk: Walk, incoming: Incoming) -> list[tuple[Folder, File]]:
     to_read = {id(file) for _, file in walk.unread}
     return [
-        (folder, file)
-        for folder, file in _all_files(walk)
-        if id(file) not in to_read and not incoming.has(file.digest)
+        (folder, file) for folder, file in _all_files(walk) if id(file) not in to_read and not incoming.has(file.digest)
     ]
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import itertools
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from flow.errors import StorageError
+
+_COUNT = itertools.count()
 
 
 @contextlib.contextmanager
@@ -21,28 +26,44 @@ def writing(store: Path) -> Iterator[None]:
         raise storage_error(store, error) from error
 
 
+def why(error: Exception) -> str:
+    """The reason in a few words, without the path."""
+    return ((isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__).lower()
+
+
 def storage_error(store: Path, error: OSError) -> StorageError:
     """What stands in the way of writing to Flow's folder."""
-    reason = (error.strerror or str(error)).lower()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         suggestions = ["make room there: `flow prune` removes what old tasks left"]
     else:
         suggestions = ["point FLOW_HOME at a folder that you can write to"]
-    return StorageError(f"cannot write to Flow's folder `{store}`: {reason}", suggestions=suggestions)
+    return StorageError(f"cannot write to Flow's folder `{store}`: {why(error)}", suggestions=suggestions)
 
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replace `path` whole: after a crash it holds the old content or the new. 0600. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns():x}")
+    temporary = _write_beside(path, content)
     try:
-        with open(temporary, "xb", opener=_private) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         unlink_quietly(str(temporary))
         raise
+    sync_path(str(path.parent))
+
+
+def create_durably(path: Path, content: bytes) -> None:
+    """Write a file that must not exist yet: FileExistsError when it does, and it is as it was. 0600. Raises OSError."""
+    temporary = _write_beside(path, content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        temporary.replace(path)
+    finally:
+        unlink_quietly(str(temporary))
     sync_path(str(path.parent))
 
 
@@ -53,6 +74,74 @@ def sync_path(path: str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Lock:
+    """Held by one thread of one process at a time, freed when that ends; enter it again freely. Raises OSError.
+
+    `note` is a line that outlives the holder: it tells the next one that the last died at its work.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._threads = threading.RLock()
+        self._depth = 0
+        self._handle = -1
+
+    def __enter__(self) -> Lock:
+        self._threads.acquire()
+        try:
+            if self._depth == 0:
+                self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(self._handle, fcntl.LOCK_EX)
+            self._depth += 1
+        except BaseException:
+            self._close()
+            self._threads.release()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._close()
+        self._threads.release()
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether there is a note: of a holder at work, or of one that died."""
+        try:
+            return self._path.stat().st_size > 0
+        except OSError:
+            return False
+
+    @property
+    def note(self) -> str:
+        """What the last holder left, "" as a rule."""
+        return os.pread(self._handle, 4096, 0).decode(errors="replace")
+
+    @note.setter
+    def note(self, text: str) -> None:
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, text.encode(), 0)
+
+    def _close(self) -> None:
+        if self._depth == 0 and self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+
+def _write_beside(path: Path, content: bytes) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns():x}-{next(_COUNT)}")
+    try:
+        with open(temporary, "xb", opener=_private) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        unlink_quietly(str(temporary))
+        raise
+    return temporary
 
 
 def _private(path: str, flags: int) -> int:

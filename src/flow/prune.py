@@ -1,0 +1,138 @@
+"""What has ended is removed from the record: by age, number and size; then the uploaded projects nobody names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flow.blobs import collect_garbage, store_lock
+from flow.errors import StorageError
+from flow.record_index import RecordIndex, Row
+from flow.references import split_element
+from flow.status import FINAL, Outcome, TaskStatus
+
+_DOOMED = ".pruned-"  # a record's folder is named so before it is emptied, so that a crash leaves no half of one
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What of the ended tasks may stay; None: no limit of that kind."""
+
+    older_than_seconds: float | None = None  # since their end
+    keep: int | None = None  # the newest so many
+    max_bytes: int | None = None  # of all records together
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """The tasks removed, oldest first, and the bytes their records and projects took."""
+
+    task_ids: tuple[str, ...]
+    bytes: int
+
+
+def prune_records(
+    home: Path, index: RecordIndex, final: Callable[[str], Outcome | None], *, limits: Limits, dry_run: bool = False
+) -> Pruned:
+    """To be called by the holder of the index's lock. `final` reads the recorded end of a task: the index may err."""
+    record = home / "record"
+    folders = _folders(record)
+    ended = [(row, end) for row in index.rows({}, states=sorted(FINAL)) if (end := _end_of(row, final)) is not None]
+    awaited = _awaited(index)
+    ended = [(row, end) for row, end in ended if row.task_id not in awaited]
+    sizes = {row.task_id: sum(map(_size, folders.get(row.task_id, ()))) for row, _ in ended}
+    total = sum(_size(folder) for those in folders.values() for folder in those) if limits.max_bytes is not None else 0
+    doomed = choose(ended, sizes, total, limits=limits, now=time.time())
+    freed = sum(sizes[task_id] for task_id in doomed)
+    if not dry_run:
+        _remove(record, folders, doomed)
+        index.remove(doomed)
+    return Pruned(tuple(doomed), freed + _collect(home, index, doomed, dry_run=dry_run))
+
+
+def choose(
+    ended: list[tuple[Row, float]], sizes: dict[str, int], total: int, *, limits: Limits, now: float
+) -> list[str]:
+    """Which of the ended tasks (newest first, with the time of their end) must go, oldest first."""
+    doomed = set()
+    for place, (row, end) in enumerate(ended):
+        too_old = limits.older_than_seconds is not None and now - end > limits.older_than_seconds
+        too_many = limits.keep is not None and place >= limits.keep
+        if too_old or too_many:
+            doomed.add(row.task_id)
+    oldest_first = [row.task_id for row, _ in reversed(ended)]
+    left = total - sum(sizes[task_id] for task_id in doomed)
+    for task_id in oldest_first:
+        if limits.max_bytes is None or left <= limits.max_bytes:
+            break
+        if task_id not in doomed:
+            doomed.add(task_id)
+            left -= sizes[task_id]
+    return [task_id for task_id in oldest_first if task_id in doomed]
+
+
+def _end_of(row: Row, final: Callable[[str], Outcome | None]) -> float | None:
+    """When a task ended, or None when its record does not say that it did."""
+    try:
+        outcome = final(row.task_id)
+    except StorageError:
+        return None
+    if outcome is None:
+        return None
+    return outcome.ended if outcome.ended is not None else row.created
+
+
+def _awaited(index: RecordIndex) -> set[str]:
+    """Tasks that one which is not final waits for."""
+    unfinished = ", ".join(f"'{state}'" for state in TaskStatus if state not in FINAL)
+    rows = index.read(f"SELECT after FROM tasks WHERE after != '' AND state IN ({unfinished})")
+    return {split_element(task_id)[0] for (after,) in rows for task_id in after.split()}
+
+
+def _folders(record: Path) -> dict[str, list[Path]]:
+    """The folders of each task: its own and its elements'; "" has what an earlier pruning left."""
+    found: dict[str, list[Path]] = {}
+    with os.scandir(record) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                task_id = "" if entry.name.startswith(_DOOMED) else split_element(entry.name)[0]
+                found.setdefault(task_id, []).append(Path(entry.path))
+    return found
+
+
+def _remove(record: Path, folders: dict[str, list[Path]], doomed: Iterable[str]) -> None:
+    emptied = list(folders.get("", ()))
+    for task_id in doomed:
+        # elements first: while the record itself is there, a crash leaves a task that can be pruned again
+        for folder in sorted(folders[task_id], key=lambda path: path.name == task_id):
+            emptied.append(folder.rename(record / f"{_DOOMED}{folder.name}"))
+    for folder in emptied:
+        _remove_tree(folder)
+
+
+def _remove_tree(folder: Path) -> None:
+    """All of it, folders that the task made read-only too."""
+    try:
+        shutil.rmtree(folder)
+    except PermissionError:
+        for path, _, _ in os.walk(folder):
+            Path(path).chmod(0o700)
+        shutil.rmtree(folder)
+
+
+def _collect(home: Path, index: RecordIndex, doomed: Iterable[str], *, dry_run: bool) -> int:
+    if index.read("SELECT 1 FROM damaged LIMIT 1"):
+        return 0  # a damaged record may name a project that no other does
+    gone = set(doomed)
+    named = index.read("SELECT task_id, bundle FROM tasks WHERE bundle IS NOT NULL")
+    keep = {bundle for task_id, bundle in named if task_id not in gone}
+    with store_lock(home, shared=False):
+        return collect_garbage(home, keep, dry_run=dry_run)
+
+
+def _size(folder: Path) -> int:
+    return sum(os.lstat(f"{path}/{name}").st_size for path, _, names in os.walk(folder) for name in names)

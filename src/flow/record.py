@@ -1,0 +1,412 @@
+"""The record of every task: acknowledged when it is on disk; the first final state wins."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flow.durable import create_durably, sync_path, why, write_durably, writing
+from flow.errors import FlowError, StorageError, TaskNotFoundError, ValidationError
+from flow.plan import Plan, plan_from_dict
+from flow.prune import Limits, Pruned, prune_records
+from flow.record_index import Entry, RecordIndex, Row
+from flow.references import find_task, split_element
+from flow.status import FINAL, Intent, Outcome, TaskStatus, Want
+
+__all__ = ["Pruned", "Records", "Row", "Submission", "TaskIdTaken", "new_task_id"]
+
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+_YEAR_2025 = 1_735_689_600.0  # 2025-01-01 UTC, in seconds since the epoch
+_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,99}")  # a folder's name, without the `_` that elements have
+_NEVER_THE_SAME = ("task_id", "notes", "not_before", "price_per_hour")  # in two submissions of one request
+
+
+class TaskIdTaken(FlowError):  # noqa: N818  # what happened, to be answered by another id
+    """There is a task with this id already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What was submitted: the plan, the config it was made of (JSON values), when (since the epoch) and by whom."""
+
+    task_id: str
+    plan: Plan
+    config: dict[str, Any]
+    created: float
+    user: str
+    idempotency_key: str | None = None
+
+
+class Records:
+    """The records of one home, `$FLOW_HOME`, made when first written to. Threads and processes may share it.
+
+    `notes` gathers sentences for the user. Everything raises StorageError where the disk stands in the way, and
+    TaskNotFoundError for an id that has no record. An element of an array is named `<id>_<index>`.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._folder = home / "record"
+        self._index = RecordIndex(home, self._names, self._entry)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know: a name that several tasks have, an index made anew."""
+        return self._index.notes
+
+    def add(self, submission: Submission, want: Want = Want.RUN) -> Submission:
+        """Acknowledge a task: it is on disk when this returns. The same idempotency key gives the earlier submission.
+
+        Raises TaskIdTaken, or ValidationError when the key was used for another request.
+        """
+        if not _TASK_ID.fullmatch(submission.task_id):
+            raise ValidationError(f"`{submission.task_id}` cannot be a task's id")
+        with self._alone():
+            self._index.make()
+            self._adopt_what_a_crash_left()
+            earlier = self._earlier(submission)
+            if earlier is None:
+                self._write(submission, want)
+        return earlier or submission
+
+    def mark_allocated(self, task_id: str) -> None:
+        """`allocate` has returned for this task. Not worth waiting for the disk: asking twice is harmless."""
+        with writing(self.home), contextlib.suppress(FileNotFoundError):
+            os.close(os.open(self._path(task_id, "allocated"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._index.write(lambda db: db.execute("UPDATE tasks SET allocated = 1 WHERE task_id = ?", (task_id,)))
+
+    def unallocated(self) -> list[str]:
+        """Acknowledged tasks that are to run and for which `allocate` is not known to have returned, oldest first."""
+        if self._index.is_writable and self._index.lock.is_noted:
+            with self._alone():
+                self._adopt_what_a_crash_left()
+        rows = self._index.rows({"allocated = ?": 0, "want = ?": "run"}, states=sorted(set(TaskStatus) - FINAL))
+        return [row.task_id for row in reversed(rows)]
+
+    def get(self, task_id: str) -> Submission:
+        """What was submitted; an element gives its array's. StorageError names the file when it is damaged."""
+        array, index = split_element(task_id)
+        submission = _submission(self._read(array))
+        elements = submission.plan.elements
+        if index is not None and not (elements and index in elements.indices):
+            raise _not_found(task_id)
+        return submission
+
+    def intent(self, task_id: str) -> Intent:
+        """What the user wants of it now; for an element the later of its own and its array's, a cancel before all."""
+        array, index = split_element(task_id)
+        own = self._own_intent(task_id) if index is not None else None
+        whole = self._own_intent(array)
+        if whole is None:
+            values = self._read(array)
+            whole = Intent(Want(values["want"]), values["created"])
+        if own is None or whole.want is Want.CANCEL:
+            return whole
+        return own if own.want is Want.CANCEL or own.since >= whole.since else whole
+
+    def set_intent(self, task_id: str, want: Want) -> Intent:
+        """Write down what the user wants from now on; what was cancelled stays cancelled."""
+        with self._alone():
+            before = self.intent(task_id)
+            if before.want in (want, Want.CANCEL):
+                return before
+            intent = Intent(want, time.time())
+            self._make_folder(task_id)
+            write_durably(self._path(task_id, "intent.json"), _json({"want": want.value, "since": intent.since}))
+        self._index.write(lambda db: db.execute("UPDATE tasks SET want = ? WHERE task_id = ?", (want.value, task_id)))
+        return intent
+
+    def final(self, task_id: str) -> Outcome | None:
+        """The final state, or None while none was recorded."""
+        path = self._path(task_id, "final.json")
+        try:
+            return _outcome(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise _damaged(path, error) from error
+
+    def set_final(self, task_id: str, outcome: Outcome) -> Outcome:
+        """Record how it ended; the first one wins and is returned, one that contradicts it is kept beside it."""
+        if outcome.state not in FINAL:
+            raise ValueError(f"`{outcome.state}` is not a final state")
+        path = self._path(task_id, "final.json")
+        content = _json({"v": 1, **dataclasses.asdict(outcome)})
+        with writing(self.home):
+            self._make_folder(task_id)
+            try:
+                create_durably(path, content)
+                first = outcome
+            except FileExistsError:
+                first = self.final(task_id) or outcome
+                if (first.state, first.exit_code) != (outcome.state, outcome.exit_code):
+                    write_durably(path.with_name(f"final-contradicted-{time.time_ns()}.json"), content)
+        self.note_outcomes({task_id: first})
+        return first
+
+    def note_outcomes(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Bring the lists up to date, in one transaction; a final state stays. A read-only home stays as it is."""
+        if outcomes and self._index.is_writable:
+            self._index.note_outcomes(outcomes)
+
+    def rows(
+        self,
+        *,
+        limit: int | None = None,
+        states: Collection[TaskStatus] | None = None,
+        name_pattern: str | None = None,
+        unfinished: bool = False,
+        since: float | None = None,
+    ) -> list[Row]:
+        """The tasks, newest first, an array as one. `since`: created at or after (seconds since the epoch)."""
+        asked = set(TaskStatus if states is None else states) - (FINAL if unfinished else frozenset())
+        if not asked:
+            return []
+        conditions: dict[str, Any] = {}
+        if name_pattern is not None:
+            conditions["matches(name, ?)"] = name_pattern
+        if since is not None:
+            conditions["created >= ?"] = since
+        some = sorted(asked) if asked != set(TaskStatus) else ()
+        return self._index.rows(conditions, states=some, limit=-1 if limit is None else limit)
+
+    def rows_of(self, task_ids: Collection[str]) -> list[Row]:
+        """These tasks as a list shows them, newest first; an element has no row of its own."""
+        return self._index.rows({"task_id IN (SELECT value FROM json_each(?))": json.dumps(list(task_ids))})
+
+    def folder(self, task_id: str, attempt: int, rank: int) -> Path:
+        """The task folder of one rank of one attempt."""
+        return self._folder / task_id / str(attempt) / str(rank)
+
+    def damaged(self) -> list[tuple[str, Path, str]]:
+        """Records that cannot be read: id, file, and why."""
+        found = []
+        for task_id, path, _ in self._index.read("SELECT task_id, path, why FROM damaged ORDER BY task_id"):
+            try:
+                self.get(task_id)
+                self.intent(task_id)
+                self.final(task_id)
+            except StorageError as error:
+                found.append((task_id, Path(path), error.message))
+            except TaskNotFoundError:
+                continue
+        return found
+
+    def find(self, reference: str) -> str:
+        """The id of the task that is meant: an id, `:N` of the last list, `@last`, the beginning of an id, a name.
+
+        A name means the newest task of that name, with a note where there are more. Raises TaskNotFoundError with the
+        nearest, ValidationError where several ids begin so.
+        """
+        found = find_task(self._index, reference)
+        self.notes.extend(found.notes)
+        if split_element(found.task_id)[1] is not None:
+            self.get(found.task_id)  # the array may have no such element
+        return found.task_id
+
+    def save_listing(self, task_ids: Sequence[str]) -> None:
+        """What `:1`, `:2` … mean from now on; forgotten where the home cannot be written to."""
+        if self._index.is_writable and self._folder.is_dir():
+            self._index.save_listing(task_ids)
+
+    def prune(
+        self,
+        *,
+        older_than_seconds: float | None = None,
+        keep: int | None = None,
+        max_bytes: int | None = None,
+        dry_run: bool = False,
+    ) -> Pruned:
+        """Remove what has ended: longer ago than `older_than_seconds`, beyond the newest `keep`, and from the oldest on
+        until all records take at most `max_bytes`. Never what is not final, or what one that is not final waits for.
+
+        Uploaded projects that no task names any more go too.
+        """
+        with self._alone():
+            self._index.catch_up()
+            limits = Limits(older_than_seconds, keep, max_bytes)
+            return prune_records(self.home, self._index, self.final, limits=limits, dry_run=dry_run)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        with writing(self.home):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._index.lock:
+                yield
+
+    def _write(self, submission: Submission, want: Want) -> None:
+        values = {"v": 1, **dataclasses.asdict(submission), "want": want.value}
+        folder = self._folder / submission.task_id
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            raise TaskIdTaken(f"there is a task `{submission.task_id}` already") from None
+        self._index.lock.note = submission.task_id
+        try:
+            write_durably(folder / "record.json", _json(values))
+            sync_path(str(self._folder))
+            self._index.put(_entry(values))
+        except BaseException:
+            _take_back(folder)
+            self._index.lock.note = ""
+            raise
+        self._index.lock.note = ""
+
+    def _adopt_what_a_crash_left(self) -> None:
+        """A submitter that was killed at its work: what it wrote whole is a task, the rest never was."""
+        task_id = self._index.lock.note
+        if not task_id:
+            return
+        entry = self._entry(task_id)
+        if entry:
+            self._index.put(entry)
+        else:
+            _take_back(self._folder / task_id)
+        self._index.lock.note = ""
+
+    def _earlier(self, submission: Submission) -> Submission | None:
+        key = submission.idempotency_key
+        found = key and self._index.read("SELECT task_id FROM tasks WHERE idempotency_key = ?", (key,))
+        if not found:
+            return None
+        earlier = self.get(found[0][0])
+        if _request(earlier.plan) != _request(submission.plan):
+            raise ValidationError(
+                f"the idempotency key `{key}` was used for another request, `{earlier.task_id}`",
+                suggestions=["use another key", f"see what was asked with `flow info {earlier.task_id}`"],
+            )
+        return earlier
+
+    def _names(self) -> list[str]:
+        try:
+            names = os.listdir(self._folder)  # noqa: PTH208
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in names if _TASK_ID.fullmatch(name))
+
+    def _entry(self, task_id: str) -> Entry | None:
+        """What the index is to know of a record, read from the disk; None where there is none."""
+        path = self._path(task_id, "record.json")
+        try:
+            values = json.loads(path.read_bytes())
+            entry = _entry(values)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            return Entry(task_id, None, damage=(str(path), why(error)))
+        entry = dataclasses.replace(entry, allocated=self._path(task_id, "allocated").exists())
+        try:
+            intent, final = self._own_intent(task_id), self.final(task_id)
+        except StorageError as error:
+            return dataclasses.replace(entry, damage=(str(path.parent), error.message))
+        row = dataclasses.replace(entry.row, **dataclasses.asdict(final)) if entry.row and final else entry.row
+        return dataclasses.replace(entry, row=row, want=intent.want.value if intent else entry.want)
+
+    def _own_intent(self, task_id: str) -> Intent | None:
+        path = self._path(task_id, "intent.json")
+        try:
+            values = json.loads(path.read_bytes())
+            return Intent(Want(values["want"]), float(values["since"]))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise _damaged(path, error) from error
+
+    def _read(self, task_id: str) -> dict[str, Any]:
+        """The values of a record file that is known to make a Submission."""
+        path = self._path(task_id, "record.json")
+        try:
+            values: dict[str, Any] = json.loads(path.read_bytes())
+            _submission(values)
+        except (FileNotFoundError, NotADirectoryError):
+            raise _not_found(task_id) from None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            if self._index.is_writable:
+                self._index.put(Entry(task_id, None, damage=(str(path), why(error))))
+            raise _damaged(path, error) from error
+        return values
+
+    def _path(self, task_id: str, name: str) -> Path:
+        if not _TASK_ID.fullmatch(split_element(task_id)[0]):
+            raise _not_found(task_id)
+        return self._folder / task_id / name
+
+    def _make_folder(self, task_id: str) -> None:
+        """The folder of a task that is there, or of an element of one."""
+        self.get(task_id)
+        folder = self._folder / task_id
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)
+            sync_path(str(self._folder))
+
+
+def new_task_id(now: float | None = None) -> str:
+    """`task-` and 14 Crockford base32 characters: 40 bits of milliseconds since 2025, 30 random; sorts by time."""
+    milliseconds = int(((time.time() if now is None else now) - _YEAR_2025) * 1000)
+    number = (max(milliseconds, 0) % (1 << 40)) << 30 | secrets.randbits(30)
+    return "task-" + "".join(_CROCKFORD[number >> shift & 31] for shift in range(65, -1, -5))
+
+
+def _submission(values: dict[str, Any]) -> Submission:
+    fields = {one.name: values[one.name] for one in dataclasses.fields(Submission)}
+    return Submission(**{**fields, "plan": plan_from_dict(values["plan"])})
+
+
+def _request(plan: Plan) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(_json(plan.to_dict())).items() if key not in _NEVER_THE_SAME}
+
+
+def _entry(values: dict[str, Any]) -> Entry:
+    """What the index keeps of a record that has just begun."""
+    plan = values["plan"]
+    elements = plan["elements"]
+    row = Row(
+        task_id=values["task_id"],
+        name=plan["name"],
+        provider=plan["provider"],
+        created=values["created"],
+        instance_type=plan["instance_type"],
+        price_per_hour=plan["price_per_hour"],
+        nodes=plan["nodes"],
+        elements=len(elements["indices"]) if elements else 0,
+        state=TaskStatus.PENDING,
+    )
+    after = tuple(dependency["task_id"] for dependency in plan["after"])
+    key = values["idempotency_key"]
+    return Entry(row.task_id, row, key, want=values["want"], bundle=plan["bundle"], after=after)
+
+
+def _outcome(content: bytes) -> Outcome:
+    values = json.loads(content)
+    known = {one.name: values[one.name] for one in dataclasses.fields(Outcome) if one.name in values}
+    return Outcome(**{**known, "state": TaskStatus(values["state"])})
+
+
+def _json(values: Any) -> bytes:
+    return json.dumps(values, separators=(",", ":")).encode()
+
+
+def _take_back(folder: Path) -> None:
+    """Remove a record that was never acknowledged."""
+    with contextlib.suppress(OSError):
+        for left in folder.glob(".record.json.*"):
+            left.unlink()
+        (folder / "record.json").unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _not_found(task_id: str) -> TaskNotFoundError:
+    return TaskNotFoundError(f"there is no task `{task_id}`", suggestions=["list them with `flow status --all`"])
+
+
+def _damaged(path: Path, error: Exception) -> StorageError:
+    return StorageError(f"`{path}` is damaged: {why(error)}", suggestions=["the other tasks are not affected"])

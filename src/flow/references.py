@@ -1,0 +1,97 @@
+"""What users call a task -> its id: an id, `:N` of the last list, `@last`, the beginning of an id, a name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from flow.errors import TaskNotFoundError, ValidationError, did_you_mean
+from flow.record_index import RecordIndex
+
+_ELEMENT = re.compile(r"(.+)_(0|[1-9]\d*)")
+_SHOWN = 5  # of several that are meant
+_NEAR = 1000  # newest tasks that a misspelt name is held against
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The task that is meant; `notes` where the user might have meant another."""
+
+    task_id: str
+    notes: tuple[str, ...] = ()
+
+
+def split_element(task_id: str) -> tuple[str, int | None]:
+    """The array's id and the index of an element `<id>_<index>`; (the id, None) of anything else."""
+    match = _ELEMENT.fullmatch(task_id)
+    return (match[1], int(match[2])) if match else (task_id, None)
+
+
+def find_task(index: RecordIndex, reference: str) -> Found:
+    """Raises TaskNotFoundError with the nearest, ValidationError where several ids begin so.
+
+    An element is its array's reference with `_<index>`; whether the array has it is not looked at.
+    """
+    found = _find_whole(index, reference)
+    if found:
+        return found
+    array, element = split_element(reference)
+    found = _find_whole(index, array) if element is not None else None
+    if found:
+        return Found(f"{found.task_id}_{element}", found.notes)
+    raise _not_found(index, reference)
+
+
+def _find_whole(index: RecordIndex, reference: str) -> Found | None:
+    exact = index.read(
+        "SELECT task_id FROM tasks WHERE task_id = ?1 UNION SELECT task_id FROM damaged WHERE task_id = ?1",
+        (reference,),
+    )
+    if exact:
+        return Found(exact[0][0])
+    if reference.startswith(":") and reference[1:].isdecimal():
+        listed = index.read("SELECT task_id FROM listing WHERE position = ?", (int(reference[1:]),))
+        return Found(listed[0][0]) if listed else None
+    if reference == "@last":
+        last = index.rows({}, limit=1)
+        return Found(last[0].task_id) if last else None
+    return _beginning(index, reference) or _named(index, reference) or _beginning(index, f"task-{reference}", least=4)
+
+
+def _beginning(index: RecordIndex, prefix: str, *, least: int = 1) -> Found | None:
+    if not prefix.startswith("task-") or len(prefix) < len("task-") + least:
+        return None
+    ids = [
+        task_id
+        for (task_id,) in index.read(
+            "SELECT task_id FROM tasks WHERE task_id >= ? AND task_id < ? ORDER BY task_id DESC LIMIT ?",
+            (prefix, prefix + "\U0010ffff", _SHOWN + 1),
+        )
+    ]
+    if len(ids) > 1:
+        more = ", …" if len(ids) > _SHOWN else ""
+        shown = ", ".join(f"`{task_id}`" for task_id in ids[:_SHOWN])
+        raise ValidationError(
+            f"several tasks begin with `{prefix}`: {shown}{more}", suggestions=["give more of the id"]
+        )
+    return Found(ids[0]) if ids else None
+
+
+def _named(index: RecordIndex, name: str) -> Found | None:
+    rows = index.rows({"name = ?": name}, limit=_SHOWN + 1)
+    if not rows:
+        return None
+    if len(rows) == 1:
+        return Found(rows[0].task_id)
+    count = str(len(rows)) if len(rows) <= _SHOWN else f"more than {_SHOWN}"
+    return Found(rows[0].task_id, (f"{count} tasks are named `{name}`: this is the newest, `{rows[0].task_id}`",))
+
+
+def _not_found(index: RecordIndex, reference: str) -> TaskNotFoundError:
+    if reference.startswith(":"):
+        return TaskNotFoundError(
+            f"the last list has no line `{reference}`", suggestions=["list them with `flow status`"]
+        )
+    near = [word for row in index.rows({}, limit=_NEAR) for word in (row.name, row.task_id)]
+    suggestions = [*did_you_mean(reference, near), "list them with `flow status --all`"]
+    return TaskNotFoundError(f"there is no task `{reference}`", suggestions=suggestions)
