@@ -15,7 +15,7 @@ from flow.providers import Provider
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
-from flow.status import Want
+from flow.status import TaskStatus, Want
 from flow.task import Task, observe
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from flow.gpus import Gpu
     from flow.machines import Offer
     from flow.plan import Plan
-    from flow.record import Pruned
+    from flow.prune import Pruned
+    from flow.record import Row
 
 _SCRIPTS = {".py": "python3", ".sh": "sh"}
 
@@ -100,7 +101,8 @@ class Flow:
 
     def _acknowledge(self, config: TaskConfig, task_id: str, idempotency_key: str | None) -> Submission:
         """Plan, upload and record: from here on the task cannot be lost."""
-        from flow.bundle import check_upload_limit, make_bundle, store_lock
+        from flow.blobs import store_lock
+        from flow.bundle import check_upload_limit, make_bundle
 
         plan = self._resolve(config, task_id)
         provider = self.provider(plan.provider)
@@ -150,7 +152,7 @@ class Flow:
     def tasks(
         self,
         *,
-        states: Collection[str] | None = None,
+        states: Collection[TaskStatus] | None = None,
         limit: int | None = 20,
         name_pattern: str | None = None,
         refresh: bool = True,
@@ -161,12 +163,12 @@ class Flow:
             self._look_at(row.task_id for row in self.records.rows(unfinished=True))
         rows = self.records.rows(limit=limit, states=states, name_pattern=name_pattern)
         if refresh and not states:
-            self._look_at(row.task_id for row in rows if not row.is_final)
+            self._look_at(row.task_id for row in rows if not row.state.is_final)
             rows = self.records.rows(limit=limit, name_pattern=name_pattern)
         tasks = []
         for row in rows:
             try:
-                task = self._task(row.task_id)
+                task = self._task(row.task_id, row=row)
             except ResourceNotFoundError:
                 continue  # pruned in between
             tasks.append(task)
@@ -210,23 +212,24 @@ class Flow:
             self._providers[name] = open_provider(name, self.home, self.settings)
         return self._providers[name]
 
-    def _task(self, task_id: str, submission: Submission | None = None) -> Task:
+    def _task(self, task_id: str, submission: Submission | None = None, row: Row | None = None) -> Task:
         submission = submission or self.records.get(task_id)
         task = Task(submission, self.records, self.provider(submission.plan.provider), task_id=task_id)
-        known = self.records.known(task_id)
-        if known:
-            task.recall(known)
+        row = row or next(iter(self.records.rows_of([task_id])), None)
+        if row:
+            task.recall(row.outcome)
         return task
 
     def _find(self, reference: str) -> str:
         task_id = self.records.find(reference)
-        self.notes += self.records.take_notes()
+        self.notes += self.records.notes
+        self.records.notes.clear()
         return task_id
 
     def _look_at(self, task_ids: Iterable[str]) -> None:
         """Bring the index up to date on tasks that have not ended: one question to each provider."""
         by_provider: dict[str, dict[str, int]] = {}
-        for row in self.records.named(list(task_ids)):
+        for row in self.records.rows_of(list(task_ids)):
             by_provider.setdefault(row.provider, {})[row.task_id] = row.nodes
         for name, nodes in by_provider.items():
             provider = self.provider(name)

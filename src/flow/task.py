@@ -159,6 +159,8 @@ class Task:
         """Of an array: how many elements are in each state."""
         if not self.plan.elements or self._index is not None:
             return None
+        if not self._elements:
+            self.see(self._provider.allocations([self.task_id]))
         counts: dict[str, int] = {}
         for outcome in self._elements.values():
             counts[str(outcome.state)] = counts.get(str(outcome.state), 0) + 1
@@ -220,11 +222,12 @@ class Task:
         return self
 
     def see(self, allocations: Collection[Allocation]) -> None:
-        """Take in what the provider said of this task (and its elements)."""
+        """Take in what the provider said of this task and its elements; a final state stays as it is."""
+        outcome, self._elements = observe(
+            self._provider, self._records, self.task_id, nodes=self.plan.nodes, allocations=allocations
+        )
         if not self.status.is_final:
-            self._outcome, self._elements = observe(
-                self._provider, self._records, self.task_id, nodes=self.plan.nodes, allocations=allocations
-            )
+            self._outcome = outcome
 
     def recall(self, outcome: Outcome) -> None:
         """Take a state that the records hold as final."""
