@@ -133,7 +133,7 @@ def flow_home(env: Mapping[str, str] | None = None) -> Path:
 def _files(env: Mapping[str, str], cwd: Path | None, warnings: list[str]) -> Iterator[Path]:
     """The user's file, then the project's: a later one overrides."""
     user_file = flow_home(env) / "config.yaml"
-    if user_file.exists():
+    if _is_there(user_file):
         yield user_file
     project_file = _project_file(cwd, {user_file, _home(env) / _PROJECT_FILE})
     if project_file and _is_foreign(project_file):
@@ -149,7 +149,14 @@ def _project_file(cwd: Path | None, others: set[Path]) -> Path | None:
     except FileNotFoundError:  # the folder that we are in was deleted
         return None
     candidates = (folder / _PROJECT_FILE for folder in (start, *start.parents))
-    return next((file for file in candidates if file not in others and file.is_file()), None)
+    return next((file for file in candidates if file not in others and _is_there(file)), None)
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.exists()
+    except OSError:  # a folder above it is closed to us
+        return False
 
 
 def _is_foreign(file: Path) -> bool:
