@@ -139,8 +139,11 @@ class Flow:
         return True
 
     def _allocate(self, submission: Submission) -> None:
-        self.provider(submission.plan.provider).allocate(submission.plan)
-        self.records.mark_allocated(submission.task_id)
+        provider, task_id = self.provider(submission.plan.provider), submission.task_id
+        provider.allocate(submission.plan)
+        self.records.mark_allocated(task_id)
+        if self.records.intent(task_id).want is Want.CANCEL:  # by somebody else, before there was anything to release
+            provider.release(task_id)
 
     # -- finding
 

@@ -43,18 +43,21 @@ def loopback(rank: int) -> str:
     return f"127.0.{(rank + 1) // 250}.{(rank + 1) % 250 or 250}"
 
 
-def write_job(home: Path, row: Row, plan: Plan, *, attempt: int, rank: int, meeting: Meeting) -> Path:
-    """Make the folder of the rank and its task.json (0600); the folder."""
-    folder = rank_folder(home, row.id, attempt, rank)
+def write_job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting, has_gpus: bool) -> Path:
+    """Make the folder of the rank and its task.json (0600); the folder. `has_gpus`: the machine, not the task."""
+    folder = rank_folder(home, row.id, row.attempt, rank)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    job = _job(home, row, plan, attempt=attempt, rank=rank, meeting=meeting)
+    job = _job(home, row, plan, rank=rank, meeting=meeting)
+    if has_gpus and "CUDA_VISIBLE_DEVICES" not in plan.env:
+        job["gpu_ids"] = list(row.gpu_ids)  # none given: none seen
     descriptor = os.open(folder / "task.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         json.dump(job, file)
     return folder
 
 
-def _job(home: Path, row: Row, plan: Plan, *, attempt: int, rank: int, meeting: Meeting) -> dict[str, Any]:
+def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> dict[str, Any]:
+    attempt = row.attempt
     code = plan.bundle and {"manifest": str(home / "manifests" / f"{plan.bundle}.json"), "blobs": str(home / "blobs")}
     limit = plan.limit_seconds and max(plan.limit_seconds - row.used_seconds, 0.001)
     previous = rank_folder(home, row.id, attempt - 1, rank) / "output" if attempt > 1 else None
@@ -76,7 +79,7 @@ def _job(home: Path, row: Row, plan: Plan, *, attempt: int, rank: int, meeting: 
         "needs": [],
         "image": plan.image,
         "engine": plan.engine,
-        "gpu_ids": list(row.gpu_ids) if row.gpu_ids or plan.gpus or plan.gpu_kind else None,
+        "gpu_ids": None,
         "ports": plan.ports,
         "memory_gb": plan.memory_gb,
         "limit_seconds": limit,

@@ -326,12 +326,12 @@ class Scheduler:
     def _start(self, attempt: _Attempt) -> None:
         """Fork a runner for each rank. What an earlier scheduler started already is left to it."""
         row, plan = attempt.row, attempt.plan
-        meeting = new_meeting()
+        meeting, has_gpus = new_meeting(), bool(self.inventory.cards)
         try:
             for rank in range(plan.nodes):
                 folder = rank_folder(self.home, row.id, row.attempt, rank)
                 if read_report(folder) is None:
-                    folder = write_job(self.home, row, plan, attempt=row.attempt, rank=rank, meeting=meeting)
+                    folder = write_job(self.home, row, plan, rank=rank, meeting=meeting, has_gpus=has_gpus)
                 lock = take_lock(folder / "runner.lock")
                 if lock is not None:
                     self._fork(attempt, rank, folder, lock)
@@ -364,18 +364,8 @@ def _run_forked(folder: str, lock: int) -> None:
         os.setsid()
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        os.closerange(3, lock)
-        os.closerange(lock + 1, _most_descriptors())
         runner.run(folder, lock)
     except BaseException:
         _log.exception("runner of %s", folder)
     finally:
         os._exit(0)
-
-
-def _most_descriptors() -> int:
-    """One above the highest descriptor that can be open here."""
-    try:
-        return max(int(name) for name in os.listdir("/proc/self/fd")) + 1  # noqa: PTH208  # bytes count: hot path
-    except OSError:
-        return 65536
