@@ -35,11 +35,10 @@ def parse_array(asked: str | int | Sequence[int]) -> Elements:
         raise ValidationError(
             f"array `{asked}` cannot run `{at_once}` at once", suggestions=["write a number after `%`, as `1-100%8`"]
         )
-    indices: set[int] = set()
-    for part in ranges.split(","):
-        indices.update(_indices(part.strip(), asked))
-        _refuse_too_many(len(indices), asked)
-    return Elements(tuple(sorted(indices)), int(at_once) if percent else None)
+    parts = [_indices(part.strip(), asked) for part in ranges.split(",")]
+    indices = parts[0] if len(parts) == 1 else sorted(set().union(*parts))
+    _refuse_too_many(len(indices), asked)
+    return Elements(tuple(indices), int(at_once) if percent else None)
 
 
 def _indices(part: str, asked: str) -> range:
