@@ -452,6 +452,7 @@ def test_one_mistake_of_a_file_keeps_its_advice_apart(tmp_path: Path) -> None:
         ("- a\n- b\n", "holds a list"),
         ("just text\n", "holds one value"),
         ("a: [1, 2\nb: 3\n", "2:2: not YAML"),
+        ('name: a\ncommand: "ls\n', "that begins in line 2"),
         ("command: ls: -l\n", "1:12: not YAML"),
         ("env:\n\tA: 1\n", "2:1: not YAML"),
         ("command: ls\n---\ncommand: ls\n", "2:1: not YAML"),

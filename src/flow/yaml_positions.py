@@ -24,6 +24,7 @@ _SIGNS = {_TAG + kind for kind in ("value", "merge")}  # a lone `=` or `<<`
 _ADVICE = {
     "found character": "put the text in quotes; indent with spaces, not with tabs",
     "mapping values are not allowed": "put text that holds `: ` in quotes",
+    "undefined alias": "put text that begins with `*` in quotes",
     "another document": "take out the second `---`: a file holds one document",
     "could not determine a constructor": "leave out the tag",
 }
@@ -217,6 +218,8 @@ def _not_a_mapping(root: yaml.Node, name: str) -> ValidationError:
 def _malformed(error: yaml.MarkedYAMLError, name: str, lines: Sequence[str]) -> ValidationError:
     problem = error.problem or error.context or "malformed"
     told = f"{problem} {error.context}" if error.problem and error.context else problem
+    if error.problem_mark and error.context_mark and error.context_mark.line < error.problem_mark.line:
+        told += f" that begins in line {error.context_mark.line + 1}"
     advice = tuple(text for start, text in _ADVICE.items() if start in told)
     mark = error.problem_mark or error.context_mark
     place = _place(name, lines, mark) if mark else Place(name, 1, 1, lines[0] if lines else "")
