@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flow.cli import times
 from flow.cli.output import Column, layout, printable, size
-from flow.cli.plan_text import plan_lines, value_lines
+from flow.cli.plan_text import plan_lines, ranges, value_lines
 from flow.cli.prune import parse_bytes
 from flow.errors import ValidationError
 from flow.plan import Plan
@@ -124,8 +124,7 @@ def test_a_plan_reads_like_yaml_without_secrets_and_without_what_is_not_set() ->
         notes=("told apart",),
     )
     lines = plan_lines(plan)
-    assert lines[:8] == [
-        "task_id: task-06f3k2m9q7xw1d",
+    assert lines[:7] == [
         "name: train",
         "provider: local",
         'argv: ["sh", "-c", "echo \'a b\'\\necho c"]',
@@ -136,6 +135,13 @@ def test_a_plan_reads_like_yaml_without_secrets_and_without_what_is_not_set() ->
     ]
     assert "ports: [8888]" in lines
     assert not [line for line in lines if line.startswith(("image", "notes", "bundle")) or "s3cr3t" in line]
+
+
+@pytest.mark.parametrize(
+    ("indices", "text"), [((5,), "5"), ((1, 2, 3, 7, 9, 10), "1-3,7,9-10"), (tuple(range(10**6)), "0-999999")]
+)
+def test_the_elements_of_an_array_are_shown_as_ranges(indices: tuple[int, ...], text: str) -> None:
+    assert ranges(indices) == text
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from flow.cli import follow, listing, output, times
 from flow.cli.group import FlowCommand
 from flow.cli.plan_text import value_lines
 from flow.cli.references import task_argument
+from flow.status import TaskStatus
 
 if TYPE_CHECKING:
     from flow.task import Task
@@ -32,10 +34,34 @@ def info(reference: str, *, as_json: bool) -> int:
     task = client.get_task(reference)
     output.notes(client.notes)
     if as_json:
-        output.print_json(task.record())
+        output.print_json(_document(task))
     else:
         click.echo("\n".join(_lines(task)))
     return 0
+
+
+def _document(task: Task) -> dict[str, Any]:
+    """The record, and what only a look into its folder tells."""
+    attempts = [
+        {
+            **dataclasses.asdict(attempt),
+            "status": str(attempt.status),
+            "started_at": _iso(attempt.started_at),
+            "ended_at": _iso(attempt.ended_at),
+        }
+        for attempt in task.attempts
+    ]
+    return {
+        **task.record(),
+        "attempts": attempts,
+        "folder": None if task.folder is None else str(task.folder),
+        "shell_command": task.shell_command,
+        "result": task.result() if task.status.is_final else None,
+    }
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else times.iso(moment.timestamp())
 
 
 def _lines(task: Task) -> list[str]:
@@ -71,7 +97,7 @@ def _facts(task: Task) -> list[tuple[str, str]]:
         ("cost", task.total_cost if task.price_per_hour else ""),
         *((f"port {name}", url) for name, url in task.endpoints.items()),
         ("folder", str(task.folder or "")),
-        ("shell", task.shell_command or ""),
+        ("shell", task.shell_command if task.status is TaskStatus.RUNNING else ""),
         ("result", result),
     ]
 

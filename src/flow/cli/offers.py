@@ -7,6 +7,7 @@ import click
 from flow.cli import output
 from flow.cli.group import FlowCommand
 from flow.cli.output import Column
+from flow.gpus import is_known_kind, parse_gpu, unknown_kind
 from flow.machines import Offer
 
 _COLUMNS = (
@@ -40,6 +41,9 @@ def offers(gpu: str | None, *, provider: str | None, as_json: bool) -> int:
     elif found:
         click.echo("\n".join(output.table(_COLUMNS, [_row(offer) for offer in found])))
     else:
+        kind = parse_gpu(gpu).kind if gpu else "gpu"
+        if not is_known_kind(kind):
+            raise unknown_kind(kind)
         click.echo("No offers found")
     return 0
 

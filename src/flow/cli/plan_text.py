@@ -16,9 +16,22 @@ def masked_plan(plan: Plan) -> dict[str, Any]:
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """The plan, one decision a line; its notes are told apart, and of the shell's variables only the names."""
-    values = {**masked_plan(plan), "notes": (), "shell_env": sorted(plan.shell_env)}
+    """The plan, one decision a line: of the shell's variables only the names, of an array the ranges.
+
+    The id is left out, for the task will have another; so are the notes, which are told apart.
+    """
+    values = {**masked_plan(plan), "shell_env": sorted(plan.shell_env), "task_id": None, "notes": None}
+    if plan.elements:
+        values["elements"] = {"indices": ranges(plan.elements.indices), "at_once": plan.elements.at_once}
     return value_lines(values)
+
+
+def ranges(indices: Sequence[int]) -> str:
+    """`1-3,7` for 1, 2, 3, 7: a million indices are still one line."""
+    starts = [at for at, index in enumerate(indices) if at == 0 or index != indices[at - 1] + 1]
+    ends = [*(start - 1 for start in starts[1:]), len(indices) - 1]
+    pairs = [(indices[first], indices[last]) for first, last in zip(starts, ends, strict=True)]
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in pairs)
 
 
 def value_lines(values: Mapping[str, Any], indent: int = 0) -> list[str]:
