@@ -96,7 +96,8 @@ class Incoming:
 
     def __enter__(self) -> Incoming:
         with writing(self._store):
-            Path(self._folder).mkdir(mode=0o700, exist_ok=True)
+            for folder in (self._folder, self._blobs):
+                Path(folder).mkdir(mode=0o700, exist_ok=True)
         return self
 
     def __exit__(

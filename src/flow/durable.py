@@ -134,7 +134,7 @@ class Lock:
 def _write_beside(path: Path, content: bytes) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns():x}-{next(_COUNT)}")
     try:
-        with open(temporary, "xb", opener=_private) as file:
+        with open(temporary, "xb", opener=private) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -144,7 +144,8 @@ def _write_beside(path: Path, content: bytes) -> Path:
     return temporary
 
 
-def _private(path: str, flags: int) -> int:
+def private(path: str, flags: int) -> int:
+    """The opener of files that only this user may read."""
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 

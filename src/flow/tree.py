@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from flow.durable import private
 from flow.errors import ValidationError
 from flow.ignore import Rules, parse_rules
 
@@ -95,7 +96,8 @@ def write_index(path: Path, index: Index) -> None:
         folders.append((f.path, f.signature, f.rules, f.own_rules, f.left_out, files, f.links, f.folders, f.notes))
     values = (_VERSION, (index.bundle_id, index.files, index.bytes), folders)
     temporary = path.with_suffix(f".{os.getpid()}-{time.monotonic_ns():x}")
-    temporary.write_text(json.dumps(values, separators=(",", ":")))
+    with open(temporary, "w", opener=private) as file:
+        json.dump(values, file, separators=(",", ":"))
     temporary.replace(path)
 
 
@@ -136,12 +138,15 @@ class Walk:
 
     def unreadable(self, error: OSError) -> NoReturn:
         """Raise what the user is told when a file or folder of the project cannot be read."""
-        path = os.path.relpath(error.filename, self._root)
+        full = Path(error.filename)
+        while full != Path(self._root) and not os.access(full.parent, os.R_OK | os.X_OK):
+            full = full.parent
+        path = os.path.relpath(full, self._root)
         raise ValidationError(
             f"`{path}` of the project cannot be read: {(error.strerror or str(error)).lower()}",
             suggestions=[
                 f"leave it out by a line `/{path}` in the project's `{self.ignore_file}`",
-                f"make it readable: `chmod u+rX '{error.filename}'`",
+                f"make it readable: `chmod u+rX '{full}'`",
             ],
         ) from error
 
