@@ -42,15 +42,20 @@ class _Attempt:
     stop_sent: float | None = None  # monotonic
 
 
-def run(home: Path, folder: Path, *, cpus: float | None = None, gpus: int | None = None) -> None:
-    """Serve the queue in `folder` until there is no work; returns at once where another scheduler does."""
+def run(home: Path, folder: Path, starting: int, *, cpus: float | None = None, gpus: int | None = None) -> None:
+    """Serve the queue in `folder` until there is no work; returns soon where another scheduler does.
+
+    `starting`: the descriptor of `start.lock`, to be closed once we listen.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     lock = take_lock(folder / "scheduler.lock", wait_seconds=2.0)
     if lock is None:
         return
+    fifo = open_fifo(folder / "wake")
+    os.close(starting)
     scheduler = Scheduler(home, folder, read_inventory(cpus=cpus, gpus=gpus))
     try:
-        scheduler.serve()
+        scheduler.serve(fifo)
     except sqlite3.DatabaseError as error:
         _log.error("queue %s: %s", folder / "local.db", error)  # the next flow command mends it and starts another
     finally:
@@ -72,9 +77,8 @@ class Scheduler:
         self.unstarted: dict[str, int] = {}
         self.settled: set[str] = set()  # bases whose dependents are to be looked at
 
-    def serve(self) -> None:
+    def serve(self, fifo: int) -> None:
         """The loop: reap, cancel, release what waited, start; then sleep until something happens."""
-        fifo = open_fifo(self.folder / "wake")
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)

@@ -8,4 +8,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
     from flow.providers.local.scheduler import run
 
-    run(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3]))
+    run(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), **json.loads(sys.argv[4]))

@@ -23,20 +23,28 @@ def wake_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None])
 
 
 def start_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]) -> None:
-    """Start a scheduler process, detached from this one and its terminal. A second one leaves by itself.
+    """Start a scheduler process, detached from this one and its terminal, unless one is being started.
 
-    `limits`: "cpus" and "gpus" to give out, where the settings say so.
+    The one that is being started holds `start.lock` until it listens; as it looks at the queue after that, it sees
+    what was put there before we found the lock taken. `limits`: "cpus" and "gpus" to give out.
     """
+    starting = take_lock(folder / "start.lock")
+    if starting is None:
+        return
     program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("start.py"))]
-    with (folder / "scheduler.log").open("ab") as log:
-        subprocess.Popen(
-            [*program, str(home), str(folder), json.dumps(dict(limits))],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            start_new_session=True,
-        )
+    try:
+        with (folder / "scheduler.log").open("ab") as log:
+            subprocess.Popen(
+                [*program, str(home), str(folder), str(starting), json.dumps(dict(limits))],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                pass_fds=[starting],
+                start_new_session=True,
+            )
+    finally:
+        os.close(starting)
 
 
 def take_lock(path: Path, *, wait_seconds: float = 0.0) -> int | None:
