@@ -648,3 +648,9 @@ def test_the_schema_describes_every_field_and_forbids_others() -> None:
 
 def test_editors_are_offered_every_field() -> None:
     assert list(TaskFields.__annotations__) == list(TaskConfig.model_fields)
+
+
+def test_one_spelling_of_the_machine_replaces_the_other() -> None:
+    config = TaskConfig(instance_type="8xa100")
+    assert config.copy_with(gpu="h100:2").to_dict() == {"gpu": config.copy_with(gpu="h100:2").gpu}
+    assert config.copy_with(gpu="h100").copy_with(instance_type="a10").to_dict() == {"instance_type": "a10"}

@@ -211,9 +211,14 @@ class TaskConfig(_Checked):
     def copy_with(self, **fields: Unpack[TaskFields]) -> Self:
         """A copy with other values; None takes a field back to its default.
 
+        `gpu` and `instance_type` are two spellings of one thing: giving one of them takes the other back.
         All of it is checked anew: `copy_with()` also finds what was changed in place, as by `config.env["A"] = []`.
         """
-        return self.from_dict({**self.to_dict(), **fields})
+        given: dict[str, Any] = dict(fields)
+        for one, other in (("gpu", "instance_type"), ("instance_type", "gpu")):
+            if given.get(one) is not None:
+                given.setdefault(other, None)
+        return self.from_dict({**self.to_dict(), **given})
 
     @property
     def elements(self) -> Elements | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from flow.config import DependsOn, TaskConfig, parse_begin, parse_signal
 from flow.errors import ValidationError, did_you_mean
-from flow.gpus import Gpu, is_known_kind, parse_gpu
+from flow.gpus import MEMORY_GB, Gpu, is_known_kind, parse_gpu
 from flow.machines import Offer
 from flow.plan import Dependency, Plan
 from flow.providers import Provider
@@ -110,6 +110,8 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
     if provider.capabilities.emulates and is_type:
         return _emulated(asked, gpu, offers, notes)
     names = sorted({one.instance_type for one in offers})
+    if provider.capabilities.emulates:
+        names += MEMORY_GB
     raise ValidationError(
         f"no instance type `{asked}` at {provider.name}",
         suggestions=[*did_you_mean(asked, names), "list what there is with `flow offers`"],

@@ -208,6 +208,7 @@ class ProviderContract:
         first = client.run("echo once", idempotency_key="k", upload_code=False)
         again = client.run("echo once", idempotency_key="k", upload_code=False)
         assert first.task_id == again.task_id
+        assert again.wait(timeout=self.patience) == "completed"
 
     def test_a_shell_reaches_a_running_task(self, client: Flow) -> None:
         task = self.running(client, "echo here > mark; sleep 1000", env={"WORD": "a b"})

@@ -131,11 +131,9 @@ def _config(
 ) -> TaskConfig:
     """What was asked: the file's fields, those of the command line over them, and the variables of both."""
     config = client.load(operand, argv or ())
-    other = {"gpu": "instance_type", "instance_type": "gpu"}
-    unset = {other[name]: None for name in other if name in fields}  # the file may have said it the other way
     if variables:
         fields = {**fields, "env": {**config.env, **variables}}
-    return config.copy_with(**unset, **fields)
+    return config.copy_with(**fields)
 
 
 def _print_plan(client: Flow, config: TaskConfig, *, as_json: bool) -> int:
