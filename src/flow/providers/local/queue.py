@@ -179,6 +179,13 @@ class Queue:
         sql = f"SELECT {_COLUMNS} FROM task WHERE state = 'later' AND state <> 'ended' AND not_before <= ?"
         return [_row(one) for one in self.db.execute(sql, (now,))]
 
+    def new_waiting(self, last_seen: int) -> tuple[int, set[str]]:
+        """The newest row there is, and the bases of the waiting ones among those that came after `last_seen`."""
+        (newest,) = self.db.execute("SELECT coalesce(max(seq), 0) FROM task").fetchone()
+        sql = "SELECT DISTINCT base FROM task WHERE seq > ? AND +state = 'waiting'"
+        found = self.db.execute(sql, (last_seen,)).fetchall() if newest > last_seen else []
+        return newest, {base for (base,) in found}
+
     def is_open(self, task_id: str, *, unstarted: bool = False) -> bool:
         """Whether the task, or any of its elements, has not ended; `unstarted`: was not even started."""
         more = "AND attempt = 0" if unstarted else ""

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flow.errors import FlowError
 from flow.machines import Report
 from flow.node import runner
 from flow.plan import Plan
@@ -20,10 +21,12 @@ from flow.providers.local.inventory import Inventory, read_inventory
 from flow.providers.local.queue import Queue, Row
 from flow.providers.local.rank import new_meeting, rank_folder, write_job
 from flow.providers.local.wake import open_fifo, take_lock
-from flow.status import TaskStatus, attempt_outcome, read_report
+from flow.record import Records
+from flow.status import TaskStatus, Want, attempt_outcome, read_report
 
 _LINGER_SECONDS = 10.0  # without work, before leaving: the next submit finds it warm
 _ADOPTED_POLL_SECONDS = 0.1  # runners that are not our children tell their end by their lock only
+_UNKNOWN_POLL_SECONDS = 2.0  # dependencies on tasks that only their record knows
 _RETRY_START_SECONDS = 2.0  # after a start that failed here (a full disk)
 _MOST_STARTS = 3  # of one attempt whose runner dies before it runs anything
 _STOP_SLACK_SECONDS = 10.0  # over the grace time, before a runner that does not end is killed
@@ -76,6 +79,9 @@ class Scheduler:
         self.start_again_at = 0.0
         self.unstarted: dict[str, int] = {}
         self.settled: set[str] = set()  # bases whose dependents are to be looked at
+        self.last_seen = 0  # the newest row whose dependencies were looked at
+        self.wait_for_unknown: set[str] = set()  # bases that wait for what is not in the queue: nothing tells its end
+        self.look_again_at = 0.0
 
     def serve(self, fifo: int) -> None:
         """The loop: reap, cancel, release what waited, start; then sleep until something happens."""
@@ -141,7 +147,6 @@ class Scheduler:
         """Take over what an earlier scheduler had started."""
         for row in self.queue.in_state("started"):
             self.attempts[row.id] = _Attempt(row, self.queue.plan(row.base))
-        self.settled.update(row.base for row in self.queue.in_state("waiting"))
 
     def _ended_attempts(self) -> list[_Attempt]:
         """The attempts all of whose ranks have ended, their reports read."""
@@ -215,8 +220,9 @@ class Scheduler:
         self.queue.end(row, reports, reason=reason, now=now)
         self.settled.update((row.base, row.id))
         if row.array_index is not None and row.state != "throttled":  # it leaves a place to the next of its array
+            state = row.state if row.state in ("waiting", "later") else "queued"
             for following in self.queue.in_state("throttled", base=row.base, limit=1):
-                self.queue.set_state(following, "queued")
+                self.queue.set_state(following, state)
 
     # -- what users ask
 
@@ -248,8 +254,13 @@ class Scheduler:
             self.queue.set_state(row, "queued")
 
     def _release_dependents(self) -> None:
-        """Look again at the tasks that waited for one that settled (or at ours, just adopted)."""
-        settled_now, self.settled = self.settled, set()
+        """Look at the tasks that began to wait, and again at those that waited for one that settled."""
+        self.last_seen, new = self.queue.new_waiting(self.last_seen)
+        if time.monotonic() >= self.look_again_at:
+            self.look_again_at = time.monotonic() + _UNKNOWN_POLL_SECONDS
+            new |= self.wait_for_unknown
+            self.wait_for_unknown = set()
+        settled_now, self.settled = self.settled | new, set()
         for settled in settled_now:
             for base in [settled, *self.queue.downstream(settled)]:
                 for row in self.queue.in_state("waiting", base=base):
@@ -270,9 +281,21 @@ class Scheduler:
         if self.queue.is_open(upstream, unstarted=state == "started"):
             return None
         rows = self.queue.rows([upstream])
+        if not rows:
+            self.wait_for_unknown.update(self.queue.downstream(upstream))
+            return self._may_come(upstream, state)
         if state == "started":
-            return bool(rows) and all(row.attempt > 0 for row in rows)
-        return bool(rows) and all(self._fits(row, state) for row in rows)
+            return all(row.attempt > 0 for row in rows)
+        return all(self._fits(row, state) for row in rows)
+
+    def _may_come(self, upstream: str, state: str) -> bool | None:
+        """The same for a task that the queue does not know: held, or its submitter died before it was queued."""
+        try:
+            if Records(self.home).intent(upstream).want is not Want.CANCEL:
+                return None
+        except FlowError:  # pruned, or damaged
+            return False
+        return state == "ended"
 
     def _fits(self, row: Row, state: str) -> bool:
         """Whether an ended row is what a dependency waited for."""
