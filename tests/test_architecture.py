@@ -18,7 +18,7 @@ ROWS = (
     "gpus mistakes durable",
     "machines mounts channel ignore tree blobs bundle",
     "plan settings spellings yaml_positions yaml_text field_types task_fields config slurm_script",
-    "status boot logs record_index record",
+    "status boot log_feeds logs references record_index record prune",
     "providers",
     "resolve",
     "task",
@@ -30,7 +30,8 @@ ROWS = (
     "__main__",
 )
 BASE_DEPENDENCIES = {"click", "pathspec", "pydantic", "pydantic_core", "rich", "yaml"}
-READS_NODE = ("flow.logs", "flow.task", "flow.providers.local")  # everyone else reads node/*.py as text
+# Everyone else reads node/*.py as text.
+READS_NODE = ("flow.log_feeds", "flow.logs", "flow.task", "flow.providers.local")
 
 
 class Import(NamedTuple):

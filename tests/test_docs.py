@@ -1,0 +1,97 @@
+"""The docs say what is so: the reference is made from the code, and the examples run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from flow.settings import SETTINGS
+from tests.support.reference import FOLDER, PAGES, error_classes
+
+PROJECT = Path(__file__).parents[1]
+EXAMPLES = sorted(path.relative_to(PROJECT) for path in (PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")))
+VARIABLE = re.compile(r"\b(?:(?:FLOW|MASTER|SLURM|FCP|MITHRIL)_[A-Z][A-Z_]*[A-Z]|CUDA_VISIBLE_DEVICES|NO_COLOR)\b")
+BLOCK = re.compile(
+    r"<!-- (?P<what>run|file|prints)(?:: (?P<name>\S+))? -->\n```(?P<language>\w+)\n(?P<text>.*?)^```$", re.S | re.M
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_reference_says_what_the_code_says(page: str) -> None:
+    told = (FOLDER / page).read_text()
+    assert told == PAGES[page](), "out of date: `python -m tests.support.reference` writes it again"
+
+
+def test_every_environment_variable_is_documented_and_every_documented_one_is_used() -> None:
+    code = "\n".join(path.read_text() for path in (PROJECT / "src").rglob("*.py"))
+    page = (FOLDER / "environment.md").read_text()
+    assert set(VARIABLE.findall(page)) | {one.variable for one in SETTINGS} == set(VARIABLE.findall(code)) | {
+        one.variable for one in SETTINGS
+    }
+
+
+def test_every_exit_code_of_an_error_is_documented() -> None:
+    page = (FOLDER / "exit-codes.md").read_text()
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.M)}
+    assert {kind.exit_code for kind in error_classes()} <= told
+
+
+def test_links_between_the_docs_lead_somewhere() -> None:
+    broken = [
+        f"{path}: {target}"
+        for path in [*EXAMPLES, Path("CONTRIBUTING.md"), Path("examples/digits/SOURCE.md")]
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", (PROJECT / path).read_text())
+        if not (PROJECT / path.parent / target).exists()
+    ]
+    assert not broken
+
+
+class Block(NamedTuple):
+    """A fenced block with a marker before it: something to run, a file to write, or what the last one printed."""
+
+    what: str
+    name: str | None
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(*found.groups()) for found in BLOCK.finditer((PROJECT / page).read_text())]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The files of the project, as a clone would have them; what is not committed yet included."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=PROJECT, capture_output=True, check=True).stdout.decode().split("\0")
+    folder = tmp_path / "clone"
+    for name in filter(None, names):
+        if (PROJECT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, folder / name)
+    return folder
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("page", [page for page in EXAMPLES if blocks(page)], ids=str)
+def test_the_examples_of_a_page_run_in_their_order(page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    printed = ""
+    for block in blocks(page):
+        if block.what == "file":
+            (clone / str(block.name)).write_text(block.text)
+        elif block.what == "run":
+            argv = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
+            run = subprocess.run([*argv, block.text], cwd=clone, capture_output=True, text=True)
+            assert run.returncode == 0, f"{block.text}\n{run.stdout}\n{run.stderr}"
+            printed = run.stdout
+        else:
+            pattern = re.escape(block.text).replace("…", ".*")
+            assert re.fullmatch(pattern, printed), f"the page shows\n{block.text}\nbut it printed\n{printed}"
