@@ -103,19 +103,19 @@ class Log:
 
     def append(self, stream: int, data: bytes) -> None:
         """Never fails: what the disk does not take is dropped and remembered in `cut`."""
-        self._put(stream, data)
-        torn = self._put(2, RECORD.pack(time.time_ns(), self.ends[0], self.ends[1])) % RECORD.size
-        if torn:
-            self.ends[2] -= torn
-            os.ftruncate(self.files[2], self.ends[2])
+        begin, end = self.ends[stream], self.ends[stream] + self._write(self.files[stream], data)
+        self.ends[stream] = end
+        if end > begin:
+            torn = self._write(self.files[2], RECORD.pack(time.time_ns(), self.ends[0], self.ends[1]))
+            if torn == RECORD.size:
+                self.ends[2] += torn
+            else:  # bytes without a record would be taken for the next record's
+                self.ends[stream] = begin
+                os.ftruncate(self.files[stream], begin)
+                os.ftruncate(self.files[2], self.ends[2])
         copy = self.copies[stream]
         if copy is not None:
             self._write(copy, data)
-
-    def _put(self, which: int, data: bytes) -> int:
-        written = self._write(self.files[which], data)
-        self.ends[which] += written
-        return written
 
     def _write(self, fd: int, data: bytes) -> int:
         written = 0

@@ -1,0 +1,305 @@
+"""Reads a task's output in the order of its arrival, from any point of its index, and on while it grows.
+
+`tail DIR START [--follow]` writes it as frames; `find DIR` says where to start for the last lines or a time. Standard
+library, Python 3.8 and up; the formats are in docs/ARCHITECTURE.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import struct
+import sys
+import time
+from typing import Callable, Iterator, NamedTuple, Sequence
+
+RECORD = struct.Struct("<QQQ")  # of log.idx: time in ns, end of stdout.log, end of stderr.log
+FRAME = struct.Struct("<QQBI")  # before a piece's bytes: next offset, time in ns, stream, length
+ALL_FOR_NOW = 254  # as a stream: all that was there has been sent, once
+END_OF_FRAMES = 255  # all was sent, the connection was not cut
+LOGS = ("stdout.log", "stderr.log")
+MOST_BYTES = 1 << 20  # of one piece
+MOST_RECORDS = 4096  # of one look at the index
+
+
+class Piece(NamedTuple):
+    """Bytes that arrived together. `next_offset` is where in the index reading goes on after them."""
+
+    next_offset: int
+    time_ns: int
+    stream: int  # 0 stdout, 1 stderr
+    data: bytes
+
+
+class Span(NamedTuple):
+    """Where the bytes of a piece lie in their stream's file."""
+
+    next_offset: int
+    time_ns: int
+    stream: int
+    begin: int
+    end: int
+
+
+class Start(NamedTuple):
+    """A point in the output: an offset in the index, and how many bytes before it each stream has still to give."""
+
+    offset: int = 0
+    owed_out: int = 0
+    owed_err: int = 0
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self if self.owed_out or self.owed_err else self[:1]))
+
+
+def start_from(text: str) -> Start:
+    """The Start that prints as `text`; raises ValueError on anything else."""
+    numbers = [int(part) for part in text.split("-")]
+    start = Start(*numbers[:3])
+    if len(numbers) not in (1, 3) or start.offset % RECORD.size:
+        raise ValueError(f"`{text}` is not a place in a log")
+    return start
+
+
+def pieces(
+    folder: str,
+    offset: int = 0,
+    follow: bool = False,
+    ended: Callable[[], bool] | None = None,
+    poll_seconds: float = 0.01,
+) -> Iterator[Piece]:
+    """The output from `offset` on; following, until the attempt ended and everything of it was read."""
+    reader = Reader(folder, Start(offset))
+    while True:
+        # asked before reading, so that nothing written before the end is missed
+        is_over = has_ended(folder) or (ended is not None and ended())
+        found = reader.read(is_over=is_over)
+        yield from found
+        if not found:
+            if is_over or not follow:
+                return
+            time.sleep(poll_seconds)
+
+
+class Reader:
+    """Reads one folder's output piece by piece, never waiting. The folder need not exist yet."""
+
+    def __init__(self, folder: str, start: Start = Start()) -> None:  # noqa: B008  # immutable
+        if start.offset % RECORD.size:
+            raise ValueError(f"{start.offset} is not the beginning of a record")
+        self.folder = folder
+        self.offset = start.offset
+        self.owed = list(start[1:])
+        self.ends = [0, 0]
+        self.index = -1
+        self.logs = [-1, -1]
+
+    def read(self, *, is_over: bool = False, within_ns: int = 0) -> list[Piece]:
+        """The next pieces, about a MiB at most; [] when there are none now.
+
+        is_over: the runner writes no more, so bytes that it did not get into the index any more come too.
+        within_ns: bytes of one stream that arrived within so much of each other may come as one piece.
+        """
+        if self.index < 0 and not self._open():
+            return []
+        if any(self.owed):
+            return self._read_owed()
+        raw = os.pread(self.index, RECORD.size * MOST_RECORDS, self.offset)
+        spans = self._spans(raw, within_ns)
+        if spans:
+            return self._read_spans(spans)
+        return self._read_rest() if is_over else []
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for fd in [self.index, *self.logs]:
+            if fd >= 0:
+                os.close(fd)
+        self.index, self.logs = -1, [-1, -1]
+
+    def _open(self) -> bool:
+        try:
+            # in this order: the runner makes the index last
+            self.index = os.open(os.path.join(self.folder, "log.idx"), os.O_RDONLY)
+            self.logs = [os.open(os.path.join(self.folder, name), os.O_RDONLY) for name in LOGS]
+        except FileNotFoundError:
+            self.close()
+            return False
+        self.ends = self._ends_before(self.offset)
+        return True
+
+    def _ends_before(self, offset: int) -> list[int]:
+        """How far each stream was when the record before `offset` was written."""
+        size = self._index_size()
+        last = min(offset, size)
+        ends = list(RECORD.unpack(os.pread(self.index, RECORD.size, last - RECORD.size))[1:]) if last else [0, 0]
+        for stream in range((offset - last) // RECORD.size):  # bytes without a record count as if each had one
+            ends[min(stream, 1)] = os.fstat(self.logs[min(stream, 1)]).st_size
+        return ends
+
+    def _index_size(self) -> int:
+        size = os.fstat(self.index).st_size
+        return size - size % RECORD.size
+
+    def _read_owed(self) -> list[Piece]:
+        before = max(0, min(self.offset, self._index_size()) - RECORD.size)
+        when = struct.unpack("<Q", os.pread(self.index, 8, before) or bytes(8))[0]
+        found = []
+        for stream, size in enumerate(self.owed):
+            begin = max(0, self.ends[stream] - size)
+            found.append(
+                Piece(self.offset, when, stream, os.pread(self.logs[stream], self.ends[stream] - begin, begin))
+            )
+        self.owed = [0, 0]
+        # whole lines last: the cursor after them counts what the other stream is owed
+        return sorted((piece for piece in found if piece.data), key=lambda piece: b"\n" in piece.data)
+
+    def _spans(self, raw: bytes, within_ns: int) -> list[Span]:
+        """What the records say: (next offset, time, stream, begin, end), neighbours of one stream joined."""
+        spans: list[Span] = []
+        ends, offset, total = list(self.ends), self.offset, 0
+        for when, *new in RECORD.iter_unpack(raw[: len(raw) - len(raw) % RECORD.size]):
+            offset += RECORD.size
+            stream = 0 if new[0] != ends[0] else 1
+            begin, end = ends[stream], new[stream]
+            ends = new
+            total += end - begin
+            if spans and within_ns:
+                _, since, before, first, _ = spans[-1]
+                if before == stream and when - since <= within_ns and end - first <= MOST_BYTES:
+                    spans[-1] = Span(offset, since, stream, first, end)
+                    continue
+            spans.append(Span(offset, when, stream, begin, end))
+            if total >= MOST_BYTES:
+                break
+        return spans
+
+    def _read_spans(self, spans: Sequence[Span]) -> list[Piece]:
+        begins = list(self.ends)
+        for _, _, stream, _, end in spans:
+            self.ends[stream] = max(end, begins[stream])
+        blocks = [os.pread(fd, self.ends[s] - begins[s], begins[s]) for s, fd in enumerate(self.logs)]
+        self.offset = spans[-1][0]
+        return [
+            Piece(offset, when, stream, blocks[stream][begin - begins[stream] : end - begins[stream]])
+            for offset, when, stream, begin, end in spans
+        ]
+
+    def _read_rest(self) -> list[Piece]:
+        """What a runner wrote that was killed before it wrote the record: one read of it at most."""
+        size = self._index_size()
+        when = RECORD.unpack(os.pread(self.index, RECORD.size, size - RECORD.size))[0] if size else 0
+        for stream, fd in enumerate(self.logs):
+            offset = size + RECORD.size * (stream + 1)
+            end = os.fstat(fd).st_size
+            if self.offset < offset and end > self.ends[stream]:
+                data = os.pread(fd, end - self.ends[stream], self.ends[stream])
+                self.offset, self.ends[stream] = offset, end
+                return [Piece(offset, when, stream, data)]
+        return []
+
+
+def has_ended(folder: str) -> bool:
+    """Whether the attempt of `folder` was reported to have ended."""
+    try:
+        with open(os.path.join(folder, "status.json"), encoding="utf-8") as file:
+            return bool(json.load(file)["phase"] == "ended")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+class Found(NamedTuple):
+    """Where to start reading, and how many lines (of the stream asked for) follow at least."""
+
+    start: Start
+    lines: int
+
+
+def find_last_lines(folder: str, lines: int, stream: int | None = None) -> Found:
+    """Where the last `lines` lines begin, or a little before; reads backwards, and only what it must."""
+    reader = Reader(folder)
+    if not reader._open():
+        return Found(Start(), 0)
+    offset, count, total, records = reader._index_size(), 0, 0, 16
+    while offset and count < lines and total <= (lines + 1) * MOST_BYTES:  # no line is longer than that
+        begin, records = max(0, offset - RECORD.size * records), min(records * 2, MOST_RECORDS)
+        reader.offset, reader.ends = begin, reader._ends_before(begin)
+        while reader.offset < offset:
+            raw = os.pread(reader.index, offset - reader.offset, reader.offset)
+            for piece in reader._read_spans(reader._spans(raw, MOST_BYTES)):
+                if stream in (None, piece.stream):
+                    count += piece.data.count(b"\n")
+                    total += len(piece.data)
+        offset = begin
+    start = _at_line_begin(reader, offset)
+    reader.close()
+    return Found(start, count)
+
+
+def find_time(folder: str, time_ns: int) -> Start:
+    """Where the lines begin that were ended at `time_ns` or later."""
+    reader = Reader(folder)
+    if not reader._open():
+        return Start()
+    size = reader._index_size()
+    for offset in range(0, size, RECORD.size):
+        if struct.unpack("<Q", os.pread(reader.index, 8, offset))[0] >= time_ns:
+            break
+    else:
+        offset = size
+    start = _at_line_begin(reader, offset)
+    reader.close()
+    return start
+
+
+def _at_line_begin(reader: Reader, offset: int) -> Start:
+    """The Start for `offset`, with what the lines that are unfinished there began with."""
+    owed = []
+    for fd, end in zip(reader.logs, reader._ends_before(offset)):
+        begin = max(0, end - MOST_BYTES)
+        before = os.pread(fd, end - begin, begin)
+        last = before.rfind(b"\n")
+        owed.append(end - begin - last - 1 if last >= 0 or begin == 0 else 0)
+    return Start(offset, *owed)
+
+
+def _write_frames(folder: str, start: Start, *, follow: bool) -> None:
+    """To standard output, until all is read or nobody reads any more."""
+    reader, out = Reader(folder, start), sys.stdout.buffer
+    gone = select.poll()
+    gone.register(1, 0)  # errors only: the other end of the pipe was closed
+    is_told = False
+    while True:
+        is_over = has_ended(folder)  # asked before reading, so that nothing written before the end is missed
+        found = reader.read(is_over=is_over)
+        for piece in found:
+            out.write(FRAME.pack(piece.next_offset, piece.time_ns, piece.stream, len(piece.data)) + piece.data)
+        out.flush()
+        if not found:
+            if is_over or not follow:
+                break
+            if not is_told:
+                out.write(FRAME.pack(reader.offset, 0, ALL_FOR_NOW, 0))
+                out.flush()
+                is_told = True
+            if gone.poll(10):
+                return
+    out.write(FRAME.pack(reader.offset, 0, END_OF_FRAMES, 0))
+    out.flush()
+
+
+def main(argv: Sequence[str]) -> None:
+    """`tail DIR START [--follow]`, `find-lines DIR N [STREAM]`, `find-time DIR NS`."""
+    verb, folder, value, *more = argv
+    if verb == "tail":
+        _write_frames(folder, start_from(value), follow="--follow" in more)
+    elif verb == "find-lines":
+        start, lines = find_last_lines(folder, int(value), int(more[0]) if more else None)
+        print(start, lines)  # noqa: T201
+    elif verb == "find-time":
+        print(find_time(folder, int(value)))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
