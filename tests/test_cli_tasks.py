@@ -103,7 +103,8 @@ def test_ctrl_c_leaves_the_task_running_and_says_how_to_come_back(started: Calla
     assert process.returncode == 130
     assert stderr.endswith(
         f"\nnote: `{task_id}` goes on\n"
-        f"hint: come back with `flow logs {task_id} -f`, end it with `flow cancel {task_id}`\n"
+        f"hint: come back with `flow logs {task_id} -f`\n"
+        f"hint: end it with `flow cancel {task_id}`\n"
     )
     assert record(task_id)["status"] == "running"
     assert flow("cancel", task_id).stdout == f"{task_id}  cancelled\n"

@@ -52,7 +52,7 @@ def cancel(references: tuple[str, ...], *, name_pattern: str | None, everything:
     elif tasks:
         click.echo("\n".join(f"{task.task_id}  {task.status}" for task in tasks))
     else:
-        output.note("there is no such task that has not ended")
+        output.note("no such task is left to end")
     return 0
 
 

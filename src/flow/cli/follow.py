@@ -41,7 +41,8 @@ def attached(task: Task) -> Iterator[None]:
     except KeyboardInterrupt:
         output.say("")
         output.note(f"`{task.task_id}` goes on")
-        output.hint(f"come back with `flow logs {task.task_id} -f`, end it with `flow cancel {task.task_id}`")
+        output.hint(f"come back with `flow logs {task.task_id} -f`")
+        output.hint(f"end it with `flow cancel {task.task_id}`")
         raise click.exceptions.Exit(130) from None
 
 
@@ -85,7 +86,7 @@ def copy_output(pieces: Iterator[tuple[int, bytes]], stdout: IO[bytes], stderr: 
     """Write each piece to the stream it came from, at once."""
     for stream, data in pieces:
         target = stderr if stream else stdout
-        target.write(data)
+        output.write_whole(target, data)
         target.flush()
 
 

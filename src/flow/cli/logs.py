@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -78,17 +79,22 @@ def logs(
 
 
 def _print(task: Task, chosen: dict[str, Any], *, timestamps: bool, as_json: bool) -> None:
-    if as_json:
-        for line in task.lines(**chosen):
-            output.print_json_line(_document(line))
-        return
     stdout = sys.stdout.buffer
-    if timestamps:
-        for line in task.lines(**chosen):
-            stdout.write(b"%s  %s\n" % (times.iso(line.time).encode(), line.text))
-            stdout.flush()
+    if not (timestamps or as_json):
+        follow.copy_output(task.merged(**chosen), stdout, stdout)
         return
-    follow.copy_output(task.merged(**chosen), stdout, stdout)
+    for line in task.lines(**chosen):
+        output.write_whole(stdout, _json_line(line) if as_json else _stamped(line))
+        if chosen["follow"]:
+            stdout.flush()
+
+
+def _stamped(line: Line) -> bytes:
+    return b"%s  %s\n" % (times.iso(line.time).encode(), line.text)
+
+
+def _json_line(line: Line) -> bytes:
+    return json.dumps(_document(line), separators=(",", ":")).encode() + b"\n"
 
 
 def _document(line: Line) -> dict[str, Any]:

@@ -66,6 +66,13 @@ def print_json_line(document: Any) -> None:
     click.echo(json.dumps(document, separators=(",", ":")))
 
 
+def write_whole(stream: IO[bytes], data: bytes) -> None:
+    """Write all of `data`: with PYTHONUNBUFFERED a write may be a part."""
+    left = memoryview(data)
+    while left:
+        left = left[stream.write(left) :]
+
+
 def is_terminal(stream: IO[Any] | None) -> bool:
     """Whether somebody looks at `stream`."""
     return stream is not None and not stream.closed and stream.isatty()
