@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from flow import tree
 from flow.blobs import blob_path, collect_garbage, manifest_path, store_lock
 from flow.bundle import Bundle, check_upload_limit, compressed_megabytes, make_bundle, read_manifest
 from flow.errors import StorageError, ValidationError
+from tests.support.hardship import run_as_nobody, small_disk
 from tests.test_ignore import NAMES, PATTERNS, quiet_git
 
 MAKE = "from flow.bundle import make_bundle\nfrom pathlib import Path\n"  # for a process of its own
@@ -411,17 +412,18 @@ def test_a_missing_project_is_a_clear_error(project: Path, store: Path) -> None:
     ("path", "named"), [("data/secret.key", "data/secret.key"), ("data", "data"), ("sub/.gitignore", "sub/.gitignore")]
 )
 def test_what_cannot_be_read_is_named_with_what_to_do(
-    project: Path, store: Path, path: str, named: str, as_nobody: Callable[[str], str]
+    project: Path, store: Path, path: str, named: str, tmp_path: Path
 ) -> None:
     write(project, {"a.py": "1", "data/secret.key": "k", "sub/.gitignore": "*.log", "sub/x.py": ""})
     (project / path).chmod(0)
     store.mkdir(mode=0o777)
     store.chmod(0o777)
     try:
-        printed = as_nobody(
+        printed = run_as_nobody(
             f"{MAKE}from flow.errors import ValidationError\n"
             f"try: make_bundle(Path({str(project)!r}), Path({str(store)!r}))\n"
-            "except ValidationError as e: print(e, e.suggestions[0], sep='|')"
+            "except ValidationError as e: print(e, e.suggestions[0], sep='|')",
+            tmp_path,
         )
     finally:
         (project / path).chmod(0o755)
@@ -431,15 +433,13 @@ def test_what_cannot_be_read_is_named_with_what_to_do(
     )
 
 
-def test_an_unreadable_file_that_is_ignored_does_not_matter(
-    project: Path, store: Path, as_nobody: Callable[[str], str]
-) -> None:
+def test_an_unreadable_file_that_is_ignored_does_not_matter(project: Path, store: Path, tmp_path: Path) -> None:
     write(project, {"a.py": "1", "data/secret.key": "k", ".gitignore": "/data\n"})
     (project / "data").chmod(0)
     store.mkdir()
     store.chmod(0o777)
     code = f"{MAKE}print(make_bundle(Path({str(project)!r}), Path({str(store)!r})).files)"
-    assert as_nobody(code) == "2\n"
+    assert run_as_nobody(code, tmp_path) == "2\n"
 
 
 def test_a_rules_file_that_is_a_link_is_refused_or_passed_over_as_git_does(
@@ -461,19 +461,21 @@ def test_a_home_that_is_a_file_is_a_clear_error(project: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("sizes", [[100_000] * 20, [3_000_000], [50_000] * 4 + [1_500_000]])
-def test_a_full_disk_leaves_nothing_half_written(project: Path, small_disk: Path, sizes: list[int]) -> None:
+def test_a_full_disk_leaves_nothing_half_written(project: Path, tmp_path: Path, sizes: list[int]) -> None:
     for number, size in enumerate(sizes):
         (project / f"{number}.bin").write_bytes(os.urandom(size))
-    with pytest.raises(StorageError, match="no space left on device") as failure:
-        make_bundle(project, small_disk / "home")
-    assert "flow prune" in failure.value.suggestions[0]
-    assert not list((small_disk / "home/incoming").iterdir())
-    assert not (small_disk / "home/manifests").exists()
-    for blob in (small_disk / "home").glob("blobs/*/*"):
-        assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
-    shutil.rmtree(project)
-    write(project, {"a.py": "1"})
-    assert make_bundle(project, small_disk / "home").files == 1
+    with small_disk(tmp_path / "disk") as disk:
+        home = disk / "home"
+        with pytest.raises(StorageError, match="no space left on device") as failure:
+            make_bundle(project, home)
+        assert "flow prune" in failure.value.suggestions[0]
+        assert not list((home / "incoming").iterdir())
+        assert not (home / "manifests").exists()
+        for blob in home.glob("blobs/*/*"):
+            assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
+        shutil.rmtree(project)
+        write(project, {"a.py": "1"})
+        assert make_bundle(project, home).files == 1
 
 
 def test_a_kill_at_any_moment_leaves_no_damaged_content(project: Path, store: Path) -> None:
@@ -603,31 +605,3 @@ def opened(project: Path) -> Callable[[], list[str]]:
         return paths
 
     return taken
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-@pytest.fixture
-def as_nobody(tmp_path: Path) -> Callable[[str], str]:
-    """Runs Python code as a user whom permissions hold back, root being let through everywhere."""
-
-    def run(code: str) -> str:
-        if os.geteuid() != 0:
-            return subprocess.check_output([sys.executable, "-c", code], text=True)
-        for folder in [tmp_path, *tmp_path.parents]:
-            if not folder.stat().st_mode & 0o001 and str(folder) != "/":
-                folder.chmod(folder.stat().st_mode | 0o011)
-        drop = "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        load = "import flow.bundle, flow.record\n"  # while it may still read them
-        return subprocess.check_output([sys.executable, "-c", load + drop + code], text=True)
-
-    return run

@@ -116,11 +116,11 @@ class Records:
     def set_intent(self, task_id: str, want: Want) -> Intent:
         """Write down what the user wants from now on; what was cancelled stays cancelled."""
         with self._alone():
+            self._make_folder(task_id)
             before = self.intent(task_id)
             if before.want in (want, Want.CANCEL):
                 return before
             intent = Intent(want, time.time())
-            self._make_folder(task_id)
             write_durably(self._path(task_id, "intent.json"), _json({"want": want.value, "since": intent.since}))
         self._index.write(lambda db: db.execute("UPDATE tasks SET want = ? WHERE task_id = ?", (want.value, task_id)))
         return intent
@@ -239,7 +239,8 @@ class Records:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         with writing(self.home):
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.home, self._folder):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._index.lock:
                 yield
 
@@ -289,7 +290,7 @@ class Records:
     def _names(self) -> list[str]:
         try:
             names = os.listdir(self._folder)  # noqa: PTH208
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(name for name in names if _TASK_ID.fullmatch(name))
 
@@ -351,7 +352,7 @@ class Records:
 
 def new_task_id(now: float | None = None) -> str:
     """`task-` and 14 Crockford base32 characters: 40 bits of milliseconds since 2025, 30 random; sorts by time."""
-    milliseconds = int(((time.time() if now is None else now) - _YEAR_2025) * 1000)
+    milliseconds = round(((time.time() if now is None else now) - _YEAR_2025) * 1000)
     number = (max(milliseconds, 0) % (1 << 40)) << 30 | secrets.randbits(30)
     return "task-" + "".join(_CROCKFORD[number >> shift & 31] for shift in range(65, -1, -5))
 

@@ -207,6 +207,7 @@ class RecordIndex:
         stamp = self._stamp()
         connection: sqlite3.Connection | None = getattr(self._mine, "connection", None)
         if connection is None or self._mine.stamp != stamp:
+            self._mine.stamp = stamp
             connection = self._open(stamp[1])
             self._mine.connection, self._mine.stamp = connection, self._stamp()
         return connection
@@ -226,13 +227,7 @@ class RecordIndex:
             if not (self._home / "record").is_dir():
                 return self._in_memory()
             self._rebuild(0)
-        try:
-            db = self._connect()
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise
-            self._rebuild(inode)
-            db = self._connect()
+        db = self._connect()
         self._catch_up(db)
         return db
 
