@@ -18,6 +18,8 @@ SLOW = {
     "asyncio", "concurrent", "ctypes", "email", "http", "importlib.metadata", "logging", "multiprocessing",
     "pathspec", "pydantic", "rich", "sqlite3", "ssl", "subprocess", "unittest", "urllib", "xml", "yaml",
 }  # fmt: skip
+if sys.version_info < (3, 11):
+    SLOW -= {"subprocess"}  # click loads uuid, uuid loads platform, and that loaded it
 
 
 def loaded_by(code: str) -> set[str]:
