@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -200,3 +201,27 @@ def test_the_following_program_ends_when_nobody_reads_it(tmp_path: Path) -> None
     os.close(write)
     os.close(read)
     assert process.wait(10) is not None
+
+
+# -- entering a task
+
+
+def entered(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        program("enter", str(folder), *words), capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+def test_a_command_is_run_where_the_task_runs(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    env = {"PATH": os.environ["PATH"], "NAME": "it's\né"}
+    (tmp_path / "env.json").write_text(json.dumps({"env": env, "cwd": str(tmp_path / "work")}))
+    done = entered(tmp_path, "--", "sh", "-c", 'pwd; echo "$NAME"; exit 3')
+    assert (done.returncode, done.stdout) == (3, f"{tmp_path}/work\nit's\né\n")
+    assert entered(tmp_path).returncode == 0  # a shell, with nothing to do
+    assert entered(tmp_path, "--", "no-such").stderr == "no-such: No such file or directory\n"
+
+
+def test_a_task_that_has_not_started_cannot_be_entered(tmp_path: Path) -> None:
+    done = entered(tmp_path)
+    assert (done.returncode, done.stderr) == (1, "the task has not started\n")

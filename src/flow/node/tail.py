@@ -1,7 +1,7 @@
 """Reads a task's output in the order of its arrival, from any point of its index, and on while it grows.
 
-`tail DIR START [--follow]` writes it as frames; `find DIR` says where to start for the last lines or a time. Standard
-library, Python 3.8 and up; the formats are in docs/ARCHITECTURE.md.
+As a program it writes it as frames, says where the last lines begin, or enters the task. Standard library, Python 3.8
+and up; the formats are in docs/ARCHITECTURE.md.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def find_last_lines(folder: str, lines: int, stream: int | None = None) -> Found
     reader = Reader(folder)
     if not reader._open():
         return Found(Start(), 0)
-    offset, count, total, records = reader._index_size(), 0, 0, 16
+    offset, count, total, records = reader._index_size(), 0, 0, 2
     while offset and count < lines and total <= (lines + 1) * MOST_BYTES:  # no line is longer than that
         begin, records = max(0, offset - RECORD.size * records), min(records * 2, MOST_RECORDS)
         reader.offset, reader.ends = begin, reader._ends_before(begin)
@@ -289,8 +289,31 @@ def _write_frames(folder: str, start: Start, *, follow: bool) -> None:
     out.flush()
 
 
+def _enter(folder: str, argv: Sequence[str]) -> None:
+    """Become `argv`, or a shell, where the task's command runs: in its folder, environment and container."""
+    try:
+        with open(os.path.join(folder, "env.json"), encoding="utf-8") as file:
+            place = json.load(file)
+    except FileNotFoundError:
+        sys.exit("the task has not started")
+    env = dict(place["env"], **{name: os.environ[name] for name in ("TERM", "COLORTERM") if name in os.environ})
+    if place.get("container"):
+        terminal = ["-it"] if os.isatty(0) and os.isatty(1) else ["-i"]
+        engine, name = place["container"]
+        os.execvp(engine, [engine, "exec", *terminal, "-w", place["cwd"], name, *(argv or ["sh"])])
+    os.chdir(place["cwd"])
+    words = list(argv) or [env.get("SHELL") or "/bin/sh"]
+    try:
+        os.execvpe(words[0], words, env)
+    except OSError as error:
+        print(f"{words[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
 def main(argv: Sequence[str]) -> None:
-    """`tail DIR START [--follow]`, `find-lines DIR N [STREAM]`, `find-time DIR NS`."""
+    """`tail DIR START [--follow]`, `find-lines DIR N [STREAM]`, `find-time DIR NS`, `enter DIR [-- ARGV]`."""
+    if argv[0] == "enter":
+        return _enter(argv[1], argv[3:])
     verb, folder, value, *more = argv
     if verb == "tail":
         _write_frames(folder, start_from(value), follow="--follow" in more)
@@ -299,6 +322,7 @@ def main(argv: Sequence[str]) -> None:
         print(start, lines)  # noqa: T201
     elif verb == "find-time":
         print(find_time(folder, int(value)))  # noqa: T201
+    return None
 
 
 if __name__ == "__main__":
