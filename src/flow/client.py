@@ -15,7 +15,7 @@ from flow.providers import Provider
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
-from flow.status import TaskStatus, Want
+from flow.status import FINAL, Outcome, TaskStatus, Want
 from flow.task import Task, observe
 
 if TYPE_CHECKING:
@@ -204,6 +204,7 @@ class Flow:
         """Remove records of ended tasks: by age, all but the newest `keep`, or down to `max_bytes`."""
         self._finish_interrupted()
         self._look_at(row.task_id for row in self.records.rows(unfinished=True))
+        self._record_ends()
         return self.records.prune(
             older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run
         )
@@ -229,8 +230,9 @@ class Flow:
         self.records.notes.clear()
         return task_id
 
-    def _look_at(self, task_ids: Iterable[str]) -> None:
-        """Bring the index up to date on tasks that have not ended: one question to each provider."""
+    def _look_at(self, task_ids: Iterable[str]) -> dict[str, Outcome]:
+        """What tasks have come to, and the index up to date on them: one question to each provider."""
+        outcomes: dict[str, Outcome] = {}
         by_provider: dict[str, dict[str, int]] = {}
         for row in self.records.rows_of(list(task_ids)):
             by_provider.setdefault(row.provider, {})[row.task_id] = row.nodes
@@ -240,12 +242,19 @@ class Flow:
             for allocation in provider.allocations(list(nodes)):
                 base = (allocation.task_id or "").partition("_")[0]
                 found[base].append(allocation)
-            self.records.note_outcomes(
-                {
-                    task_id: observe(provider, self.records, task_id, nodes=nodes[task_id], allocations=allocations)[0]
-                    for task_id, allocations in found.items()
-                }
-            )
+            for task_id, allocations in found.items():
+                outcomes[task_id], _ = observe(
+                    provider, self.records, task_id, nodes=nodes[task_id], allocations=allocations
+                )
+        self.records.note_outcomes(outcomes)
+        return outcomes
+
+    def _record_ends(self) -> None:
+        """Write down the ends that only a provider has told so far: what may go must be on record as ended."""
+        ended = [row.task_id for row in self.records.rows(states=FINAL) if self.records.final(row.task_id) is None]
+        for task_id, outcome in self._look_at(ended).items():
+            if outcome.state.is_final:
+                self.records.set_final(task_id, outcome)
 
     def _finish_interrupted(self) -> None:
         """Ask again for what was acknowledged by a client that died before its provider had taken it."""
