@@ -21,6 +21,14 @@ def never_ran(report: Report) -> bool:
     return report.cause == NEVER_RAN.cause
 
 
+def give_up(folder: Path) -> Report:
+    """The loss of a rank that never ran and is not to be tried again, written down where that is possible."""
+    try:
+        return _write_loss(folder, None, cancelled=False)
+    except OSError:
+        return NEVER_RAN
+
+
 def is_loss(report: Report) -> bool:
     """Whether the rank ended without its runner's doing, so that the other ranks wait in vain."""
     return report.cause in ("lost", NEVER_RAN.cause)
@@ -32,19 +40,20 @@ def last_word(folder: Path, task_id: str, attempt: int, *, cancelled: bool) -> R
     A runner's lock is free when it is dead; a command's when no process of the attempt holds it any more.
     """
     report = read_report(folder)
-    if report and report.phase == "ended":
-        return report
-    if is_locked(folder / "runner.lock"):
-        return None
-    report = read_report(folder)  # again: it may have ended between the two looks
+    if not (report and report.phase == "ended"):
+        if is_locked(folder / "runner.lock"):
+            return None
+        report = read_report(folder)  # again: it may have ended between the two looks
     if report and report.phase == "ended":
         return report
     if not (folder / "status.json").exists() or (report and report.phase == "waiting"):
         return NEVER_RAN
-    _kill_left_over(folder, task_id, attempt)
-    if is_locked(folder / "command.lock"):
+    if _kill_left_over(folder, task_id, attempt) or not _remove_container(folder, task_id, attempt):
         return None  # killed, not gone yet: asked again at the next tick
-    return _write_loss(folder, report, cancelled=cancelled)
+    try:
+        return _write_loss(folder, report, cancelled=cancelled)
+    except OSError:  # a full disk: until there is room nobody may say that it ended
+        return None
 
 
 def signal_runner(folder: Path, pid: int | None, number: signal.Signals) -> None:
@@ -67,22 +76,23 @@ def _runner_pid(folder: Path) -> int | None:
         return None
 
 
-def _kill_left_over(folder: Path, task_id: str, attempt: int) -> None:
-    """SIGKILL every process that carries this task's and attempt's mark in its environment, and its container."""
-    for pid in _marked(task_id, attempt):
+def _kill_left_over(folder: Path, task_id: str, attempt: int) -> bool:
+    """SIGKILL every process of this rank: those that carry its marks, or the command's lock. Whether there were any."""
+    marks = {f"FLOW_TASK_ID={task_id}", f"FLOW_ATTEMPT={attempt}", f"FLOW_NODE_RANK={folder.name}"}
+    lock = folder / "command.lock"
+    left = _marked({mark.encode() for mark in marks})
+    if not left and is_locked(lock):
+        left = _holders(lock)
+    for pid in left:
         try:
             os.kill(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass
-    job = json.loads((folder / "task.json").read_text())
-    if job.get("image") and job.get("engine"):
-        name = f"flow-{task_id}-{attempt}-{job['rank']}"
-        subprocess.run([job["engine"], "rm", "-f", name], capture_output=True, timeout=60, check=False)
+    return bool(left) or is_locked(lock)
 
 
-def _marked(task_id: str, attempt: int) -> list[int]:
-    """Processes started with FLOW_TASK_ID and FLOW_ATTEMPT of this attempt (Linux: /proc)."""
-    marks = {f"FLOW_TASK_ID={task_id}".encode(), f"FLOW_ATTEMPT={attempt}".encode()}
+def _marked(marks: set[bytes]) -> list[int]:
+    """Processes started with all of `marks` in their environment (Linux: /proc)."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -91,6 +101,36 @@ def _marked(task_id: str, attempt: int) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def _holders(lock: Path) -> list[int]:
+    """Processes that inherited the lock, whatever environment they gave themselves; not who merely reads the file."""
+    inode = lock.stat().st_ino
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            is_held = (
+                entry.stat().st_ino == inode and b"FLOCK" in (entry.parents[1] / "fdinfo" / entry.name).read_bytes()
+            )
+        except OSError:
+            continue
+        if is_held:
+            found.append(int(entry.parts[2]))
+    return found
+
+
+def _remove_container(folder: Path, task_id: str, attempt: int) -> bool:
+    """Remove the rank's container, if it has one; False where the engine does not answer in time."""
+    try:
+        job = json.loads((folder / "task.json").read_text())
+        if job.get("image") and job.get("engine"):
+            name = f"flow-{task_id}-{attempt}-{job['rank']}"
+            subprocess.run([job["engine"], "rm", "-f", name], capture_output=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        pass  # a damaged file, or an engine that is no longer there: nothing more can be done
+    return True
 
 
 def _write_loss(folder: Path, report: Report | None, *, cancelled: bool) -> Report:

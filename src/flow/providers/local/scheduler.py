@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -28,6 +29,7 @@ _LINGER_SECONDS = 10.0  # without work, before leaving: the next submit finds it
 _ADOPTED_POLL_SECONDS = 0.1  # runners that are not our children tell their end by their lock only
 _UNKNOWN_POLL_SECONDS = 2.0  # dependencies on tasks that only their record knows
 _RETRY_START_SECONDS = 2.0  # after a start that failed here (a full disk)
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _MOST_STARTS = 3  # of one attempt whose runner dies before it runs anything
 _STOP_SLACK_SECONDS = 10.0  # over the grace time, before a runner that does not end is killed
 
@@ -209,8 +211,13 @@ class Scheduler:
 
     def _start_again(self, row: Row, reports: dict[int, Report], now: float) -> None:
         """Its runners died before they ran anything: the same attempt again, a little later, but not for ever."""
+        if row.cancel is not None:
+            self._end(row, {}, reason="cancelled", now=now)
+            return
         self.unstarted[row.id] = self.unstarted.get(row.id, 0) + 1
-        if self.unstarted[row.id] > _MOST_STARTS or row.cancel is not None:
+        if self.unstarted[row.id] > _MOST_STARTS:
+            folders = {rank: rank_folder(self.home, row.id, row.attempt, rank) for rank in reports}
+            reports = {rank: burial.give_up(folder) for rank, folder in folders.items()}
             self._end(row, reports, reason=f"its runner died {_MOST_STARTS} times before it could start", now=now)
             return
         self.start_again_at = time.monotonic() + _RETRY_START_SECONDS
@@ -353,8 +360,9 @@ class Scheduler:
     def _start(self, attempt: _Attempt) -> None:
         """Fork a runner for each rank. What an earlier scheduler started already is left to it."""
         row, plan = attempt.row, attempt.plan
-        meeting, has_gpus = new_meeting(), bool(self.inventory.cards)
+        has_gpus = bool(self.inventory.cards)
         try:
+            meeting = new_meeting()
             for rank in range(plan.nodes):
                 folder = rank_folder(self.home, row.id, row.attempt, rank)
                 if read_report(folder) is None:
@@ -364,20 +372,34 @@ class Scheduler:
                     self._fork(attempt, rank, folder, lock)
         except OSError as error:
             _log.error("%s cannot start: %s", row.id, error)
-            self.start_again_at = time.monotonic() + _RETRY_START_SECONDS
-            if not attempt.pids:  # nothing was forked: it waits for better times
-                del self.attempts[row.id]
-                with self.queue.transaction():
-                    self.queue.take_back(row, f"waits: {error.strerror or error}")
+            if not attempt.pids:  # else the ranks that were forked are stopped, as one is missing
+                self._postpone(attempt, error)
+
+    def _postpone(self, attempt: _Attempt, error: OSError) -> None:
+        """Nothing was forked. What is full now is waited for; a folder that cannot be used is tried a few times."""
+        row, reason = attempt.row, error.strerror or str(error)
+        del self.attempts[row.id]
+        if error.errno not in _PASSING:
+            self.unstarted[row.id] = self.unstarted.get(row.id, 0) + 1
+        with self.queue.transaction():
+            if self.unstarted.get(row.id, 0) > _MOST_STARTS:
+                now = time.time()
+                failure = Report("ended", code=126, cause="start", reason=f"cannot be started: {reason}", ended=now)
+                self._end(row, dict.fromkeys(range(attempt.plan.nodes), failure), reason=failure.reason, now=now)
+            else:
+                self.start_again_at = time.monotonic() + _RETRY_START_SECONDS
+                self.queue.take_back(row, f"waits: {reason}")
 
     def _fork(self, attempt: _Attempt, rank: int, folder: Path, lock: int) -> None:
         """The runner, in a session of its own; SIGTERM is held back in it until the runner can answer it."""
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        pid = os.fork()
-        if pid == 0:
-            _run_forked(str(folder), lock)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-        os.close(lock)  # the child holds it now: the lock is on the open file, not on us
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _run_forked(str(folder), lock)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+            os.close(lock)  # the child holds it now: the lock is on the open file, not on us
         attempt.pids[rank] = pid
         self.by_pid[pid] = (attempt.row.id, rank)
 
