@@ -2,103 +2,161 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sqlite3
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from flow.durable import writing
+from flow.errors import StorageError
 from flow.machines import Report
 from flow.plan import Plan, plan_from_dict
 from flow.providers.local.queue import Queue, Row
 from flow.providers.local.rank import rank_folder
 from flow.providers.local.wake import take_lock
-from flow.status import TaskStatus, attempt_outcome, read_report
+from flow.status import Intent, TaskStatus, Want, attempt_outcome, read_report
+
+_DAMAGE = (
+    "malformed",
+    "not a database",
+    "no such table",
+    "no such column",
+    "unsupported file format",
+    "disk i/o error",
+)
+_PATIENCE_SECONDS = 60.0  # for another process that mends, or a scheduler that ends
 
 
 def is_damage(error: sqlite3.DatabaseError) -> bool:
     """Whether the file's content is broken, not merely locked, full or forbidden."""
-    text = str(error)
-    return "malformed" in text or "not a database" in text or "no such table" in text
+    text = str(error).lower()
+    return any(words in text for words in _DAMAGE)
+
+
+def is_missing(home: Path, folder: Path) -> bool:
+    """Whether there was a queue and its file is gone. In a folder of its own, it may merely be another machine's."""
+    if (folder / "local.db").exists():
+        return False
+    given = (home / "record").glob("task-*/allocated") if folder.parent == home else ()
+    return any(True for _ in (*folder.glob("local.db.damaged-*"), *given))
 
 
 def mend_queue(home: Path, folder: Path) -> None:
-    """Rebuild `folder`/local.db. Under the scheduler's lock, so that nobody works with the old one meanwhile."""
-    lock = take_lock(folder / "scheduler.lock") or _end_scheduler(folder)
+    """Rebuild `folder`/local.db, unless another process just did. Raises StorageError where it cannot."""
+    with writing(home):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mending = take_lock(folder / "mend.lock", wait_seconds=_PATIENCE_SECONDS)
+    if mending is None:
+        raise StorageError(f"the local queue `{folder / 'local.db'}` is damaged, and is being mended: try again later")
     try:
-        path = folder / "local.db"
-        if _is_whole(path):
-            return  # another process was faster
-        aside = f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
-        for suffix in ("", "-wal", "-shm"):
-            old = folder / f"local.db{suffix}"
-            if old.exists():
-                old.rename(folder / f"{aside}{suffix}")
-        _rebuild(home, Queue(path))
-        print(f"note: the local queue was damaged: rebuilt, the old one is `{folder / aside}`", file=sys.stderr)  # noqa: T201
+        if not _is_whole(folder / "local.db"):
+            scheduling = _end_scheduler(folder)  # nobody works with the old one meanwhile; running tasks go on
+            try:
+                with writing(home):
+                    _replace(home, folder)
+            finally:
+                os.close(scheduling)
     finally:
-        if lock is not None:
-            os.close(lock)
+        os.close(mending)
 
 
-def _end_scheduler(folder: Path) -> int | None:
-    """End the scheduler that works with the damaged file, and take its lock. Running tasks go on."""
-    try:
+def _end_scheduler(folder: Path) -> int:
+    """The scheduler's lock, taken once the one that works with the damaged file has ended."""
+    lock = take_lock(folder / "scheduler.lock")
+    if lock is not None:
+        return lock
+    with contextlib.suppress(OSError, ValueError):
         os.kill(int((folder / "scheduler.lock").read_text()), signal.SIGTERM)
-    except (OSError, ValueError):
-        pass
-    return take_lock(folder / "scheduler.lock", wait_seconds=10.0)
+    lock = take_lock(folder / "scheduler.lock", wait_seconds=_PATIENCE_SECONDS)
+    if lock is None:
+        raise StorageError(
+            f"the local queue `{folder / 'local.db'}` is damaged, and its scheduler does not end",
+            suggestions=[f"end the process whose number is in `{folder / 'scheduler.lock'}`, and try again"],
+        )
+    return lock
 
 
 def _is_whole(path: Path) -> bool:
+    if not path.exists():
+        return False
     try:
-        db = sqlite3.connect(path)
-        try:
-            return bool(db.execute("PRAGMA user_version").fetchone()[0]) and (
-                db.execute("PRAGMA quick_check").fetchone()[0] == "ok"
-            )
-        finally:
-            db.close()
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.execute("SELECT 1 FROM plan, task, wait LIMIT 1")
+            return bool(db.execute("PRAGMA quick_check").fetchone()[0] == "ok")
     except sqlite3.DatabaseError:
         return False
 
 
-def _rebuild(home: Path, queue: Queue) -> None:
-    for file in sorted((home / "record").glob("task-*/record.json")):
-        try:
-            record = json.loads(file.read_text())
-            plan = plan_from_dict(record["plan"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # a damaged record is reported where it is looked at
-        if plan.provider != "local" or _wanted(file.parent) == "hold":
-            continue
-        queue.add(plan, created=record.get("created"))
-        rows = queue.rows([plan.task_id])
-        with queue.transaction():
-            for row in rows:
-                _restore(home, queue, row, plan)
-        if _wanted(file.parent) == "cancel":
-            queue.ask_cancel(plan.task_id, now=time.time())
-    queue.close()
+def _replace(home: Path, folder: Path) -> None:
+    """Built beside the old one and put in its place whole: whoever dies at this leaves something to mend."""
+    path, new = folder / "local.db", folder / "local.db.new"
+    for end in ("", "-wal", "-shm"):
+        Path(f"{new}{end}").unlink(missing_ok=True)
+    _fill(home, new)
+    aside = f"{path}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    for end in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{path}{end}").rename(f"{aside}{end}")
+    new.rename(path)
+    _fill(home, path)  # who was given to the old one after its record was looked for
+    print(f"note: the local queue was damaged: rebuilt, the old one is `{aside}`", file=sys.stderr)  # noqa: T201
 
 
-def _restore(home: Path, queue: Queue, row: Row, plan: Plan) -> None:
-    """Bring a fresh row to where its folders say it is."""
-    attempts = sorted(int(one.name) for one in (home / "record" / row.id).glob("[0-9]*") if one.name.isdigit())
-    for attempt in attempts:
+def _fill(home: Path, path: Path) -> None:
+    """Add every task of the local provider that has a record and is not there."""
+    with contextlib.closing(Queue(path)) as queue:
+        for file in sorted((home / "record").glob("task-*/record.json")):
+            try:
+                record = json.loads(file.read_bytes())
+                plan = plan_from_dict(record["plan"])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # a damaged record is reported where it is looked at
+            intent = _intent(file.parent) or Intent(Want(record.get("want", "run")), 0.0)
+            if plan.provider != "local" or intent.want is Want.HOLD:
+                continue
+            if queue.add(plan, created=record.get("created")):
+                _restore(home, queue, plan, intent)
+
+
+def _restore(home: Path, queue: Queue, plan: Plan, intent: Intent) -> None:
+    """Bring the fresh rows of a plan to where their folders say they are."""
+    cancelled = []
+    with queue.transaction():
+        for row in queue.rows([plan.task_id]):
+            own = (_intent(home / "record" / row.id) if row.id != row.base else None) or intent
+            last = intent if intent.want is Want.CANCEL else own
+            _restore_row(home, queue, row, plan, last)
+            if last.want is Want.CANCEL:
+                cancelled.append(row.id)
+    for task_id in cancelled:
+        queue.ask_cancel(task_id, now=time.time())
+
+
+def _restore_row(home: Path, queue: Queue, row: Row, plan: Plan, intent: Intent) -> None:
+    numbers = sorted(int(one.name) for one in (home / "record" / row.id).glob("[0-9]*") if one.name.isdigit())
+    used = 0.0
+    for number in numbers:
         queue.start(row, [])
-        reports = _reports(home, row.id, attempt, plan.nodes)
-        outcome = attempt_outcome(reports, plan.nodes, attempt=attempt)
-        if outcome is None:
+        reports = _reports(home, row.id, number, plan.nodes)
+        outcome = attempt_outcome(reports, plan.nodes, attempt=number)
+        used += max((report.ran_seconds for report in reports.values()), default=0.0)
+        is_last = number == numbers[-1]
+        if is_last and outcome is None:
             return  # under way, or dead: the scheduler looks
-        if attempt == attempts[-1]:
-            may_retry = outcome.state in (TaskStatus.FAILED, TaskStatus.LOST) and attempt <= plan.retries
-            if may_retry:
-                queue.retry(row, used_seconds=0.0, reason=f"attempt {attempt} {outcome.state}; runs again")
-            else:
-                queue.end(row, reports, reason=outcome.reason, now=outcome.ended or time.time())
+        state = outcome.state if outcome else TaskStatus.LOST
+        ended = (outcome and outcome.ended) or 0.0
+        was_cancelled = intent.want is Want.CANCEL and intent.since <= ended
+        may_retry = state in (TaskStatus.FAILED, TaskStatus.LOST) and number <= plan.retries and not was_cancelled
+        if may_retry or not is_last:
+            queue.retry(row, used_seconds=used, reason=f"attempt {number} {state}; runs again")
+        elif outcome:
+            queue.end(row, reports, reason=outcome.reason, now=ended or time.time())
 
 
 def _reports(home: Path, task_id: str, attempt: int, nodes: int) -> dict[int, Report]:
@@ -106,8 +164,10 @@ def _reports(home: Path, task_id: str, attempt: int, nodes: int) -> dict[int, Re
     return {rank: report for rank, report in found.items() if report is not None}
 
 
-def _wanted(folder: Path) -> str:
+def _intent(folder: Path) -> Intent | None:
+    """The user's last word on a task or element, where there is one after its submission."""
     try:
-        return str(json.loads((folder / "intent.json").read_text())["want"])
+        values: Mapping[str, Any] = json.loads((folder / "intent.json").read_bytes())
+        return Intent(Want(values["want"]), float(values["since"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return "run"
+        return None

@@ -16,7 +16,7 @@ from flow.machines import Allocation, Capabilities, Machines, Node, Offer
 from flow.plan import Plan
 from flow.providers import Option
 from flow.providers.local.inventory import read_inventory
-from flow.providers.local.mend import is_damage, mend_queue
+from flow.providers.local.mend import is_damage, is_missing, mend_queue
 from flow.providers.local.queue import Queue, Row
 from flow.providers.local.rank import loopback, rank_folder
 from flow.providers.local.wake import is_locked, start_scheduler, wake_scheduler
@@ -42,7 +42,7 @@ class Local:
         self._gpus = options.get("gpus")
         self.folder = Path(str(options["state_dir"])) if options.get("state_dir") else home / "local"
         self._queue: Queue | None = None
-        self._queue_pid = 0
+        self._queue_stamp = (0, 0)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -80,9 +80,7 @@ class Local:
 
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """From the queue's rows; a scheduler that is needed and not alive is started."""
-        if not (self.folder / "local.db").exists():
-            return []
-        rows = self._ask(lambda queue: queue.rows(task_ids))
+        rows = self._ask(lambda queue: queue.rows(task_ids)) if self._has_queue() else []
         if not rows:
             return []
         if any(row.state != "ended" for row in rows) and not is_locked(self.folder / "scheduler.lock"):
@@ -93,7 +91,7 @@ class Local:
 
     def release(self, task_id: str, attempt: int | None = None) -> None:
         """End the task and its processes; the scheduler does it, and is woken for it."""
-        if not (self.folder / "local.db").exists():
+        if not self._has_queue():
             return
         self._ask(lambda queue: queue.ask_cancel(task_id, now=time.time()))
         wake_scheduler(self.folder, self.home, self._limits())
@@ -134,25 +132,45 @@ class Local:
         return ""
 
     def _ask(self, question: Callable[[Queue], _T]) -> _T:
-        """Ask the queue; one that is damaged is rebuilt from the records and asked once more."""
+        """Ask the queue; one that is damaged is rebuilt from the records and asked once more, as is a new one."""
+        try:
+            answer, asked = question(self._open()), self._queue_stamp
+            return answer if asked == self._stamp() else question(self._open())
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise self._unusable(error) from error
+        self._queue = None
+        mend_queue(self.home, self.folder)
         try:
             return question(self._open())
         except sqlite3.DatabaseError as error:
-            if not is_damage(error):
-                raise StorageError(
-                    f"the local queue `{self.folder / 'local.db'}` cannot be used: {error}",
-                    suggestions=["check the disk's space and the folder's permissions"],
-                ) from error
-        self._queue = None
-        mend_queue(self.home, self.folder)
-        return question(self._open())
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: sqlite3.DatabaseError) -> StorageError:
+        return StorageError(
+            f"the local queue `{self.folder / 'local.db'}` cannot be used: {error}",
+            suggestions=["check the disk's space and the folder's permissions"],
+        )
+
+    def _has_queue(self) -> bool:
+        return (self.folder / "local.db").exists() or is_missing(self.home, self.folder)
 
     def _open(self) -> Queue:
-        """The connection, made anew in a forked process: SQLite's must not be carried over a fork."""
-        if self._queue is None or self._queue_pid != os.getpid():
+        """The connection: another one in a forked process, as SQLite's must not be carried over, and on a new file."""
+        if self._queue is None or self._queue_stamp != self._stamp():
+            if is_missing(self.home, self.folder):
+                mend_queue(self.home, self.folder)
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._queue, self._queue_pid = Queue(self.folder / "local.db"), os.getpid()
+            self._queue = Queue(self.folder / "local.db")
+            self._queue_stamp = self._stamp()
         return self._queue
+
+    def _stamp(self) -> tuple[int, int]:
+        """Another one when the queue must be opened again."""
+        try:
+            return os.getpid(), (self.folder / "local.db").stat().st_ino
+        except OSError:
+            return os.getpid(), 0
 
     def _limits(self) -> dict[str, float | None]:
         return {"cpus": self._number(self._cpus), "gpus": self._whole(self._gpus)}
