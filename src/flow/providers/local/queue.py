@@ -264,13 +264,16 @@ class Queue:
 
     def forget_pruned(self, records: Path) -> None:
         """Forget the ended tasks whose record is no longer in the folder `records`."""
-        kept = set(os.listdir(records))  # noqa: PTH208  # names only, 100,000 of them
         with self.transaction():
-            gone = [base for (base,) in self.db.execute("SELECT base FROM plan") if base not in kept]
-            for base in gone:
-                self.db.execute("DELETE FROM task WHERE base = ? AND state = 'ended'", (base,))
-                self.db.execute("DELETE FROM plan WHERE base = ? AND base NOT IN (SELECT base FROM task)", (base,))
-                self.db.execute("DELETE FROM wait WHERE downstream = ?", (base,))
+            bases = [base for (base,) in self.db.execute("SELECT base FROM plan")]
+            kept = set(os.listdir(records))  # noqa: PTH208  # names only, 100,000 of them; after the plans, as they are
+            for base in bases:
+                if base not in kept:
+                    self.db.execute("DELETE FROM task WHERE base = ? AND state = 'ended'", (base,))
+                    self.db.execute("DELETE FROM plan WHERE base = ? AND base NOT IN (SELECT base FROM task)", (base,))
+                    self.db.execute(
+                        "DELETE FROM wait WHERE downstream = ? AND downstream NOT IN (SELECT base FROM plan)", (base,)
+                    )
 
     def _make_schema(self) -> None:
         if self.db.execute("PRAGMA user_version").fetchone()[0]:

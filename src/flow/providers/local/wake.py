@@ -26,7 +26,8 @@ def start_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]
     """Start a scheduler process, detached from this one and its terminal, unless one is being started.
 
     The one that is being started holds `start.lock` until it listens; as it looks at the queue after that, it sees
-    what was put there before we found the lock taken. `limits`: "cpus" and "gpus" to give out.
+    what was put there before we found the lock taken. `limits`: "cpus" and "gpus" to give out. Started by a task, it
+    does not carry that one's mark, by which its processes are found when they are to end.
     """
     starting = take_lock(folder / "start.lock")
     if starting is None:
@@ -40,6 +41,7 @@ def start_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]
                 stdout=log,
                 stderr=log,
                 cwd="/",
+                env={name: value for name, value in os.environ.items() if not name.startswith("FLOW_TASK_")},
                 pass_fds=[starting],
                 start_new_session=True,
             )
