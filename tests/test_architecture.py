@@ -21,6 +21,7 @@ ROWS = (
     "status boot log_feeds logs references record_index record prune",
     "providers",
     "resolve",
+    "observe",
     "task",
     "attend",
     "client",

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flow.errors import ResourceNotFoundError, ValidationError
+from flow.observe import observe
 from flow.providers import Provider
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
 from flow.status import FINAL, Outcome, TaskStatus, Want
-from flow.task import Task, observe
+from flow.task import Task
 
 if TYPE_CHECKING:
     from types import TracebackType
