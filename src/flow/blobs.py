@@ -82,17 +82,13 @@ class Incoming:
     """
 
     def __init__(self, store: Path) -> None:
+        self.new_files = 0  # contents that the store did not have
         self.new_bytes = 0
         self._store = store
         self._blobs = f"{store}/blobs"
         self._folder = f"{store}/incoming"
         self._files = 0  # written so far
         self._waiting: dict[str, str] = {}  # digest -> file that holds its content
-
-    @property
-    def new_files(self) -> int:
-        """How many contents the store did not have yet."""
-        return len(self._waiting)
 
     def __enter__(self) -> Incoming:
         with writing(self._store):
@@ -148,6 +144,7 @@ class Incoming:
                 os.makedirs(folder, mode=0o700, exist_ok=True)  # noqa: PTH103  # ten thousand Paths are slow to make
             for held, folder, digest in moves:
                 os.rename(held, f"{folder}/{digest}")  # noqa: PTH104
+            self._waiting.clear()
             if moves:
                 _sync([*folders, self._blobs, str(self._store)])
 
@@ -170,6 +167,7 @@ class Incoming:
 
     def _keep(self, digest: str, temporary: str, size: int) -> None:
         self._waiting[digest] = temporary
+        self.new_files += 1
         self.new_bytes += size
 
     def _write(self, chunks: Iterator[bytes]) -> str:

@@ -89,8 +89,7 @@ class Records:
         if self._index.is_writable and self._index.lock.is_noted:
             with self._alone():
                 self._adopt_what_a_crash_left()
-        rows = self._index.rows({"allocated = ?": 0, "want = ?": "run"}, states=sorted(set(TaskStatus) - FINAL))
-        return [row.task_id for row in reversed(rows)]
+        return self._index.unallocated()
 
     def get(self, task_id: str) -> Submission:
         """What was submitted; an element gives its array's. StorageError names the file when it is damaged."""

@@ -34,6 +34,7 @@ CREATE TABLE tasks (
 CREATE INDEX by_time ON tasks (created DESC, task_id DESC);
 CREATE INDEX by_state ON tasks (state, created DESC, task_id DESC);
 CREATE INDEX by_name ON tasks (name, created DESC);
+CREATE INDEX to_allocate ON tasks (created, task_id) WHERE allocated = 0;
 CREATE TABLE listing (position INTEGER PRIMARY KEY, task_id TEXT);
 CREATE TABLE damaged (task_id TEXT PRIMARY KEY, path TEXT, why TEXT);
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT);
@@ -163,6 +164,12 @@ class RecordIndex:
             sql = f"{' UNION ALL '.join([one] * len(states))} {order}"
             given = [value for state in states for value in (state, *given)] + [limit]
         return [_row(*fields) for fields in self.read(sql, given)]
+
+    def unallocated(self) -> list[str]:
+        """Those that are to run and were not handed to a provider, oldest first."""
+        conditions = f"allocated = 0 AND want = 'run' AND state NOT IN ({_FINAL_SQL})"
+        found = self.read(f"SELECT task_id FROM tasks WHERE {conditions} ORDER BY created, task_id")
+        return [task_id for (task_id,) in found]
 
     def save_listing(self, task_ids: Iterable[str]) -> None:
         """The list that was shown last, first line first."""
@@ -355,7 +362,8 @@ def _boot_id() -> str:
 
 
 def _row(*fields: Any) -> Row:
-    values: list[Any] = [TaskStatus(value) if at == _STATE_AT else value for at, value in enumerate(fields)]
+    values = list(fields)
+    values[_STATE_AT] = TaskStatus(values[_STATE_AT])
     return Row(*values)
 
 

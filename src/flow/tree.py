@@ -97,7 +97,7 @@ def write_index(path: Path, index: Index) -> None:
     values = (_VERSION, (index.bundle_id, index.files, index.bytes), folders)
     temporary = path.with_suffix(f".{os.getpid()}-{time.monotonic_ns():x}")
     with open(temporary, "w", opener=private) as file:
-        json.dump(values, file, separators=(",", ":"))
+        file.write(json.dumps(values, separators=(",", ":")))
     temporary.replace(path)
 
 
