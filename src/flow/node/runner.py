@@ -2,7 +2,7 @@
 
 `python3 runner.py run DIR`, or `run(DIR)` in a process of its own. Standard library, Python 3.8 and up; the formats are
 in docs/ARCHITECTURE.md. The command runs at most once: `running` is on disk before it is executed. What only some tasks
-need (several nodes, an image) lies in the files beside this one.
+need (code, several nodes, an image) lies in the files beside this one.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ except (ImportError, OSError, AttributeError):  # not on Linux: orphans are then
     PRCTL = None
 SET_DEATH_SIGNAL, SET_SUBREAPER = 1, 36  # of prctl(2)
 
+SIGNALS = [int(number) for number in signal.valid_signals()]  # once: they take longer than a fork
 RECORD = struct.Struct("<QQQ")  # of log.idx: time in ns, end of stdout.log, end of stderr.log
 ENDED_RETRY_SECONDS = 60  # how long a full disk may keep the end of a task from being written
 LAST_WORD_SECONDS = 3  # how long a cancelled rank tries to reach the others
@@ -153,7 +154,7 @@ class Rank:
 
     def run(self) -> None:
         """All of it; raises Ended, always."""
-        with open(self.path("task.json"), encoding="utf-8") as file:
+        with open(self.path("task.json"), "rb") as file:
             self.task = json.load(file)
         with open(self.path("spare"), "wb") as file:
             file.write(bytes(4096))  # room for the last report on a full disk
@@ -194,7 +195,10 @@ class Rank:
             code = self.task.get("code")
             if code:
                 with open(self.path(code["manifest"]), encoding="utf-8") as file:
-                    _unpack(json.load(file), self.path(code["blobs"]), self.path("workspace"), self._check_stopped)
+                    manifest = json.load(file)
+                _beside("unpack").unpack(
+                    manifest, self.path(code["blobs"]), self.path("workspace"), self._check_stopped
+                )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Ended(126, None, "start", "cannot unpack the code: " + _say(error)) from None
         self._check_stopped()
@@ -208,7 +212,7 @@ class Rank:
         if held is None:
             raise Ended(126, None, "start", "a process of this attempt is alive already")
         pipes = [os.pipe() for _ in range(4)]  # stdout, stderr, what went wrong before the command, the word to start
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self.pid = os.fork()
         if self.pid == 0:
             _become(argv, env, cwd, [pipes[3][0], pipes[0][1], pipes[1][1], pipes[2][1], held])
@@ -454,8 +458,9 @@ def _become(argv: list[str], env: dict[str, str], cwd: str, fds: list[int]) -> N
         if PRCTL:
             PRCTL(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
         signal.set_wakeup_fd(-1)
-        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(number, signal.SIG_DFL)
+        for number in SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_DFL, None):
+                signal.signal(number, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
@@ -470,61 +475,6 @@ def _become(argv: list[str], env: dict[str, str], cwd: str, fds: list[int]) -> N
         os.write(fault, json.dumps(facts).encode())
     finally:
         os._exit(127)
-
-
-def _unpack(manifest: dict[str, Any], blobs: str, into: str, check: Callable[[], None]) -> None:
-    """Copy what the manifest names; links come last, so that nothing is ever written through one."""
-    made = {into}
-    for number, (name, mode, digest, size) in enumerate(manifest["files"]):
-        if number % 256 == 0:
-            check()
-        path = _inside(into, name)
-        _make_parent(path, made)
-        _copy(os.path.join(blobs, digest[:2], digest), path, mode, size)
-    for name in manifest.get("dirs", []):
-        os.makedirs(_inside(into, name), exist_ok=True)
-    for name, target in manifest.get("links", []):
-        path = _inside(into, name)
-        _make_parent(path, made)
-        if os.path.islink(path):  # by a runner that died before it started the command
-            os.unlink(path)
-        os.symlink(target, path)
-
-
-def _inside(folder: str, name: str) -> str:
-    if not name or name.startswith("/") or ".." in name.split("/"):
-        raise ValueError(f"`{name}` leaves the workspace")
-    return f"{folder}/{name}"
-
-
-def _make_parent(path: str, made: set[str]) -> None:
-    parent = os.path.dirname(path)
-    if parent not in made:
-        os.makedirs(parent, exist_ok=True)
-        made.add(parent)
-
-
-def _copy(source: str, path: str, mode: int, size: int) -> None:
-    """An own copy, shared with the source only where the file system does that for us."""
-    fd = os.open(source, os.O_RDONLY)
-    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        left = size
-        with contextlib.suppress(AttributeError, OSError):
-            while left > 65536:
-                copied = os.copy_file_range(fd, out, left)
-                left -= copied
-                if not copied:
-                    break
-        while left > 0:
-            data = os.read(fd, min(left, 1 << 20))
-            if not data:
-                raise ValueError(f"`{source}` is shorter than the {size} bytes it should have")
-            left -= os.write(out, data)
-        os.fchmod(out, mode & 0o777)
-    finally:
-        os.close(fd)
-        os.close(out)
 
 
 def _beside(name: str) -> Any:
