@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         "memory_gb": plan.memory_gb,
         "limit_seconds": limit,
         "grace_seconds": plan.grace_seconds,
-        "signal": plan.signal and asdict(plan.signal),
+        "signal": plan.signal and {"number": plan.signal.number, "before_seconds": plan.signal.seconds},
         "peers": [loopback(one) for one in range(plan.nodes)],
         "control_port": meeting.control_port,
         "token": meeting.token,
