@@ -1,0 +1,144 @@
+"""The boot script, executed: on this machine, by the oldest Python there is, with everything it may leave out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow.boot import boot
+from tests.support.processes import wait_until
+
+TASK: dict[str, Any] = {
+    "v": 1, "task_id": "task-06f3k2m9q7xw1d", "name": "train", "attempt": 1, "rank": 0, "nodes": 1, "env": {},
+    "argv": ["true"], "limit_seconds": 3600, "grace_seconds": 30,
+}  # fmt: skip
+TWENTY = {f"SETTING_{number}": f"value number {number} of a kind" for number in range(20)}
+OLD_PYTHON = "/root/.pyenv/versions/3.8.18/bin"
+
+
+def run(script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", script, "boot", *words], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def deliver(folder: Path, files: Any) -> None:
+    for name, text in files.items():
+        (folder / "inbox" / f".{name}").write_text(text)
+        (folder / "inbox" / f".{name}").rename(folder / "inbox" / name)
+
+
+def status(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / "status.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def test_the_script_runs_the_task_in_its_folder(tmp_path: Path) -> None:
+    env = {"QUOTES": 'it\'s "$x" `y` \\ %s {z}', "LINES": "a\nb", "ACCENT": "é☃"}
+    words = ["sh", "-c", 'printf "%s|" "$QUOTES" "$LINES" "$ACCENT" "$1"; pwd', "sh", "it's {all} \\ right"]
+    script, inbox = boot([{**TASK, "argv": words, "env": env}], str(tmp_path / "root"))
+    done = run(script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    folder = tmp_path / "root" / TASK["task_id"] / "1/0"
+    assert (folder / "stdout.log").read_text() == "|".join([*env.values(), words[-1], f"{folder}/workspace\n"])
+    assert status(folder)["code"] == 0
+    assert inbox == ({},)
+    assert {path.stat().st_mode & 0o077 for path in [folder, *folder.rglob("*")] if not path.is_symlink()} == {0}
+
+
+def test_running_it_again_runs_nothing_again(tmp_path: Path) -> None:
+    script, _ = boot([{**TASK, "argv": ["sh", "-c", f"echo x >> {tmp_path}/ran"]}], str(tmp_path))
+    assert [run(script).returncode, run(script).returncode] == [0, 0]
+    assert (tmp_path / "ran").read_text() == "x\n"
+
+
+@pytest.mark.parametrize("how", ["argument", "variable"])
+def test_each_machine_says_which_rank_it_is(tmp_path: Path, how: str) -> None:
+    argv = ["sh", "-c", "echo $FLOW_NODE_RANK"]
+    jobs = [{**TASK, "rank": rank, "argv": argv, "only": rank} for rank in range(2)]
+    script, _ = boot(jobs, str(tmp_path))
+    assert (run(script, "1") if how == "argument" else run(script, FLOW_RANK="1")).returncode == 0
+    folder = tmp_path / TASK["task_id"] / "1/1"
+    assert (folder / "stdout.log").read_text() == "1\n"
+    assert json.loads((folder / "task.json").read_text()) == jobs[1]
+
+
+def test_the_home_of_the_machine_is_its_own(tmp_path: Path) -> None:
+    assert run(boot([TASK], "~/flow").script, HOME=str(tmp_path)).returncode == 0
+    assert status(tmp_path / "flow" / TASK["task_id"] / "1/0")["code"] == 0
+
+
+def test_a_root_that_could_be_taken_for_code_is_refused() -> None:
+    for root in ("/a'b", '/a"b', "/a b", "/$(x)", "/a\n", ""):
+        with pytest.raises(ValueError, match="cannot be written into a script"):
+            boot([TASK], root)
+
+
+def test_secrets_are_not_in_the_script_and_come_through_the_inbox(tmp_path: Path) -> None:
+    env = {"PLAIN": "to be seen", "WANDB_API_KEY": "hush-hush"}
+    script, inbox = boot([{**TASK, "argv": ["sh", "-c", "echo $PLAIN $WANDB_API_KEY"], "env": env}], str(tmp_path))
+    assert inbox == ({"env.json": '{"WANDB_API_KEY": "hush-hush"}'},)
+    folder = tmp_path / TASK["task_id"] / "1/0"
+    with subprocess.Popen(["bash", "-c", script]) as process:
+        assert wait_until(lambda: status(folder).get("phase") == "waiting")
+        assert not any(b"hush" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+        deliver(folder, inbox[0])
+        assert process.wait(20) == 0
+    assert (folder / "stdout.log").read_text() == "to be seen hush-hush\n"
+
+
+def test_with_twenty_variables_and_two_nodes_it_fits_where_little_is_taken(tmp_path: Path) -> None:
+    code = {"manifest": "inbox/manifest.json", "blobs": "inbox"}
+    more = {"nodes": 2, "peers": ["10.0.0.1", "10.0.0.2"], "control_port": 29400, "token": os.urandom(16).hex()}
+    jobs = [{**TASK, **more, "rank": rank, "env": TWENTY, "code": code} for rank in range(2)]
+    short = boot(jobs, "/root/flow", most_bytes=5000)
+    assert len(short.script) <= 5000
+    assert sorted(short.inbox[0]) == ["peers.py", "runner.py", "unpack.py"]
+    assert len(boot(jobs, "/root/flow").script) <= 12_000
+
+
+def test_what_did_not_fit_is_awaited(tmp_path: Path) -> None:
+    env = {**TWENTY, "LONG": "".join(os.urandom(2000).hex())}
+    argv = ["sh", "-c", "echo $SETTING_7; echo $LONG"]
+    script, inbox = boot([{**TASK, "argv": argv, "env": env}], str(tmp_path), most_bytes=2500)
+    assert len(script) <= 2500
+    assert sorted(inbox[0]) == ["env.json", "runner.py"]
+    folder = tmp_path / TASK["task_id"] / "1/0"
+    with subprocess.Popen(["bash", "-c", script]) as process:
+        assert wait_until((folder / "inbox").exists)
+        deliver(folder, inbox[0])
+        assert process.wait(20) == 0
+    assert (folder / "stdout.log").read_text() == f"{TWENTY['SETTING_7']}\n{env['LONG']}\n"
+    with pytest.raises(ValueError, match="would be longer than 500 bytes"):
+        boot([TASK], str(tmp_path), most_bytes=500)
+
+
+def test_a_runner_that_never_arrives_ends_the_task(tmp_path: Path) -> None:
+    script, _ = boot([{**TASK, "delivery_timeout_seconds": 0.1}], str(tmp_path), most_bytes=2500)
+    assert run(script).returncode == 0
+    found = status(tmp_path / TASK["task_id"] / "1/0")
+    assert (found["phase"], found["code"], found["reason"]) == ("ended", 126, "code never arrived")
+
+
+def test_a_machine_without_python_says_so(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/bash").symlink_to(shutil.which("bash") or "/bin/bash")
+    done = run(boot([TASK], str(tmp_path)).script, PATH=str(tmp_path / "bin"))
+    assert (done.returncode, done.stderr) == (127, "flow: this machine has no python3\n")
+
+
+def test_an_old_python_runs_what_was_stripped(tmp_path: Path) -> None:
+    if not Path(OLD_PYTHON, "python3").exists():
+        pytest.skip("Python 3.8 is not installed")
+    script, _ = boot([{**TASK, "argv": ["sh", "-c", "echo hi; exit 3"]}], str(tmp_path))
+    assert run(script, PATH=f"{OLD_PYTHON}:{os.environ['PATH']}").returncode == 0
+    assert status(tmp_path / TASK["task_id"] / "1/0")["reason"] == "exit 3"
