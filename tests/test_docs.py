@@ -54,7 +54,10 @@ def test_links_between_the_docs_lead_somewhere() -> None:
 
 
 class Block(NamedTuple):
-    """A fenced block with a marker before it: something to run, a file to write, or what the last one printed."""
+    """A fenced block with a marker before it: something to run, a file to write, or what the last one printed.
+
+    In what was printed, `…` stands for anything.
+    """
 
     what: str
     name: str | None
@@ -93,5 +96,5 @@ def test_the_examples_of_a_page_run_in_their_order(page: Path, clone: Path, monk
             assert run.returncode == 0, f"{block.text}\n{run.stdout}\n{run.stderr}"
             printed = run.stdout
         else:
-            pattern = re.escape(block.text).replace("…", ".*")
+            pattern = re.escape(block.text).replace("…", "(?s:.*)")
             assert re.fullmatch(pattern, printed), f"the page shows\n{block.text}\nbut it printed\n{printed}"
