@@ -1,0 +1,63 @@
+"""`python -m bench [NAME …] [--quick] [--peers] [--package]`: measure, and print one table.
+
+All of it takes some minutes and a quiet machine; --quick is for seeing that it works. Figures are medians where nothing
+else is said; a ratio is to the floor that was measured beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+
+from bench import bundle, logs, package, startup, status, submit, throughput
+from bench.figures import Figure
+from bench.peers import measure_peers
+from bench.place import remove_homes
+from bench.table import table
+
+MEASURES: dict[str, Callable[..., list[Figure]]] = {
+    "startup": startup.measure,
+    "submit": submit.measure_submit,
+    "result": submit.measure_result,
+    "array": submit.measure_array,
+    "throughput": throughput.measure,
+    "status": status.measure,
+    "replay": logs.measure_replay,
+    "follow": logs.measure_follow,
+    "bundle": bundle.measure,
+}
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(MEASURES)}")
+    parser.add_argument("--quick", action="store_true", help="few rounds, nothing with 100,000 tasks")
+    parser.add_argument(
+        "--peers", action="store_true", help="also submitit (installed in .venv-bench), and Ray if here"
+    )
+    parser.add_argument("--package", action="store_true", help="also install the package, to see what that takes")
+    asked = parser.parse_args()
+    unknown = set(asked.names) - set(MEASURES)
+    if unknown:
+        parser.error(f"no measure {', '.join(sorted(unknown))}; there are {', '.join(MEASURES)}")
+    chosen = {name: MEASURES[name] for name in asked.names or MEASURES}
+    if asked.package:
+        chosen["package"] = package.measure
+    try:
+        print(_measured(chosen, quick=asked.quick, with_peers=asked.peers))
+    finally:
+        remove_homes()
+
+
+def _measured(chosen: Mapping[str, Callable[..., list[Figure]]], *, quick: bool, with_peers: bool) -> str:
+    figures: list[Figure] = []
+    for name, measure in chosen.items():
+        print(f"measuring {name} …", file=sys.stderr, flush=True)
+        figures += measure(quick=quick)
+    return table(figures, measure_peers() if with_peers else {})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""`flow status` where many tasks are held: one runs, the others are queued behind it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import flow
+from bench.figures import Figure, in_turns, median
+from bench.floors import bare_python, run_quietly
+from bench.place import own_home
+from bench.startup import flow_words
+from bench.submit import machine_held
+from flow.providers.local.queue import Queue
+from flow.record import new_task_id
+
+
+def measure(*, quick: bool) -> list[Figure]:
+    """The list of the newest 20, and one task's line."""
+    figures = []
+    for count, aim in ((10_000, 120), (100_000, 250))[: 1 if quick else 2]:
+        with own_home(FLOW_LOCAL_CPUS="1") as home, machine_held():
+            last = hold(home, count)
+            run_quietly([*flow_words(), "status"])()  # makes the index
+            spent = in_turns(
+                5 if quick else 15,
+                bare=bare_python,
+                all=run_quietly([*flow_words(), "status"]),
+                one=run_quietly([*flow_words(), "status", last]),
+            )
+        floor = (median(spent["bare"]), "bare Python")
+        figures += [
+            Figure(f"flow status, {count:,} held", median(spent["all"]), "ms", *floor, aim=aim, key="status"),
+            Figure(f"flow status TASK, {count:,} held", median(spent["one"]), "ms", *floor, aim=aim),
+        ]
+    return figures
+
+
+def hold(home: Path, count: int) -> str:
+    """Submit one task, then put `count` copies of its record and of its row in the queue; the id of the last.
+
+    Written as Flow writes them, but for the waiting on the disk. The index is left to be made anew from the records.
+    """
+    task = flow.run("true")
+    folder = home / "record" / task.task_id
+    text = (folder / "record.json").read_text()
+    created = json.loads(text)["created"]
+    queue = Queue(home / "local" / "local.db", durable=False)
+    for number in range(count):
+        task_id = new_task_id(created + number / 100)
+        copy = folder.with_name(task_id)
+        copy.mkdir(mode=0o700)
+        again = text.replace(task.task_id, task_id).replace(repr(created), repr(created + number / 100))
+        (copy / "record.json").write_text(again)
+        (copy / "allocated").touch(mode=0o600)
+        queue.add(replace(task.plan, task_id=task_id), created=created)
+    queue.close()
+    for path in home.glob("index.db*"):
+        path.unlink()
+    return task_id
