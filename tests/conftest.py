@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,15 @@ from tests.support.processes import end, end_scheduler, processes_of, wait_until
 
 # What Flow or a task would read; FLOW_TEST_* is for the tests themselves.
 _OURS = ("FLOW_", "FCP_", "MITHRIL_", "SLURM_", "SBATCH_", "MASTER_", "CUDA_VISIBLE_DEVICES")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where everything is required, a test that is skipped, for whatever reason, has failed."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple) and os.environ.get("FLOW_TEST_REQUIRE") == "all":
+        report.outcome, report.longrepr = "failed", f"left out: {report.longrepr[2]}"
+    return report
 
 
 @pytest.fixture(autouse=True)
