@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flow import client, config
+from flow.cli import main
 from tests.support.processes import wait_until
 
 ID = re.compile(r"task-[0-9a-z]{14}")
+LOADED = (client, config)  # so that a fork need not load them
 Ended = subprocess.CompletedProcess[str]
 
 
@@ -46,10 +52,29 @@ def started(project: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
-def flow(*words: str, stdin: str = "") -> Ended:
-    """Run a command line to its end, in a process of its own."""
-    command = [sys.executable, "-m", "flow", *words]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
+def flow(*words: str) -> Ended:
+    """Run a command line to its end in a fork of this process: as a process of its own, without a start of Python."""
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        pid = os.fork()
+        if pid == 0:
+            _become(words, stdout.fileno(), stderr.fileno())
+        _, status = os.waitpid(pid, 0)
+        texts = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            texts.append(file.read().decode())
+    return Ended(words, os.waitstatus_to_exitcode(status), *texts)
+
+
+def _become(words: tuple[str, ...], stdout: int, stderr: int) -> None:
+    code = 70
+    try:
+        for file, number in ((os.open(os.devnull, os.O_RDONLY), 0), (stdout, 1), (stderr, 2)):
+            os.dup2(file, number)
+        sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        code = main(words)
+    finally:
+        os._exit(code)
 
 
 def submitted(*words: str) -> str:
@@ -178,6 +203,7 @@ def test_status_lists_the_newest_first_and_they_can_be_named_by_their_place(proj
 def test_a_name_means_its_newest_task_and_says_so(project: Path) -> None:
     submitted("true", "--name", "twice")
     second = submitted("true", "--name", "twice")
+    flow("wait", second)
     ended = flow("info", "twice", "--json")
     assert json.loads(ended.stdout)["task_id"] == second
     assert ended.stderr.startswith("note: ")
@@ -375,8 +401,81 @@ def test_status_as_a_stream_is_one_document_a_line(started: Callable[..., Any]) 
     assert process.returncode == 0
 
 
+class Terminal:
+    """A command line with a terminal of 100 columns as its input and outputs."""
+
+    def __init__(self, *words: str) -> None:
+        self._ours, theirs = pty.openpty()
+        environment = {**os.environ, "COLUMNS": "100", "LINES": "30", "TERM": "xterm"}
+        command = [sys.executable, "-m", "flow", *words]
+        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+        os.close(theirs)
+        self.screen = ""
+
+    def shows(self, text: str) -> bool:
+        """Whether `text` appears within 20 seconds."""
+        return wait_until(lambda: self._read() or text in self.screen, seconds=20)
+
+    def types(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def end(self) -> int:
+        """Its exit code; the rest of what it wrote is on the screen."""
+        assert wait_until(lambda: self._read() or self.process.poll() is not None, seconds=20)
+        self._read()
+        os.close(self._ours)
+        return self.process.returncode
+
+    def _read(self) -> None:
+        while select.select([self._ours], [], [], 0)[0]:
+            try:
+                data = os.read(self._ours, 65536)
+            except OSError:  # Linux says so when the other side is closed
+                return
+            if not data:
+                return
+            self.screen += data.decode().replace("\r\n", "\n")
+
+
+def test_on_a_terminal_cancelling_by_pattern_asks(project: Path) -> None:
+    task_id = submitted("sleep 30", "--name", "dev-a")
+    terminal = Terminal("cancel", "-n", "dev-*")
+    assert terminal.shows(f"End `{task_id}` (dev-a)? [y/N]: ")
+    terminal.types("n\n")
+    assert terminal.end() == 1
+    assert record(task_id)["status"] != "cancelled"
+    terminal = Terminal("cancel", "-n", "dev-*")
+    assert terminal.shows("[y/N]: ")
+    terminal.types("y\n")
+    assert terminal.end() == 0
+    assert terminal.screen.endswith(f"{task_id}  cancelled\n")
+
+
+def test_on_a_terminal_status_is_kept_up_to_date_in_its_place(project: Path) -> None:
+    task_id = submitted("sleep 30", "--name", "nap")
+    assert in_state(task_id, "running")
+    terminal = Terminal("status", task_id, "--watch")
+    assert terminal.shows("running")
+    assert terminal.shows("\x1b[2A\r\x1b[J")
+    flow("cancel", task_id)
+    assert terminal.end() == 0
+    last = terminal.screen.rpartition("\x1b[J")[2].splitlines()
+    assert [line.split()[0] for line in last] == ["TASK", task_id]
+    assert "cancelled" in last[1]
+
+
+def test_a_task_that_waits_shows_its_phase_on_a_terminal(project: Path) -> None:
+    (project / "held.yaml").write_text("name: held\ncommand: echo ran\nhold: true\n")
+    terminal = Terminal("run", "held.yaml", "--watch")
+    assert terminal.shows("pending: held")
+    assert flow("resume", "held").returncode == 0
+    assert terminal.end() == 0
+    assert "\r\x1b[Kran\n" in terminal.screen
+
+
 def test_tasks_are_completed_by_name_and_id(project: Path) -> None:
     task_id = submitted("true", "--name", "train-1")
+    flow("wait", task_id)
     given = {"_FLOW_COMPLETE": "bash_complete", "COMP_WORDS": "flow logs t", "COMP_CWORD": "2"}
     command = [sys.executable, "-m", "flow"]
     ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **given})
