@@ -433,6 +433,15 @@ def test_what_cannot_be_read_is_named_with_what_to_do(
     )
 
 
+def test_a_project_that_cannot_be_read_is_named(project: Path, store: Path, tmp_path: Path) -> None:
+    project.chmod(0)
+    store.mkdir()
+    store.chmod(0o777)
+    code = f"{MAKE}from flow.errors import ValidationError\n"
+    code += f"try: make_bundle(Path({str(project)!r}), Path({str(store)!r}))\nexcept ValidationError as e: print(e)"
+    assert run_as_nobody(code, tmp_path) == f"the project `{project}` cannot be read: permission denied\n"
+
+
 def test_an_unreadable_file_that_is_ignored_does_not_matter(project: Path, store: Path, tmp_path: Path) -> None:
     write(project, {"a.py": "1", "data/secret.key": "k", ".gitignore": "/data\n"})
     (project / "data").chmod(0)
@@ -497,6 +506,17 @@ def test_a_kill_at_any_moment_leaves_no_damaged_content(project: Path, store: Pa
     bundle = make_bundle(project, store)
     for digest in manifest_digests(store, bundle).values():
         assert hashlib.sha256(blob_path(store, digest).read_bytes()).hexdigest() == digest
+
+
+def test_what_a_killed_submitter_left_is_swept_up_by_the_next(project: Path, store: Path) -> None:
+    write(project, {"a.py": "1"})
+    make_bundle(project, store)
+    (store / "incoming/left").write_text("large")
+    with store_lock(store):
+        assert not (store / "incoming/left").exists()
+        (store / "incoming/at-work").write_text("large")
+        make_bundle(project, store)
+        assert (store / "incoming/at-work").exists()
 
 
 def test_several_submit_the_same_project_at_once(project: Path, store: Path) -> None:

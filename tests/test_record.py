@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -351,6 +352,18 @@ def test_a_record_damaged_behind_the_index_is_reported_once_it_was_read(records:
     with pytest.raises(StorageError):
         records.get(bad)
     assert [task_id for task_id, _, _ in Records(home).damaged()] == [bad]
+
+
+def test_a_record_removed_by_hand_is_no_task_any_more_and_half_of_one_is_damaged(records: Records, home: Path) -> None:
+    gone, half = records.add(submission("gone")).task_id, records.add(submission("half")).task_id
+    shutil.rmtree(home / "record" / gone)
+    (home / "record" / half / "record.json").unlink()
+    with pytest.raises(TaskNotFoundError):
+        records.get(gone)
+    with pytest.raises(StorageError, match="no such file"):
+        records.get(half)
+    assert names(records.rows()) == ["half"]
+    assert [task_id for task_id, _, _ in records.damaged()] == [half]
 
 
 def test_after_the_machine_went_down_the_newest_rows_are_found_in_the_records(records: Records, home: Path) -> None:

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import stat
 import time
 from collections.abc import Collection, Iterator
@@ -47,6 +48,7 @@ def store_lock(store: Path, *, shared: bool = True) -> Iterator[None]:
         handle = os.open(store / "store.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if shared:
+            _sweep_if_alone(handle, store)
             fcntl.flock(handle, fcntl.LOCK_SH)
         else:
             _lock_alone(handle, store)
@@ -87,6 +89,7 @@ class Incoming:
         self._store = store
         self._blobs = f"{store}/blobs"
         self._folder = f"{store}/incoming"
+        self._name = secrets.token_hex(8)  # a process id says nothing where containers share a home
         self._files = 0  # written so far
         self._waiting: dict[str, str] = {}  # digest -> file that holds its content
 
@@ -173,7 +176,7 @@ class Incoming:
     def _write(self, chunks: Iterator[bytes]) -> str:
         """A new temporary file of these chunks; none is left when they cannot be read or written."""
         self._files += 1
-        temporary = f"{self._folder}/{os.getpid()}-{id(self):x}-{self._files}"
+        temporary = f"{self._folder}/{self._name}-{self._files}"
         with writing(self._store):
             target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -224,6 +227,16 @@ def _write_all(target: int, chunk: bytes) -> None:
     view = memoryview(chunk)
     while view:
         view = view[os.write(target, view) :]
+
+
+def _sweep_if_alone(handle: int, store: Path) -> None:
+    """Where nobody else is at work, remove what those left who were killed."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return
+    for left in _entries(store / "incoming"):
+        unlink_quietly(str(left))
 
 
 def _lock_alone(handle: int, store: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from flow.blobs import Incoming, SourceChangedError, blob_path, manifest_path, store_lock
 from flow.durable import write_durably, writing
 from flow.errors import StorageError, ValidationError
-from flow.tree import File, Folder, Walk, read_index, signature_of, write_index
+from flow.tree import File, Folder, Walk, read_index, shown, signature_of, write_index
 
 _TRIES = 4  # at reading a file that is being written
 _CHUNK_BYTES = 1 << 20
@@ -141,9 +141,9 @@ def _read(walk: Walk, root: str, folder: Folder, file: File, incoming: Incoming)
         file.signature = signature_of(now)
         return None
     raise ValidationError(
-        f"`{path}` of the project keeps changing while it is read",
+        f"`{shown(path)}` of the project keeps changing while it is read",
         suggestions=[
-            f"leave it out by a line `/{path}` in the project's `{walk.ignore_file}`",
+            f"leave it out by a line `/{shown(path)}` in the project's `{walk.ignore_file}`",
             "stop what writes to it",
         ],
     )

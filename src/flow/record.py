@@ -327,9 +327,12 @@ class Records:
         try:
             values: dict[str, Any] = json.loads(path.read_bytes())
             _submission(values)
-        except (FileNotFoundError, NotADirectoryError):
-            raise _not_found(task_id) from None
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            is_known = bool(self._index.read("SELECT 1 FROM tasks WHERE task_id = ?", (task_id,)))
+            if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not (is_known and path.parent.is_dir()):
+                if is_known and self._index.is_writable:  # its folder was removed by hand
+                    self._index.remove([task_id])
+                raise _not_found(task_id) from None
             if self._index.is_writable:
                 self._index.put(Entry(task_id, None, damage=(str(path), why(error))))
             raise _damaged(path, error) from error
@@ -342,6 +345,8 @@ class Records:
 
     def _make_folder(self, task_id: str) -> None:
         """The folder of a task that is there, or of an element of one."""
+        if self._path(task_id, "record.json").exists():
+            return
         self.get(task_id)
         folder = self._folder / task_id
         if not folder.exists():

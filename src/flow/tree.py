@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import stat
 import time
 from collections.abc import Collection, Iterable
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from flow.durable import private
+from flow.durable import private, why
 from flow.errors import ValidationError
 from flow.ignore import Rules, parse_rules
 
@@ -141,13 +142,15 @@ class Walk:
         full = Path(error.filename)
         while full != Path(self._root) and not os.access(full.parent, os.R_OK | os.X_OK):
             full = full.parent
-        path = os.path.relpath(full, self._root)
+        readable = f"make it readable: `chmod u+rX {shlex.quote(shown(str(full)))}`"
+        if full == Path(self._root):
+            raise ValidationError(
+                f"the project `{shown(self._root)}` cannot be read: {why(error)}", suggestions=[readable]
+            )
+        path = shown(os.path.relpath(full, self._root))
         raise ValidationError(
-            f"`{path}` of the project cannot be read: {(error.strerror or str(error)).lower()}",
-            suggestions=[
-                f"leave it out by a line `/{path}` in the project's `{self.ignore_file}`",
-                f"make it readable: `chmod u+rX '{full}'`",
-            ],
+            f"`{path}` of the project cannot be read: {why(error)}",
+            suggestions=[f"leave it out by a line `/{path}` in the project's `{self.ignore_file}`", readable],
         ) from error
 
     def _walk(self) -> None:
@@ -231,7 +234,7 @@ class Walk:
             elif entry.is_file(follow_symlinks=False):
                 folder.files.append(File(entry.name, [-1, 0, 0, 0, 0]))
             else:
-                folder.notes.append(f"`{path}` is not uploaded: it is neither a file, a folder nor a link")
+                folder.notes.append(f"`{shown(path)}` is not uploaded: it is neither a file, a folder nor a link")
         return folder
 
     def _look_at_files(self, folder: Folder, known: Folder | None) -> None:
@@ -291,6 +294,11 @@ def _is_ignored(path: bytes, chain: Iterable[_RuleFile], *, is_folder: bool) -> 
 def signature_of(now: os.stat_result) -> Signature:
     """What tells a file or folder from what it was before."""
     return [now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino, now.st_mode]
+
+
+def shown(path: str) -> str:
+    """A path as text that can be printed, whatever its bytes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _join(root: str, path: str, name: str) -> str:
