@@ -18,7 +18,7 @@ ROWS = (
     "gpus mistakes durable",
     "machines mounts channel ignore tree blobs bundle",
     "plan settings spellings yaml_positions yaml_text field_types task_fields config slurm_script",
-    "status boot log_feeds logs references record_index record prune",
+    "status boot log_feeds logs references record_index record_format record prune",
     "providers",
     "resolve",
     "observe",

@@ -10,14 +10,22 @@ import re
 import secrets
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flow.durable import create_durably, sync_path, why, write_durably, writing
 from flow.errors import FlowError, StorageError, TaskNotFoundError, ValidationError
-from flow.plan import Plan, plan_from_dict
 from flow.prune import Limits, Pruned, prune_records
+from flow.record_format import (
+    Submission,
+    entry_from,
+    outcome_from,
+    outcome_values,
+    request_of,
+    submission_from,
+    submission_values,
+    to_json,
+)
 from flow.record_index import Entry, RecordIndex, Row
 from flow.references import find_task, split_element
 from flow.status import FINAL, Intent, Outcome, TaskStatus, Want
@@ -27,23 +35,10 @@ __all__ = ["Pruned", "Records", "Row", "Submission", "TaskIdTaken", "new_task_id
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _YEAR_2025 = 1_735_689_600.0  # 2025-01-01 UTC, in seconds since the epoch
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,99}")  # a folder's name, without the `_` that elements have
-_NEVER_THE_SAME = ("task_id", "notes", "not_before", "price_per_hour")  # in two submissions of one request
 
 
 class TaskIdTaken(FlowError):  # noqa: N818  # what happened, to be answered by another id
     """There is a task with this id already."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """What was submitted: the plan, the config it was made of (JSON values), when (since the epoch) and by whom."""
-
-    task_id: str
-    plan: Plan
-    config: dict[str, Any]
-    created: float
-    user: str
-    idempotency_key: str | None = None
 
 
 class Records:
@@ -94,7 +89,7 @@ class Records:
     def get(self, task_id: str) -> Submission:
         """What was submitted; an element gives its array's. StorageError names the file when it is damaged."""
         array, index = split_element(task_id)
-        submission = _submission(self._read(array))
+        submission = submission_from(self._read(array))
         elements = submission.plan.elements
         if index is not None and not (elements and index in elements.indices):
             raise _not_found(task_id)
@@ -120,7 +115,7 @@ class Records:
             if before.want in (want, Want.CANCEL):
                 return before
             intent = Intent(want, time.time())
-            write_durably(self._path(task_id, "intent.json"), _json({"want": want.value, "since": intent.since}))
+            write_durably(self._path(task_id, "intent.json"), to_json({"want": want.value, "since": intent.since}))
         self._index.write(lambda db: db.execute("UPDATE tasks SET want = ? WHERE task_id = ?", (want.value, task_id)))
         return intent
 
@@ -128,7 +123,7 @@ class Records:
         """The final state, or None while none was recorded."""
         path = self._path(task_id, "final.json")
         try:
-            return _outcome(path.read_bytes())
+            return outcome_from(json.loads(path.read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, LookupError, TypeError) as error:
@@ -139,7 +134,7 @@ class Records:
         if outcome.state not in FINAL:
             raise ValueError(f"`{outcome.state}` is not a final state")
         path = self._path(task_id, "final.json")
-        content = _json({"v": 1, **dataclasses.asdict(outcome)})
+        content = to_json(outcome_values(outcome))
         with writing(self.home):
             self._make_folder(task_id)
             try:
@@ -244,7 +239,7 @@ class Records:
                 yield
 
     def _write(self, submission: Submission, want: Want) -> None:
-        values = {"v": 1, **dataclasses.asdict(submission), "want": want.value}
+        values = submission_values(submission, want)
         folder = self._folder / submission.task_id
         try:
             folder.mkdir(mode=0o700)
@@ -252,9 +247,9 @@ class Records:
             raise TaskIdTaken(f"there is a task `{submission.task_id}` already") from None
         self._index.lock.note = submission.task_id
         try:
-            write_durably(folder / "record.json", _json(values))
+            write_durably(folder / "record.json", to_json(values))
             sync_path(str(self._folder))
-            self._index.put(_entry(values))
+            self._index.put(entry_from(values))
         except BaseException:
             _take_back(folder)
             self._index.lock.note = ""
@@ -279,7 +274,7 @@ class Records:
         if not found:
             return None
         earlier = self.get(found[0][0])
-        if _request(earlier.plan) != _request(submission.plan):
+        if request_of(earlier.plan) != request_of(submission.plan):
             raise ValidationError(
                 f"the idempotency key `{key}` was used for another request, `{earlier.task_id}`",
                 suggestions=["use another key", f"see what was asked with `flow info {earlier.task_id}`"],
@@ -298,7 +293,7 @@ class Records:
         path = self._path(task_id, "record.json")
         try:
             values = json.loads(path.read_bytes())
-            entry = _entry(values)
+            entry = entry_from(values)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -326,7 +321,7 @@ class Records:
         path = self._path(task_id, "record.json")
         try:
             values: dict[str, Any] = json.loads(path.read_bytes())
-            _submission(values)
+            submission_from(values)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             is_known = bool(self._index.read("SELECT 1 FROM tasks WHERE task_id = ?", (task_id,)))
             if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not (is_known and path.parent.is_dir()):
@@ -359,45 +354,6 @@ def new_task_id(now: float | None = None) -> str:
     milliseconds = round(((time.time() if now is None else now) - _YEAR_2025) * 1000)
     number = (max(milliseconds, 0) % (1 << 40)) << 30 | secrets.randbits(30)
     return "task-" + "".join(_CROCKFORD[number >> shift & 31] for shift in range(65, -1, -5))
-
-
-def _submission(values: dict[str, Any]) -> Submission:
-    fields = {one.name: values[one.name] for one in dataclasses.fields(Submission)}
-    return Submission(**{**fields, "plan": plan_from_dict(values["plan"])})
-
-
-def _request(plan: Plan) -> dict[str, Any]:
-    return {key: value for key, value in json.loads(_json(plan.to_dict())).items() if key not in _NEVER_THE_SAME}
-
-
-def _entry(values: dict[str, Any]) -> Entry:
-    """What the index keeps of a record that has just begun."""
-    plan = values["plan"]
-    elements = plan["elements"]
-    row = Row(
-        task_id=values["task_id"],
-        name=plan["name"],
-        provider=plan["provider"],
-        created=values["created"],
-        instance_type=plan["instance_type"],
-        price_per_hour=plan["price_per_hour"],
-        nodes=plan["nodes"],
-        elements=len(elements["indices"]) if elements else 0,
-        state=TaskStatus.PENDING,
-    )
-    after = tuple(dependency["task_id"] for dependency in plan["after"])
-    key = values["idempotency_key"]
-    return Entry(row.task_id, row, key, want=values["want"], bundle=plan["bundle"], after=after)
-
-
-def _outcome(content: bytes) -> Outcome:
-    values = json.loads(content)
-    known = {one.name: values[one.name] for one in dataclasses.fields(Outcome) if one.name in values}
-    return Outcome(**{**known, "state": TaskStatus(values["state"])})
-
-
-def _json(values: Any) -> bytes:
-    return json.dumps(values, separators=(",", ":")).encode()
 
 
 def _take_back(folder: Path) -> None:

@@ -1,0 +1,80 @@
+"""The files of a record, as values: what was submitted, how it ended, and what the index keeps of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flow.plan import Plan, plan_from_dict
+from flow.record_index import Entry, Row
+from flow.status import Outcome, TaskStatus, Want
+
+_NEVER_THE_SAME = ("task_id", "notes", "not_before", "price_per_hour")  # in two submissions of one request
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What was submitted: the plan, the config it was made of (JSON values), when (since the epoch) and by whom."""
+
+    task_id: str
+    plan: Plan
+    config: dict[str, Any]
+    created: float
+    user: str
+    idempotency_key: str | None = None
+
+
+def submission_values(submission: Submission, want: Want) -> dict[str, Any]:
+    """What `record.json` holds; `want` is the intent it begins with."""
+    return {"v": 1, **dataclasses.asdict(submission), "want": want.value}
+
+
+def submission_from(values: Mapping[str, Any]) -> Submission:
+    """The Submission of a `record.json`; raises LookupError, TypeError or AttributeError on anything else."""
+    fields = {one.name: values[one.name] for one in dataclasses.fields(Submission)}
+    return Submission(**{**fields, "plan": plan_from_dict(values["plan"])})
+
+
+def entry_from(values: Mapping[str, Any]) -> Entry:
+    """What the index keeps of a record that has just begun."""
+    plan = values["plan"]
+    elements = plan["elements"]
+    row = Row(
+        task_id=values["task_id"],
+        name=plan["name"],
+        provider=plan["provider"],
+        created=values["created"],
+        instance_type=plan["instance_type"],
+        price_per_hour=plan["price_per_hour"],
+        nodes=plan["nodes"],
+        elements=len(elements["indices"]) if elements else 0,
+        state=TaskStatus.PENDING,
+    )
+    after = tuple(dependency["task_id"] for dependency in plan["after"])
+    key = values["idempotency_key"]
+    return Entry(row.task_id, row, key, want=values["want"], bundle=plan["bundle"], after=after)
+
+
+def outcome_values(outcome: Outcome) -> dict[str, Any]:
+    """What `final.json` holds."""
+    return {"v": 1, **dataclasses.asdict(outcome)}
+
+
+def outcome_from(values: Mapping[str, Any]) -> Outcome:
+    """The Outcome of a `final.json`; raises LookupError, TypeError or ValueError on anything else."""
+    known = {one.name: values[one.name] for one in dataclasses.fields(Outcome) if one.name in values}
+    return Outcome(**{**known, "state": TaskStatus(values["state"])})
+
+
+def request_of(plan: Plan) -> dict[str, Any]:
+    """What was asked for, without what differs between two submissions of the same."""
+    values = json.loads(to_json(plan.to_dict()))
+    return {key: value for key, value in values.items() if key not in _NEVER_THE_SAME}
+
+
+def to_json(values: Any) -> bytes:
+    """As it is written to disk."""
+    return json.dumps(values, separators=(",", ":")).encode()
