@@ -119,6 +119,13 @@ def test_watch_shows_a_small_result(project: Path) -> None:
     assert ended.stderr.splitlines()[-1] == 'result: {"accuracy": 0.97}'
 
 
+def test_a_result_that_is_no_json_is_a_note_and_no_failure(project: Path) -> None:
+    ended = flow("run", "echo oops > $FLOW_OUTPUT/result.json", "--watch")
+    assert ended.returncode == 0
+    assert "is not JSON" in ended.stderr
+    assert record("@last")["result"] is None
+
+
 def test_ctrl_c_leaves_the_task_running_and_says_how_to_come_back(started: Callable[..., Any]) -> None:
     process = started("run", "echo up; sleep 30", "--name", "long", "--watch")
     assert process.stdout.readline() == "up\n"
@@ -295,7 +302,9 @@ def test_cancel_waits_for_the_end_and_says_what_it_ends(project: Path) -> None:
     ended = flow("cancel", task_id)
     assert (ended.returncode, ended.stdout) == (0, f"{task_id}  cancelled\n")
     assert f"ending `{task_id}` (nap)\n" in ended.stderr
-    assert flow("wait", task_id).returncode == 143
+    waited = flow("wait", task_id)
+    assert waited.returncode == 143
+    assert re.fullmatch(rf"{task_id}  cancelled(  ran [\d.]+s)?\n", waited.stdout)
     again = flow("cancel", task_id)
     assert (again.returncode, again.stdout) == (0, f"{task_id}  cancelled\n")
 

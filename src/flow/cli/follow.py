@@ -14,6 +14,7 @@ import click
 
 from flow.cli import output, times
 from flow.cli.group import attach
+from flow.errors import FlowError
 from flow.status import TaskStatus
 
 if TYPE_CHECKING:
@@ -93,19 +94,28 @@ def copy_output(pieces: Iterator[tuple[int, bytes]], stdout: IO[bytes], stderr: 
 def summary(task: Task) -> list[str]:
     """How a task ended: the line, and its result where that is small."""
     parts = [str(task.status)]
-    if task.reason:
+    if task.reason and task.reason != parts[0]:
         parts.append(task.reason)
-    elif task.exit_code is not None:
+    elif not task.reason and task.exit_code is not None:
         parts.append(f"exit {task.exit_code}")
     if task.run_seconds is not None:
         parts.append(f"ran {times.span(task.run_seconds)}")
     if len(task.attempts) > 1:
         parts.append(f"attempt {len(task.attempts)}")
     lines = [f"{task.task_id}{output.GAP}{output.GAP.join(parts)}"]
-    result = one_line(task.result())
+    result = one_line(result_of(task))
     if result and len(result) <= _RESULT_WIDTH:
         lines.append(f"result: {result}")
     return lines
+
+
+def result_of(task: Task) -> Any:
+    """The result of a task that ended; one that is not JSON is a note and no reason to fail: the task did its work."""
+    try:
+        return task.result() if task.status.is_final else None
+    except FlowError as error:
+        output.note(error.message)
+        return None
 
 
 def one_line(result: Any) -> str:

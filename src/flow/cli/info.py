@@ -56,7 +56,7 @@ def _document(task: Task) -> dict[str, Any]:
         "attempts": attempts,
         "folder": None if task.folder is None else str(task.folder),
         "shell_command": task.shell_command,
-        "result": task.result() if task.status.is_final else None,
+        "result": follow.result_of(task),
     }
 
 
@@ -77,7 +77,7 @@ def _lines(task: Task) -> list[str]:
 
 
 def _facts(task: Task) -> list[tuple[str, str]]:
-    result = follow.one_line(task.result()) if task.status.is_final else ""
+    result = follow.one_line(follow.result_of(task))
     return [
         ("task", task.task_id),
         ("name", output.printable(task.name or "")),
