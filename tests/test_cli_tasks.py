@@ -302,9 +302,7 @@ def test_cancel_waits_for_the_end_and_says_what_it_ends(project: Path) -> None:
     ended = flow("cancel", task_id)
     assert (ended.returncode, ended.stdout) == (0, f"{task_id}  cancelled\n")
     assert f"ending `{task_id}` (nap)\n" in ended.stderr
-    waited = flow("wait", task_id)
-    assert waited.returncode == 143
-    assert re.fullmatch(rf"{task_id}  cancelled(  ran [\d.]+s)?\n", waited.stdout)
+    assert flow("wait", task_id).returncode == 143
     again = flow("cancel", task_id)
     assert (again.returncode, again.stdout) == (0, f"{task_id}  cancelled\n")
 
