@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from flow.blobs import store_lock
 from flow.bundle import make_bundle
 from flow.errors import StorageError, TaskNotFoundError, ValidationError
 from flow.plan import Dependency, Elements, Plan, SignalBefore
@@ -142,6 +143,10 @@ def test_an_element_has_its_own_intent_until_its_array_is_cancelled(records: Rec
     records.set_intent(f"{task_id}_1", Want.HOLD)
     assert [records.intent(f"{task_id}_{index}").want for index in (0, 1)] == [Want.RUN, Want.HOLD]
     assert records.intent(task_id).want is Want.RUN
+    records.set_intent(task_id, Want.HOLD)
+    records.set_intent(f"{task_id}_1", Want.HOLD)
+    records.set_intent(task_id, Want.RUN)
+    assert [records.intent(f"{task_id}_{index}").want for index in (0, 1)] == [Want.RUN, Want.RUN]
     records.set_intent(task_id, Want.CANCEL)
     assert [records.intent(f"{task_id}_{index}").want for index in (0, 1)] == [Want.CANCEL, Want.CANCEL]
     with pytest.raises(TaskNotFoundError):
@@ -551,6 +556,25 @@ def test_prune_keeps_what_another_task_waits_for(records: Records) -> None:
 def test_prune_without_a_limit_removes_only_what_no_task_names(records: Records) -> None:
     records.set_final(records.add(submission()).task_id, DONE)
     assert records.prune().task_ids == ()
+
+
+def test_prune_and_those_who_submit_do_not_wait_for_each_other_for_ever(records: Records, home: Path) -> None:
+    records.set_final(records.add(submission()).task_id, DONE)
+    began = threading.Event()
+
+    def prune() -> None:
+        began.set()
+        Records(home).prune(keep=0)
+
+    thread = threading.Thread(target=prune)
+    with store_lock(home):
+        thread.start()
+        began.wait(10)
+        for _ in range(20):
+            records.add(submission("submitted"))
+    thread.join(20)
+    assert not thread.is_alive()
+    assert {row.name for row in records.rows()} == {"submitted"}
 
 
 def test_prune_sweeps_up_after_one_that_was_killed(records: Records, home: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from flow.blobs import collect_garbage, store_lock
+from flow.blobs import collect_garbage
+from flow.durable import why
 from flow.errors import StorageError
 from flow.record_index import RecordIndex, Row
 from flow.references import split_element
@@ -35,23 +36,55 @@ class Pruned:
     bytes: int
 
 
-def prune_records(
-    home: Path, index: RecordIndex, final: Callable[[str], Outcome | None], *, limits: Limits, dry_run: bool = False
+def doom(
+    record: Path, index: RecordIndex, final: Callable[[str], Outcome | None], *, limits: Limits, dry_run: bool
 ) -> Pruned:
-    """To be called by the holder of the index's lock. `final` reads the recorded end of a task: the index may err."""
-    record = home / "record"
+    """Take what must go out of the record and the index; what it held is left for `empty`.
+
+    To be called by the holder of the index's lock. `final` reads the recorded end of a task: the index may err.
+    """
     folders = _folders(record)
-    ended = [(row, end) for row in index.rows({}, states=sorted(FINAL)) if (end := _end_of(row, final)) is not None]
     awaited = _awaited(index)
-    ended = [(row, end) for row, end in ended if row.task_id not in awaited]
+    ended = [
+        (row, end)
+        for row in index.rows({}, states=sorted(FINAL))
+        if row.task_id not in awaited and (end := _end_of(row, final)) is not None
+    ]
     sizes = {row.task_id: sum(map(_size, folders.get(row.task_id, ()))) for row, _ in ended}
     total = sum(_size(folder) for those in folders.values() for folder in those) if limits.max_bytes is not None else 0
     doomed = choose(ended, sizes, total, limits=limits, now=time.time())
-    freed = sum(sizes[task_id] for task_id in doomed)
     if not dry_run:
-        _remove(record, folders, doomed)
+        for task_id in doomed:
+            # elements first: while the record itself is there, a crash leaves a task that can be pruned again
+            for folder in sorted(folders.get(task_id, ()), key=lambda path: path.name == task_id):
+                folder.rename(record / f"{_DOOMED}{folder.name}")
         index.remove(doomed)
-    return Pruned(tuple(doomed), freed + _collect(home, index, doomed, dry_run=dry_run))
+    return Pruned(tuple(doomed), sum(sizes[task_id] for task_id in doomed))
+
+
+def empty(record: Path) -> list[str]:
+    """Remove what `doom` took out, by this prune or one that was killed; sentences on what does not go away."""
+    notes = []
+    for folder in record.glob(f"{_DOOMED}*"):
+        try:
+            _remove_tree(folder)
+        except FileNotFoundError:
+            continue  # another prune is at it
+        except OSError as error:
+            notes.append(f"`{folder}` cannot be removed: {why(error)}")
+    return notes
+
+
+def collect(home: Path, index: RecordIndex, doomed: Collection[str], *, dry_run: bool) -> int:
+    """Remove the uploaded projects that only `doomed` tasks, or none, name; bytes freed.
+
+    To be called by the holder of `store_lock(home, shared=False)` and of the index's lock.
+    """
+    if index.read("SELECT 1 FROM damaged LIMIT 1"):
+        return 0  # a damaged record may name a project that no other does
+    named = index.read("SELECT task_id, bundle FROM tasks WHERE bundle IS NOT NULL")
+    keep = {bundle for task_id, bundle in named if task_id not in doomed}
+    return collect_garbage(home, keep, dry_run=dry_run)
 
 
 def choose(
@@ -94,24 +127,13 @@ def _awaited(index: RecordIndex) -> set[str]:
 
 
 def _folders(record: Path) -> dict[str, list[Path]]:
-    """The folders of each task: its own and its elements'; "" has what an earlier pruning left."""
+    """The folders of each task: its own and its elements'."""
     found: dict[str, list[Path]] = {}
     with os.scandir(record) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                task_id = "" if entry.name.startswith(_DOOMED) else split_element(entry.name)[0]
-                found.setdefault(task_id, []).append(Path(entry.path))
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(_DOOMED):
+                found.setdefault(split_element(entry.name)[0], []).append(Path(entry.path))
     return found
-
-
-def _remove(record: Path, folders: dict[str, list[Path]], doomed: Iterable[str]) -> None:
-    emptied = list(folders.get("", ()))
-    for task_id in doomed:
-        # elements first: while the record itself is there, a crash leaves a task that can be pruned again
-        for folder in sorted(folders[task_id], key=lambda path: path.name == task_id):
-            emptied.append(folder.rename(record / f"{_DOOMED}{folder.name}"))
-    for folder in emptied:
-        _remove_tree(folder)
 
 
 def _remove_tree(folder: Path) -> None:
@@ -122,16 +144,6 @@ def _remove_tree(folder: Path) -> None:
         for path, _, _ in os.walk(folder):
             Path(path).chmod(0o700)
         shutil.rmtree(folder)
-
-
-def _collect(home: Path, index: RecordIndex, doomed: Iterable[str], *, dry_run: bool) -> int:
-    if index.read("SELECT 1 FROM damaged LIMIT 1"):
-        return 0  # a damaged record may name a project that no other does
-    gone = set(doomed)
-    named = index.read("SELECT task_id, bundle FROM tasks WHERE bundle IS NOT NULL")
-    keep = {bundle for task_id, bundle in named if task_id not in gone}
-    with store_lock(home, shared=False):
-        return collect_garbage(home, keep, dry_run=dry_run)
 
 
 def _size(folder: Path) -> int:

@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flow.blobs import store_lock
 from flow.durable import create_durably, sync_path, why, write_durably, writing
 from flow.errors import FlowError, StorageError, TaskNotFoundError, ValidationError
-from flow.prune import Limits, Pruned, prune_records
+from flow.prune import Limits, Pruned, collect, doom, empty
 from flow.record_format import (
     Submission,
     entry_from,
@@ -112,9 +113,10 @@ class Records:
         with self._alone():
             self._make_folder(task_id)
             before = self.intent(task_id)
-            if before.want in (want, Want.CANCEL):
+            is_said = before.want is want and split_element(task_id)[1] is None  # an element may have it of its array
+            if is_said or before.want is Want.CANCEL:
                 return before
-            intent = Intent(want, time.time())
+            intent = Intent(want, max(time.time(), before.since))  # the clock may have been put back
             write_durably(self._path(task_id, "intent.json"), to_json({"want": want.value, "since": intent.since}))
         self._index.write(lambda db: db.execute("UPDATE tasks SET want = ? WHERE task_id = ?", (want.value, task_id)))
         return intent
@@ -225,10 +227,15 @@ class Records:
 
         Uploaded projects that no task names any more go too.
         """
+        limits = Limits(older_than_seconds, keep, max_bytes)
         with self._alone():
             self._index.catch_up()
-            limits = Limits(older_than_seconds, keep, max_bytes)
-            return prune_records(self.home, self._index, self.final, limits=limits, dry_run=dry_run)
+            gone = doom(self._folder, self._index, self.final, limits=limits, dry_run=dry_run)
+        if not dry_run:
+            self.notes.extend(empty(self._folder))
+        with store_lock(self.home, shared=False), self._alone():  # in the order of one who submits
+            self._index.catch_up()
+            return Pruned(gone.task_ids, gone.bytes + collect(self.home, self._index, gone.task_ids, dry_run=dry_run))
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -241,12 +248,11 @@ class Records:
     def _write(self, submission: Submission, want: Want) -> None:
         values = submission_values(submission, want)
         folder = self._folder / submission.task_id
-        try:
-            folder.mkdir(mode=0o700)
-        except FileExistsError:
-            raise TaskIdTaken(f"there is a task `{submission.task_id}` already") from None
+        if folder.exists():
+            raise TaskIdTaken(f"there is a task `{submission.task_id}` already")
         self._index.lock.note = submission.task_id
         try:
+            folder.mkdir(mode=0o700)
             write_durably(folder / "record.json", to_json(values))
             sync_path(str(self._folder))
             self._index.put(entry_from(values))

@@ -43,6 +43,7 @@ PRAGMA user_version = {_VERSION};
 _FINAL_SQL = ", ".join(f"'{state.value}'" for state in sorted(FINAL, key=str))
 _OUTCOME = "state, exit_code, signal, reason, attempt, started, ended"
 _ROW = f"task_id, name, provider, created, instance_type, price_per_hour, nodes, elements, {_OUTCOME}"
+_PARENTS: list[sqlite3.Connection] = []
 _STATE_AT = _ROW.split(", ").index("state")
 
 
@@ -214,6 +215,8 @@ class RecordIndex:
         stamp = self._stamp()
         connection: sqlite3.Connection | None = getattr(self._mine, "connection", None)
         if connection is None or self._mine.stamp != stamp:
+            if connection is not None and self._mine.stamp[0] != stamp[0]:
+                _PARENTS.append(connection)  # a child must not close it, the parent's locks would go
             self._mine.stamp = stamp
             connection = self._open(stamp[1])
             self._mine.connection, self._mine.stamp = connection, self._stamp()
