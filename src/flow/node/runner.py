@@ -139,6 +139,7 @@ class Rank:
         self.loop = Loop()
         self.log: Log | None = None
         self.peers: Any = None
+        self.container: Any = None
         self.pid = 0  # the command's main process, and its group
         self.wait_status: int | None = None  # its end, as the kernel tells it
         self.start_error: Ended | None = None
@@ -205,8 +206,7 @@ class Rank:
 
     def _start(self) -> None:
         """Fork the command; it is executed only once `running` is on disk."""
-        argv, env, cwd = self.task["argv"], self._environment(), self.path("workspace", self.task.get("cwd") or "")
-        self.write("env.json", {"env": env, "cwd": cwd})
+        argv, env, cwd = self._command()
         self.log = log = Log(self.folder, [self.task.get("stdout_copy"), self.task.get("stderr_copy")])
         held = _locked(self.path("command.lock"))
         if held is None:
@@ -228,13 +228,33 @@ class Rank:
         self.started = time.monotonic()
         self._set_limits()
 
+    def _command(self) -> tuple[list[str], dict[str, str], str]:
+        """What is executed, in which environment and folder; also left in `env.json`, for who enters the task."""
+        delivered = self._delivered_variables()
+        if self.task.get("image"):
+            env = {name: self.task["env"][name] for name in self.task.get("user_env", [])}
+            self.container = _beside("container").Container(self, {**env, **delivered, **self._own_variables(env)})
+            if PRCTL:
+                PRCTL(SET_SUBREAPER, 0, 0, 0, 0)  # what the engine leaves running is its own
+            self.write("env.json", self.container.place())
+            return self.container.argv(), self.container.client_env(), self.path("workspace")
+        env = {} if self.task.get("clean_env") else dict(os.environ)
+        env.update(self.task.get("env", {}))
+        env.update(delivered)
+        env.update(self._own_variables(env))
+        if self.task.get("gpu_ids") is not None:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.task["gpu_ids"]))
+        cwd = self.path("workspace", self.task.get("cwd") or "")
+        self.write("env.json", {"env": env, "cwd": cwd})
+        return self.task["argv"], env, cwd
+
     def _set_limits(self) -> None:
         limit, early = self.task.get("limit_seconds"), self.task.get("signal")
         if limit is not None:
             self.loop.after(limit, "limit", lambda: self.stop("timeout", "time limit %g h reached" % (limit / 3600)))
             if early:
                 wait = max(0, limit - early["before_seconds"])
-                self.loop.after(wait, "signal", lambda: _quietly(os.killpg, self.pid, early["number"]))
+                self.loop.after(wait, "signal", lambda: self._send(early["number"]))
 
     def stop(self, cause: str, reason: str) -> None:
         """SIGTERM, the grace time, SIGKILL. The first stop counts, and none after the command's own end."""
@@ -243,12 +263,12 @@ class Rank:
             return
         self.stopped = (cause, reason)
         if self.pid:
-            self._terminate_all()
+            (self.container.terminate if self.container else self._terminate_all)()
             self.loop.after(self.task.get("grace_seconds", 30), "kill", self._kill)
 
     def _kill(self) -> None:
         """SIGKILL, again each second: what cannot be killed is waited for, if it is the command itself."""
-        self._kill_all()
+        (self.container.kill if self.container else self._kill_all)()
         self.kills_of_leftovers += self.wait_status is not None
         self.loop.after(1, "kill", self._kill)
 
@@ -260,6 +280,12 @@ class Rank:
         cause, reason = self.stopped or ("exit", f"exit {code}" if code else "")
         if number and not self.stopped:
             reason = f"killed by {_signal_name(number)}"
+        if self.container:
+            if number or self.stopped:  # its client may not have come to remove it
+                self.container.remove()
+            failure = self.container.start_error(code)
+            if failure and not self.stopped:
+                return code, None, "start", failure
         return code, number, cause, reason
 
     def end(self, code: int, number: int | None, cause: str, reason: str) -> None:
@@ -292,6 +318,8 @@ class Rank:
 
     def _has_leftovers(self) -> bool:
         """Whether processes of the attempt outlive the command; when first seen, they are told to end."""
+        if self.container:  # none outlives it
+            return False
         if self.childless and (PRCTL or not _quietly(os.killpg, self.pid, 0)):
             return False
         if self.kills_of_leftovers == 0:
@@ -310,6 +338,12 @@ class Rank:
             if not has_group or below[pid] != self.pid:
                 _quietly(os.kill, pid, signal.SIGTERM)
         self.told.update(below)
+
+    def _send(self, number: int) -> None:
+        if self.container:
+            self.container.send(number)
+        else:
+            _quietly(os.killpg, self.pid, number)
 
     def _kill_all(self) -> None:
         """SIGKILL to every process of the attempt, and to those that were started meanwhile."""
@@ -371,26 +405,27 @@ class Rank:
         """A file of the task folder; an absolute one stays what it is."""
         return os.path.join(self.folder, *parts)
 
-    def _environment(self) -> dict[str, str]:
+    def _delivered_variables(self) -> dict[str, str]:
+        if "inbox/env.json" not in self.task.get("needs", []):
+            return {}
+        with open(self.path("inbox/env.json"), "rb") as file:
+            variables: dict[str, str] = json.load(file)
+        return variables
+
+    def _own_variables(self, env: dict[str, str]) -> dict[str, str]:
+        """What every task finds in its environment besides its own `env`."""
         task = self.task
-        env = {} if task.get("clean_env") else dict(os.environ)
-        env.update(task.get("env", {}))
-        if "inbox/env.json" in task.get("needs", []):
-            with open(self.path("inbox/env.json"), encoding="utf-8") as file:
-                env.update(json.load(file))
         main = (task.get("peers") or ["127.0.0.1"])[0]
-        env.setdefault("MASTER_PORT", "29500")
-        env.update(FLOW_TASK_ID=task["task_id"], FLOW_TASK_NAME=task.get("name") or "", MASTER_ADDR=main)
-        env.update(FLOW_MAIN_IP=main, FLOW_OUTPUT=self.path("output"), FLOW_WORKSPACE=self.path("workspace"))
-        env.update(FLOW_NODE_RANK=str(task.get("rank", 0)), FLOW_ATTEMPT=str(task.get("attempt", 1)))
-        env["FLOW_NODE_COUNT"] = env["FLOW_NUM_NODES"] = str(task.get("nodes", 1))
-        if task.get("gpu_ids") is not None:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, task["gpu_ids"]))
+        own = {"FLOW_TASK_ID": task["task_id"], "FLOW_TASK_NAME": task.get("name") or "", "FLOW_MAIN_IP": main}
+        own.update(FLOW_OUTPUT=self.path("output"), FLOW_WORKSPACE=self.path("workspace"), MASTER_ADDR=main)
+        own.update(FLOW_NODE_RANK=str(task.get("rank", 0)), FLOW_ATTEMPT=str(task.get("attempt", 1)))
+        own["FLOW_NODE_COUNT"] = own["FLOW_NUM_NODES"] = str(task.get("nodes", 1))
+        own["MASTER_PORT"] = env.get("MASTER_PORT") or task.get("env", {}).get("MASTER_PORT", "29500")
         if task.get("attempt", 1) > 1:
-            env["FLOW_RESUME"] = "1"
+            own["FLOW_RESUME"] = "1"
         if task.get("array_index") is not None:
-            env["FLOW_ARRAY_INDEX"] = env["SLURM_ARRAY_TASK_ID"] = str(task["array_index"])
-        return env
+            own["FLOW_ARRAY_INDEX"] = own["SLURM_ARRAY_TASK_ID"] = str(task["array_index"])
+        return own
 
     def _listen(self, fd: int, hear: Callable[[bytes], None]) -> None:
         os.set_blocking(fd, False)

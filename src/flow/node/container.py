@@ -1,0 +1,138 @@
+"""The command of a task in a container: how docker or podman is told to run it, to end it, and what its end means.
+
+Standard library, Python 3.8 and up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flow.node.runner import Rank
+
+WORKSPACE = "/workspace"  # where the code lies in every container
+ENGINE_FAILED = 125  # of `docker run` and `podman run`: the container was not started
+CLIENT_TICKS = 5  # seconds for the engine's client to end by itself once its container was killed
+# Variables that the engine's client reads too: they are given by value, the others by name, which nobody else can see.
+CLIENT_READS = (
+    "PATH",
+    "HOME",
+    "USER",
+    "TMPDIR",
+    "LD_",
+    "DOCKER_",
+    "CONTAINER",
+    "XDG_",
+    "BUILDAH_",
+    "STORAGE_",
+    "_PROXY",
+)
+# Where engines keep their init, which lets a signal end a container's first process.
+INITS = "/usr/libexec/{0} /usr/local/libexec/{0} /usr/lib/{0} /usr/local/lib/{0} /usr/bin /usr/local/bin /usr/sbin"
+
+
+class Container:
+    """The container of one rank. The runner's child is the engine's client, which ends as the container does."""
+
+    def __init__(self, rank: Rank, env: dict[str, str]) -> None:
+        """`env`: all that the command is to find there."""
+        task = rank.task
+        self.rank = rank
+        self.engine: str = task["engine"]
+        self.name = f"flow-{task['task_id']}-{task.get('attempt', 1)}-{task.get('rank', 0)}"
+        self.id_file = rank.path("container.id")
+        self.env = dict(env, FLOW_WORKSPACE=WORKSPACE)
+        self.cwd = os.path.join(WORKSPACE, task.get("cwd") or "")
+        self.has_init = _has_init(self.engine)
+        self.kills = 0
+        self.helpers: list[subprocess.Popen[bytes]] = []
+
+    def argv(self) -> list[str]:
+        """The engine's command line."""
+        task, output = self.rank.task, self.rank.path("output")
+        words = [self.engine, "run", "--rm", "--name", self.name, "--cidfile", self.id_file]
+        words += ["--init"] if self.has_init else []
+        words += ["--network", "host", "--ipc", "host", "--security-opt", "label=disable", "--workdir", self.cwd]
+        words += ["-v", f"{self.rank.path('workspace')}:{WORKSPACE}", "-v", f"{output}:{output}"]
+        words += self._user() + self._gpus()
+        for name in self.env:
+            words += ["-e", f"{name}={self.env[name]}" if _is_read_by_client(name) else name]
+        return [*words, "--entrypoint", task["argv"][0], task["image"], *task["argv"][1:]]
+
+    def client_env(self) -> dict[str, str]:
+        """The environment of the engine's client, which holds the values of what is given by name."""
+        return {**os.environ, **{name: self.env[name] for name in self.env if not _is_read_by_client(name)}}
+
+    def place(self) -> dict[str, Any]:
+        """How to enter it, as `tail.py` reads it."""
+        return {"env": self.env, "cwd": self.cwd, "container": [self.engine, self.name]}
+
+    def terminate(self) -> None:
+        """SIGTERM to all in the container; to the client where there is no container yet."""
+        everyone = '"$0" exec "$1" sh -c "kill -TERM -1"'
+        first = '"$0" kill --signal TERM "$1"'
+        # without an init the command is the first process, which `kill -1` leaves out
+        how = f"{everyone} || {first}" if self.has_init else f"{everyone}; {first}"
+        self._spawn("sh", "-c", f'{{ {how}; }} || kill -TERM "$2"', self.engine, self.name, str(self.rank.pid))
+
+    def kill(self) -> None:
+        """SIGKILL to all in it; asked again each second, to the client too."""
+        self.kills += 1
+        self._spawn(self.engine, "kill", "--signal", "KILL", self.name)
+        if self.kills > CLIENT_TICKS and self.rank.wait_status is None:
+            os.kill(self.rank.pid, 9)
+
+    def send(self, number: int) -> None:
+        """Send a signal to the command."""
+        self._spawn(self.engine, "kill", "--signal", str(number), self.name)
+
+    def remove(self) -> None:
+        """Make sure that it is gone; some minutes at most."""
+        for word in ("kill", "rm"):  # podman's `rm --force` alone would ask it for 10 seconds to end
+            self._spawn(self.engine, word, *(["--force"] if word == "rm" else []), self.name)
+            for helper in self.helpers:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    helper.wait(60)
+
+    def start_error(self, code: int) -> str:
+        """Why the engine did not start it, or ""."""
+        if code != ENGINE_FAILED or os.path.exists(self.id_file):
+            return ""
+        with open(self.rank.path("stderr.log"), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+        said = [line for line in lines if not line.startswith("See '")]
+        return said[-1] if said else f"`{self.engine}` could not run `{self.rank.task['image']}`"
+
+    def _user(self) -> list[str]:
+        """Files that the command makes belong to who runs it."""
+        if os.getuid() == 0:
+            return []
+        if self.engine == "podman":
+            return ["--userns", "keep-id"]
+        return ["--user", f"{os.getuid()}:{os.getgid()}"]
+
+    def _gpus(self) -> list[str]:
+        ids = [str(one) for one in self.rank.task.get("gpu_ids") or []]
+        if not ids:
+            return []
+        if self.engine == "podman":
+            return [word for one in ids for word in ("--device", f"nvidia.com/gpu={one}")]
+        return ["--gpus", '"device={}"'.format(",".join(ids))]
+
+    def _spawn(self, *argv: str) -> None:
+        """Run it beside the command; the runner reaps it like any other child."""
+        null = subprocess.DEVNULL
+        self.helpers.append(subprocess.Popen(argv, start_new_session=True, stdin=null, stdout=null, stderr=null))
+
+
+def _has_init(engine: str) -> bool:
+    name = "catatonit" if engine == "podman" else "docker-init"
+    return any(os.access(f"{folder}/{name}", os.X_OK) for folder in INITS.format(engine).split())
+
+
+def _is_read_by_client(name: str) -> bool:
+    return name.upper().startswith(CLIENT_READS[:-1]) or name.upper().endswith(CLIENT_READS[-1])
