@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,4 +29,6 @@ class Channel:
 
     def run(self, script: str, *, stdin: bytes = b"", timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
         """Run `script` to its end; both outputs are captured. Raises subprocess.TimeoutExpired."""
+        import subprocess  # the local scheduler imports this module, and pays for `threading` at each of its forks
+
         return subprocess.run(self.command(script), input=stdin, capture_output=True, timeout=timeout, check=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -119,7 +118,7 @@ class Flow:
                 plan=plan,
                 config=config.to_dict(),
                 created=time.time(),
-                user=getpass.getuser(),
+                user=os.environ.get("USER") or str(os.getuid()),
                 idempotency_key=idempotency_key,
             )
             return self.records.add(submission, Want.HOLD if config.hold else Want.RUN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -88,5 +87,7 @@ class TimeoutError(  # noqa: A001  # users catch it by either name
 
 def did_you_mean(word: str, choices: Iterable[str]) -> list[str]:
     """["did you mean `near`?"] for the nearest of `choices`, or [] when none is near."""
+    import difflib  # 5 ms, and most commands make no mistake
+
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return [f"did you mean `{near[0]}`?"] if near else []

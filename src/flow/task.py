@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,10 +15,8 @@ from typing import TYPE_CHECKING, Any
 from flow.channel import Channel
 from flow.errors import FlowError, StorageError, ValidationError
 from flow.errors import TimeoutError as FlowTimeoutError
-from flow.logs import Folder, Line, read_lines, read_merged
 from flow.machines import Allocation, Report
 from flow.masking import masked
-from flow.node import tail
 from flow.observe import observe
 from flow.plan import Plan
 from flow.providers import Provider
@@ -28,6 +25,7 @@ from flow.status import Outcome, TaskStatus, Want, attempt_outcome, read_report
 
 if TYPE_CHECKING:
     from flow.config import TaskConfig
+    from flow.logs import Folder, Line
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.25  # seconds between looks while waiting
 
@@ -305,10 +303,14 @@ class Task:
 
     def lines(self, **choice: Any) -> Iterator[Line]:
         """The output line by line, each with its attempt, node, stream, time and cursor; see `flow.logs.read_lines`."""
+        from flow.logs import read_lines
+
         return read_lines(self._folders, is_final=self._is_final, **_chosen(choice))
 
     def merged(self, **choice: Any) -> Iterator[tuple[int, bytes]]:
         """The output as (0 for stdout or 1 for stderr, whole lines), in the order of arrival; the fast way."""
+        from flow.logs import read_merged
+
         return read_merged(self._folders, is_final=self._is_final, **_chosen(choice))
 
     # -- access
@@ -327,6 +329,10 @@ class Task:
         if not 0 <= node < len(allocation.nodes):
             raise ValidationError(f"`{self.task_id}` has no node `{node}`", suggestions=[f"0 to {self.plan.nodes - 1}"])
         words = ["sh", "-c", command] if isinstance(command, str) else list(command or ())
+        import subprocess
+
+        from flow.node import tail
+
         enter = [sys.executable, str(Path(tail.__file__)), "enter", allocation.nodes[node].folder]
         return subprocess.run([*enter, *(["--", *words] if words else [])], check=False).returncode
 
@@ -362,6 +368,8 @@ class Task:
     def _folders(self) -> list[Folder]:
         """Where the output of each attempt and node lies, as far as there is any."""
         allocation = None if self._provider.capabilities.same_machine else self._allocation()
+        from flow.logs import Folder
+
         found = []
         for number in self._attempt_numbers():
             for rank in range(self.plan.nodes):

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from flow.providers.local.wake import is_locked
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -31,6 +33,8 @@ def processes_of(root: Path) -> list[Found]:
 
 def end_scheduler(flow_home: Path, root: Path) -> None:
     """End the scheduler that works in `flow_home`, whose pid is in its lock file; nothing if there is none."""
+    folder = flow_home / "local"
+    wait_until(lambda: not is_locked(folder / "start.lock"), seconds=5)  # it has no pid there yet
     try:
         pid = int((flow_home / "local" / "scheduler.lock").read_text())
     except (OSError, ValueError):

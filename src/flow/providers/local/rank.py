@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,8 @@ class Meeting:
 
 def new_meeting() -> Meeting:
     """Two ports that were free a moment ago, and a secret word."""
+    import socket  # only the scheduler needs it
+
     with socket.socket() as one, socket.socket() as two:
         one.bind(("127.0.0.1", 0))
         two.bind(("127.0.0.1", 0))
