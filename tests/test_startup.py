@@ -58,3 +58,8 @@ def test_looking_at_tasks_checks_no_task_file() -> None:
 def test_every_public_name_is_there() -> None:
     code = "import flow; missing = [n for n in flow.__all__ if getattr(flow, n, None) is None]; assert not missing"
     loaded_by(code)
+
+
+def test_the_scheduler_loads_nothing_that_works_at_each_fork() -> None:
+    loaded = loaded_by("import flow.providers.local.scheduler")
+    assert not loaded & {"logging", "random", "subprocess", "threading"}

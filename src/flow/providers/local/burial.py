@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -121,6 +120,8 @@ def _holders(lock: Path) -> list[int]:
 
 def _remove_container(folder: Path, task_id: str, attempt: int) -> bool:
     """Remove the rank's container, if it has one; False where the engine does not answer in time."""
+    import subprocess  # see scheduler.py on what is imported there
+
     try:
         job = json.loads((folder / "task.json").read_text())
         if job.get("image") and job.get("engine"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -76,6 +75,8 @@ def _cards() -> tuple[Card, ...]:
     program = shutil.which("nvidia-smi")
     if not program:
         return ()
+    import subprocess  # see scheduler.py on what is imported there
+
     query = [program, "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)

@@ -1,14 +1,18 @@
-"""The scheduler: one process, alive while there is work; gives out CPUs and GPUs, forks runners, keeps their ends."""
+"""The scheduler: one process, alive while there is work; gives out CPUs and GPUs, forks runners, keeps their ends.
+
+What it imports is paid at each fork: `threading` and `random` (behind `logging`, `subprocess`, `tempfile`) do work in
+the child. They are imported where they are needed, if ever.
+"""
 
 from __future__ import annotations
 
 import errno
 import gc
-import logging
 import os
 import select
 import signal
 import sqlite3
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +26,6 @@ from flow.providers.local.inventory import Inventory, read_inventory
 from flow.providers.local.queue import Queue, Row
 from flow.providers.local.rank import new_meeting, rank_folder, write_job
 from flow.providers.local.wake import open_fifo, take_lock
-from flow.record import Records
 from flow.status import TaskStatus, Want, attempt_outcome, read_report
 
 _LINGER_SECONDS = 10.0  # without work, before leaving: the next submit finds it warm
@@ -32,8 +35,6 @@ _RETRY_START_SECONDS = 2.0  # after a start that failed here (a full disk)
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _MOST_STARTS = 3  # of one attempt whose runner dies before it runs anything
 _STOP_SLACK_SECONDS = 10.0  # over the grace time, before a runner that does not end is killed
-
-_log = logging.getLogger("flow.local.scheduler")
 
 
 @dataclass(slots=True)
@@ -52,7 +53,6 @@ def run(home: Path, folder: Path, starting: int, *, cpus: float | None = None, g
 
     `starting`: the descriptor of `start.lock`, to be closed once we listen.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     lock = take_lock(folder / "scheduler.lock", wait_seconds=2.0)
     if lock is None:
         return
@@ -62,7 +62,7 @@ def run(home: Path, folder: Path, starting: int, *, cpus: float | None = None, g
     try:
         scheduler.serve(fifo)
     except sqlite3.DatabaseError as error:
-        _log.error("queue %s: %s", folder / "local.db", error)  # the next flow command mends it and starts another
+        _log(f"queue `{folder / 'local.db'}`: {error}")  # the next flow command mends it and starts another
     finally:
         os.close(lock)
 
@@ -297,6 +297,8 @@ class Scheduler:
 
     def _may_come(self, upstream: str, state: str) -> bool | None:
         """The same for a task that the queue does not know: held, or its submitter died before it was queued."""
+        from flow.record import Records
+
         try:
             if Records(self.home).intent(upstream).want is not Want.CANCEL:
                 return None
@@ -371,7 +373,7 @@ class Scheduler:
                 if lock is not None:
                     self._fork(attempt, rank, folder, lock)
         except OSError as error:
-            _log.error("%s cannot start: %s", row.id, error)
+            _log(f"{row.id} cannot start: {error}")
             if not attempt.pids:  # else the ranks that were forked are stopped, as one is missing
                 self._postpone(attempt, error)
 
@@ -415,6 +417,13 @@ def _run_forked(folder: str, lock: int) -> None:
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         runner.run(folder, lock)
     except BaseException:
-        _log.exception("runner of %s", folder)
+        import traceback
+
+        _log(f"runner of {folder}: {traceback.format_exc()}")
     finally:
         os._exit(0)
+
+
+def _log(text: str) -> None:
+    """A line of scheduler.log, which is our standard error."""
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=sys.stderr, flush=True)  # noqa: T201

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -29,6 +28,8 @@ def start_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]
     what was put there before we found the lock taken. `limits`: "cpus" and "gpus" to give out. Started by a task, it
     does not carry that one's mark, by which its processes are found when they are to end.
     """
+    import subprocess  # see scheduler.py on what is imported there
+
     starting = take_lock(folder / "start.lock")
     if starting is None:
         return
