@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import stat
 import time
 from collections.abc import Collection, Iterator
@@ -89,7 +88,7 @@ class Incoming:
         self._store = store
         self._blobs = f"{store}/blobs"
         self._folder = f"{store}/incoming"
-        self._name = secrets.token_hex(8)  # a process id says nothing where containers share a home
+        self._name = os.urandom(8).hex()  # a process id says nothing where containers share a home
         self._files = 0  # written so far
         self._waiting: dict[str, str] = {}  # digest -> file that holds its content
 

@@ -7,16 +7,13 @@ import dataclasses
 import json
 import os
 import re
-import secrets
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flow.blobs import store_lock
 from flow.durable import create_durably, sync_path, why, write_durably, writing
 from flow.errors import FlowError, StorageError, TaskNotFoundError, ValidationError
-from flow.prune import Limits, Pruned, collect, doom, empty
 from flow.record_format import (
     Submission,
     entry_from,
@@ -31,7 +28,10 @@ from flow.record_index import Entry, RecordIndex, Row
 from flow.references import find_task, split_element
 from flow.status import FINAL, Intent, Outcome, TaskStatus, Want
 
-__all__ = ["Pruned", "Records", "Row", "Submission", "TaskIdTaken", "new_task_id"]
+if TYPE_CHECKING:
+    from flow.prune import Pruned
+
+__all__ = ["Records", "Row", "Submission", "TaskIdTaken", "new_task_id"]
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _YEAR_2025 = 1_735_689_600.0  # 2025-01-01 UTC, in seconds since the epoch
@@ -227,6 +227,9 @@ class Records:
 
         Uploaded projects that no task names any more go too.
         """
+        from flow.blobs import store_lock  # what a list of tasks does not need
+        from flow.prune import Limits, Pruned, collect, doom, empty
+
         limits = Limits(older_than_seconds, keep, max_bytes)
         with self._alone():
             self._index.catch_up()
@@ -358,7 +361,7 @@ class Records:
 def new_task_id(now: float | None = None) -> str:
     """`task-` and 14 Crockford base32 characters: 40 bits of milliseconds since 2025, 30 random; sorts by time."""
     milliseconds = round(((time.time() if now is None else now) - _YEAR_2025) * 1000)
-    number = (max(milliseconds, 0) % (1 << 40)) << 30 | secrets.randbits(30)
+    number = (max(milliseconds, 0) % (1 << 40)) << 30 | int.from_bytes(os.urandom(4), "big") >> 2
     return "task-" + "".join(_CROCKFORD[number >> shift & 31] for shift in range(65, -1, -5))
 
 

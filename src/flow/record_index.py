@@ -8,9 +8,7 @@ import errno
 import fnmatch
 import json
 import os
-import shutil
 import sqlite3
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -311,6 +309,9 @@ class RecordIndex:
 
     def _copied(self) -> sqlite3.Connection:
         """A copy of the index with its log: SQLite cannot read a log where it cannot write beside it."""
+        import shutil
+        import tempfile
+
         with tempfile.TemporaryDirectory() as folder:
             for end in ("", "-wal"):
                 with contextlib.suppress(FileNotFoundError):
