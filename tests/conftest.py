@@ -13,7 +13,7 @@ from tests.support.containers import IMAGE, podman
 from tests.support.processes import end, end_scheduler, processes_of, wait_until
 
 # What Flow or a task would read; FLOW_TEST_* is for the tests themselves.
-_OURS = ("FLOW_", "FCP_", "MITHRIL_", "SLURM_", "SBATCH_", "MASTER_", "CUDA_VISIBLE_DEVICES")
+_OURS = ("FLOW_", "FCP_", "MITHRIL_", "SLURM_", "SBATCH_", "MASTER_", "CUDA_VISIBLE_DEVICES", "PYTHONUNBUFFERED")
 
 
 @pytest.hookimpl(wrapper=True)

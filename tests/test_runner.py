@@ -408,7 +408,7 @@ while True:
 def test_a_program_below_a_shell_has_the_grace_time_too(run: Any, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(SAVES_SLOWLY)
     one = run("sh", "-c", f"{sys.executable} {tmp_path}/train.py; echo never")
-    one.until("up")
+    one.until("up\n")  # unbuffered, Python writes the line end by itself
     one.process.terminate()
     assert end_of(one.wait()) == ended(143, 15, "cancel", "cancelled")
     assert one.out() == "up\nsaved\n"
