@@ -40,9 +40,10 @@ def is_damage(error: sqlite3.DatabaseError) -> bool:
 
 
 def is_missing(home: Path, folder: Path) -> bool:
-    """Whether there was a queue and its file is gone. In a folder of its own, it may merely be another machine's."""
-    if (folder / "local.db").exists():
-        return False
+    """Whether there was a queue and its file is gone or empty. In another folder it may be that of another machine."""
+    with contextlib.suppress(FileNotFoundError):
+        if (folder / "local.db").stat().st_size:
+            return False
     given = (home / "record").glob("task-*/allocated") if folder.parent == home else ()
     return any(True for _ in (*folder.glob("local.db.damaged-*"), *given))
 
