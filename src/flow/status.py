@@ -106,8 +106,9 @@ def attempt_outcome(reports: Mapping[int, Report], nodes: int, *, attempt: int =
         return None
     started = min((r.started for r in reports.values() if r.started is not None), default=None)
     ended = max((r.ended for r in reports.values() if r.ended is not None), default=None)
-    own = [(r.ended or 0.0, rank, r) for rank, r in reports.items() if r.code != 0 and r.cause != "peer"]
-    others = [(r.ended or 0.0, rank, r) for rank, r in reports.items() if r.code != 0]
+    # one that was stopped may still end with 0, as who saves its work on SIGTERM does: it did not complete
+    others = [(r.ended or 0.0, rank, r) for rank, r in reports.items() if r.code != 0 or r.cause not in ("exit", "")]
+    own = [one for one in others if one[2].cause != "peer"]
     if not others:
         return Outcome(TaskStatus.COMPLETED, 0, attempt=attempt, started=started, ended=ended)
     _, rank, first = min(own or others, key=lambda one: one[:2])
