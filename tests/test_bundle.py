@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flow import tree
+from flow import blobs, tree
 from flow.blobs import blob_path, collect_garbage, manifest_path, store_lock
 from flow.bundle import Bundle, check_upload_limit, compressed_megabytes, make_bundle, read_manifest
 from flow.errors import StorageError, ValidationError
@@ -343,23 +343,13 @@ def test_contents_stay_when_a_kept_manifest_is_damaged(project: Path, store: Pat
         read_manifest(store, kept.id)
 
 
-def test_removal_waits_for_those_who_submit(store: Path) -> None:
-    held = threading.Event()
-    order = []
-
-    def remove() -> None:
-        held.wait(10)
-        with store_lock(store, shared=False):
-            order.append("removed")
-
-    thread = threading.Thread(target=remove)
-    thread.start()
+def test_nothing_is_removed_while_someone_submits(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blobs, "_LOCK_SECONDS", 0.05)
     with store_lock(store), store_lock(store):
-        held.set()
-        time.sleep(0.1)  # time in which the other would get in, were there no lock
-        order.append("submitted")
-    thread.join(10)
-    assert order == ["submitted", "removed"]
+        with pytest.raises(StorageError, match="is in use by a task being submitted"), store_lock(store, shared=False):
+            pass
+    with store_lock(store, shared=False):
+        pass
 
 
 def test_a_file_that_is_written_to_all_the_time_is_an_error_that_names_it(project: Path, store: Path) -> None:

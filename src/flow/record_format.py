@@ -29,7 +29,8 @@ class Submission:
 
 def submission_values(submission: Submission, want: Want) -> dict[str, Any]:
     """What `record.json` holds; `want` is the intent it begins with."""
-    return {"v": 1, **dataclasses.asdict(submission), "want": want.value}
+    values = {one.name: getattr(submission, one.name) for one in dataclasses.fields(Submission)}
+    return {"v": 1, **values, "plan": submission.plan.to_dict(), "want": want.value}
 
 
 def submission_from(values: Mapping[str, Any]) -> Submission:

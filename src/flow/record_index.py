@@ -385,7 +385,7 @@ def _put(db: sqlite3.Connection, entry: Entry) -> None:
     key = entry.idempotency_key
     if key and db.execute("SELECT 1 FROM tasks WHERE idempotency_key = ?", (key,)).fetchone():
         key = None  # a damaged home may hold two; the older one answers
-    *facts, state, exit_code, signal, reason, attempt, started, ended = dataclasses.astuple(entry.row)
-    values = [*facts, state.value, exit_code, signal, reason, attempt, started, ended]
+    values = [getattr(entry.row, column) for column in _ROW.split(", ")]
+    values[_STATE_AT] = entry.row.state.value
     values += [key, entry.want, entry.allocated, entry.bundle, " ".join(entry.after)]
     db.execute(f"INSERT INTO tasks VALUES ({', '.join('?' * len(values))})", values)
