@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from flow.machines import Report
@@ -46,6 +46,8 @@ _COLUMNS = (
     "seq, id, base, array_index, state, priority, not_before, attempt, failures, used_seconds, cancel, gpu_ids, "
     "reason, ended, reports"
 )
+
+_REPORT = tuple(field.name for field in fields(Report))  # they are flat: `asdict` would look into each
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,23 +147,16 @@ class Queue:
         rows.sort(key=lambda row: row.base, reverse=True)  # ids sort by time; equal ones keep their order
         return rows
 
-    def row(self, task_id: str) -> Row:
-        """The row of one task or element; KeyError when there is none."""
-        found = self.db.execute(f"SELECT {_COLUMNS} FROM task WHERE id = ?", (task_id,)).fetchone()
-        if found is None:
-            raise KeyError(task_id)
-        return _row(found)
-
     def in_state(self, state: str, *, base: str | None = None, limit: int = -1) -> list[Row]:
         """Rows in a state that is not "ended", oldest first."""
         where, values = ("state = ? AND base = ?", [state, base]) if base else ("state = ?", [state])
         sql = f"SELECT {_COLUMNS} FROM task WHERE {where} AND state <> 'ended' ORDER BY seq LIMIT ?"
         return [_row(one) for one in self.db.execute(sql, (*values, limit))]
 
-    def next_queued(self, limit: int) -> list[Row]:
-        """The first of the queue, in the order in which they are to start."""
+    def next_queued(self, limit: int) -> Iterator[Row]:
+        """The first of the queue, in the order in which they are to start; as it is now, whatever is done meanwhile."""
         sql = f"SELECT {_COLUMNS} FROM task WHERE state = 'queued' ORDER BY priority DESC, seq LIMIT ?"
-        return [_row(one) for one in self.db.execute(sql, (limit,))]
+        return map(_row, self.db.execute(sql, (limit,)).fetchall())
 
     def cancelled(self) -> list[Row]:
         """Rows that are to end and have not."""
@@ -222,13 +217,14 @@ class Queue:
         """Move a row on. For use inside `transaction`, as the rest below."""
         self.db.execute("UPDATE task SET state = ?, reason = ? WHERE seq = ?", (state, reason, row.seq))
 
-    def start(self, row: Row, gpu_ids: Collection[int]) -> None:
-        """Give the row its next attempt and its GPUs."""
+    def start(self, row: Row, gpu_ids: Collection[int]) -> Row:
+        """Give the row its next attempt and its GPUs; the row as it is then."""
         self.db.execute(
             "UPDATE task SET state = 'started', attempt = attempt + 1, gpu_ids = ?, reason = '', reports = '{}' "
             "WHERE seq = ?",
             (json.dumps(list(gpu_ids)), row.seq),
         )
+        return replace(row, state="started", attempt=row.attempt + 1, gpu_ids=tuple(gpu_ids), reason="", reports={})
 
     def take_back(self, row: Row, reason: str) -> None:
         """The attempt provably ran nothing: queue the row again under the same attempt number."""
@@ -247,7 +243,8 @@ class Queue:
 
     def end(self, row: Row, reports: Mapping[int, Report], *, reason: str, now: float) -> None:
         """The row's end, once: what its last attempt's runners reported, or nothing where it never started."""
-        text = json.dumps({rank: asdict(report) for rank, report in reports.items()}, separators=(",", ":"))
+        values = {rank: {name: getattr(one, name) for name in _REPORT} for rank, one in reports.items()}
+        text = json.dumps(values, separators=(",", ":"))
         self.db.execute(
             "UPDATE task SET state = 'ended', gpu_ids = '[]', reports = ?, reason = ?, ended = ? "
             "WHERE seq = ? AND state <> 'ended'",
@@ -305,11 +302,11 @@ def _new_rows(plan: Plan) -> Iterator[tuple[str, str, int | None, str, int, floa
 
 
 def _row(values: tuple[object, ...]) -> Row:
-    fields = list(values)
-    gpu_ids, reports = str(fields[11]), str(fields[14])
-    fields[11] = tuple(json.loads(gpu_ids)) if gpu_ids != "[]" else ()
-    fields[14] = {int(rank): _report(one) for rank, one in json.loads(reports).items()} if reports != "{}" else {}
-    return Row(*fields)  # type: ignore[arg-type]  # SQLite gives the types of the schema
+    row = list(values)
+    gpu_ids, reports = str(row[11]), str(row[14])
+    row[11] = tuple(json.loads(gpu_ids)) if gpu_ids != "[]" else ()
+    row[14] = {int(rank): _report(one) for rank, one in json.loads(reports).items()} if reports != "{}" else {}
+    return Row(*row)  # type: ignore[arg-type]  # SQLite gives the types of the schema
 
 
 def _report(values: dict[str, object]) -> Report:

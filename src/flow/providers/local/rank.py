@@ -47,13 +47,13 @@ def loopback(rank: int) -> str:
 def write_job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting, has_gpus: bool) -> Path:
     """Make the folder of the rank and its task.json (0600); the folder. `has_gpus`: the machine, not the task."""
     folder = rank_folder(home, row.id, row.attempt, rank)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.makedirs(folder, mode=0o700, exist_ok=True)  # noqa: PTH103  # half the system calls of pathlib's
     job = _job(home, row, plan, rank=rank, meeting=meeting)
     if has_gpus and "CUDA_VISIBLE_DEVICES" not in plan.env:
         job["gpu_ids"] = list(row.gpu_ids)  # none given: none seen
     descriptor = os.open(folder / "task.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        json.dump(job, file)
+        file.write(json.dumps(job))  # `json.dump` does not use the encoder in C
     return folder
 
 

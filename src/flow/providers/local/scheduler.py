@@ -342,10 +342,9 @@ class Scheduler:
                 continue
             given, cards = cards[:need_cards], cards[need_cards:]
             cpus, memory = cpus - need_cpus, memory - need_memory
-            self.queue.start(row, given)
-            self.settled.add(row.base)  # for those that wait for it to be started
-            attempt = _Attempt(self.queue.row(row.id), plan)
+            attempt = _Attempt(self.queue.start(row, given), plan)
             self.attempts[row.id] = attempt
+            self.settled.update(one for one in (row.base, row.id) if self.queue.downstream(one))  # wait for its start
             chosen.append(attempt)
         return chosen
 
