@@ -345,9 +345,9 @@ def test_contents_stay_when_a_kept_manifest_is_damaged(project: Path, store: Pat
 
 def test_nothing_is_removed_while_someone_submits(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blobs, "_LOCK_SECONDS", 0.05)
-    with store_lock(store), store_lock(store):
-        with pytest.raises(StorageError, match="is in use by a task being submitted"), store_lock(store, shared=False):
-            pass
+    in_use = pytest.raises(StorageError, match="is in use by a task being submitted")
+    with store_lock(store), store_lock(store), in_use, store_lock(store, shared=False):
+        pass
     with store_lock(store, shared=False):
         pass
 
