@@ -7,7 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -81,6 +81,8 @@ class Queue:
     def __init__(self, path: Path, *, durable: bool = True) -> None:
         """Open, and make where missing. `durable`: a commit survives a power cut, not only the death of processes."""
         self.path = path
+        with suppress(OSError):  # plans hold secrets; never opened if it is there: closing frees SQLite's locks
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         self.db = sqlite3.connect(path, timeout=60, isolation_level=None)
         self.db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         self._make_schema()
