@@ -30,7 +30,7 @@ ROWS = (
     "cli",
     "__main__",
 )
-BASE_DEPENDENCIES = {"click", "pathspec", "pydantic", "pydantic_core", "yaml"}
+BASE_DEPENDENCIES = {"click", "pydantic", "pydantic_core", "yaml"}
 # Everyone else reads node/*.py as text.
 READS_NODE = ("flow.log_feeds", "flow.logs", "flow.task", "flow.providers.local")
 

@@ -12,7 +12,7 @@ from flow.plan import Plan, plan_from_dict
 from flow.record_index import Entry, Row
 from flow.status import Outcome, TaskStatus, Want
 
-_NEVER_THE_SAME = ("task_id", "notes", "not_before", "price_per_hour")  # in two submissions of one request
+_NEVER_THE_SAME = ("task_id", "notes", "not_before", "price_per_hour", "shell_env")  # in two submissions of a request
 
 
 @dataclass(frozen=True, slots=True)
