@@ -76,29 +76,29 @@ class Container:
         first = '"$0" kill --signal TERM "$1"'
         # without an init the command is the first process, which `kill -1` leaves out
         how = f"{everyone} || {first}" if self.has_init else f"{everyone}; {first}"
-        self._spawn("sh", "-c", f'{{ {how}; }} || kill -TERM "$2"', self.engine, self.name, str(self.rank.pid))
+        self._spawn(
+            "sh", "-c", f'{{ {how}; }} || kill -TERM "$2"', self.engine, self.name, str(self.rank.processes.pid)
+        )
 
     def kill(self) -> None:
         """SIGKILL to all in it; asked again each second, to the client too."""
         self.kills += 1
         self._spawn(self.engine, "kill", "--signal", "KILL", self.name)
-        if self.kills > CLIENT_TICKS and self.rank.wait_status is None:
-            os.kill(self.rank.pid, 9)
+        if self.kills > CLIENT_TICKS and self.rank.processes.wait_status is None:
+            os.kill(self.rank.processes.pid, 9)
 
     def send(self, number: int) -> None:
         """Send a signal to the command."""
         self._spawn(self.engine, "kill", "--signal", str(number), self.name)
 
-    def remove(self) -> None:
-        """Make sure that it is gone; some minutes at most."""
-        for word in ("kill", "rm"):  # podman's `rm --force` alone would ask it for 10 seconds to end
-            self._spawn(self.engine, word, *(["--force"] if word == "rm" else []), self.name)
-            for helper in self.helpers:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    helper.wait(60)
+    def has_leftovers(self) -> bool:
+        """None of its processes outlives a container."""
+        return False
 
-    def start_error(self, code: int) -> str:
-        """Why the engine did not start it, or ""."""
+    def clean_up(self, code: int, *, was_stopped: bool) -> str:
+        """Make sure that the container is gone; why the engine did not start it, or ""."""
+        if was_stopped:  # its client may not have come to remove it
+            self._remove()
         if code != ENGINE_FAILED or os.path.exists(self.id_file):
             return ""
         with open(self.rank.path("stderr.log"), "rb") as file:
@@ -106,6 +106,13 @@ class Container:
             lines = file.read().decode(errors="replace").strip().splitlines()
         said = [line for line in lines if not line.startswith("See '")]
         return said[-1] if said else f"`{self.engine}` could not run `{self.rank.task['image']}`"
+
+    def _remove(self) -> None:
+        for word in ("kill", "rm"):  # podman's `rm --force` alone would ask it for 10 seconds to end
+            self._spawn(self.engine, word, *(["--force"] if word == "rm" else []), self.name)
+            for helper in self.helpers:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    helper.wait(60)
 
     def _user(self) -> list[str]:
         """Files that the command makes belong to who runs it."""

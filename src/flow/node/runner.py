@@ -2,12 +2,11 @@
 
 `python3 runner.py run DIR`, or `run(DIR)` in a process of its own. Standard library, Python 3.8 and up; the formats are
 in docs/ARCHITECTURE.md. The command runs at most once: `running` is on disk before it is executed. What only some tasks
-need (code, several nodes, an image) lies in the files beside this one.
+need (code, several nodes, an image) lies in files beside this one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import importlib
@@ -20,19 +19,20 @@ import sys
 import time
 from typing import Any, Callable
 
-try:  # loaded here so that a runner forked from a scheduler has it already
-    import ctypes
-
-    PRCTL: Any = ctypes.CDLL(None).prctl
-except (ImportError, OSError, AttributeError):  # not on Linux: orphans are then found by their process group only
-    PRCTL = None
-SET_DEATH_SIGNAL, SET_SUBREAPER = 1, 36  # of prctl(2)
-
-SIGNALS = [int(number) for number in signal.valid_signals()]  # once: they take longer than a fork
 RECORD = struct.Struct("<QQQ")  # of log.idx: time in ns, end of stdout.log, end of stderr.log
 ENDED_RETRY_SECONDS = 60  # how long a full disk may keep the end of a task from being written
 LAST_WORD_SECONDS = 3  # how long a cancelled rank tries to reach the others
 LEFTOVER_SECONDS = 1  # what processes left behind by the command have between SIGTERM and SIGKILL
+
+
+def _beside(name: str) -> Any:
+    """The module of that name beside this one, loaded when first needed."""
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
+
+
+processes = _beside("processes")
+if __package__:  # a scheduler forks one runner after the other: what most tasks need is loaded once
+    _beside("unpack")
 
 
 def run(folder: str, lock_fd: int | None = None) -> None:
@@ -51,7 +51,7 @@ def run(folder: str, lock_fd: int | None = None) -> None:
     except Ended as end:
         rank.end(*end.args)
     except Exception as error:  # whatever it is, the task must not stay "running" for ever
-        rank._kill_all()
+        rank.command.kill()
         rank.end(126, None, "lost" if rank.started else "start", _say(error))
     rank.see_peers_end()
 
@@ -139,14 +139,11 @@ class Rank:
         self.loop = Loop()
         self.log: Log | None = None
         self.peers: Any = None
-        self.container: Any = None
-        self.pid = 0  # the command's main process, and its group
-        self.wait_status: int | None = None  # its end, as the kernel tells it
+        self.processes = processes.Processes()
+        self.command = self.processes  # or the container: what can be told to end
         self.start_error: Ended | None = None
-        self.childless = False
         self.is_terminated = False  # by a signal to the runner
         self.stopped: tuple[str, str] | None = None  # cause and reason
-        self.told: set[int] = set()  # processes that were sent SIGTERM: a second one would hurry them
         self.kills_of_leftovers = 0
         self.started = 0.0  # by the monotonic clock
         self._take_signals()
@@ -164,7 +161,7 @@ class Rank:
         self._await_needs()
         self._unpack()
         self._start()
-        while self.wait_status is None or self._has_leftovers():
+        while self.processes.wait_status is None or self._has_leftovers():
             self.loop.step()
         self._read_rest()
         raise self.start_error or Ended(*self._outcome())
@@ -211,20 +208,13 @@ class Rank:
         held = _locked(self.path("command.lock"))
         if held is None:
             raise Ended(126, None, "start", "a process of this attempt is alive already")
-        pipes = [os.pipe() for _ in range(4)]  # stdout, stderr, what went wrong before the command, the word to start
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self.pid = os.fork()
-        if self.pid == 0:
-            _become(argv, env, cwd, [pipes[3][0], pipes[0][1], pipes[1][1], pipes[2][1], held])
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        for fd in (pipes[0][1], pipes[1][1], pipes[2][1], pipes[3][0], held):
-            os.close(fd)
-        self._listen(pipes[0][0], lambda data: log.append(0, data))
-        self._listen(pipes[1][0], lambda data: log.append(1, data))
-        self._listen(pipes[2][0], lambda data: self._start_failed(json.loads(data)))
-        self.report("running", started=time.time(), pgid=self.pid)
-        _quietly(os.write, pipes[3][1], b"!")
-        os.close(pipes[3][1])
+        stdout, stderr, fault, go = self.processes.start(argv, env, cwd, lock=held)
+        self._listen(stdout, lambda data: log.append(0, data))
+        self._listen(stderr, lambda data: log.append(1, data))
+        self._listen(fault, lambda data: self._start_failed(json.loads(data)))
+        self.report("running", started=time.time(), pgid=self.processes.pid)
+        _quietly(os.write, go, b"!")
+        os.close(go)
         self.started = time.monotonic()
         self._set_limits()
 
@@ -233,11 +223,11 @@ class Rank:
         delivered = self._delivered_variables()
         if self.task.get("image"):
             env = {name: self.task["env"][name] for name in self.task.get("user_env", [])}
-            self.container = _beside("container").Container(self, {**env, **delivered, **self._own_variables(env)})
-            if PRCTL:
-                PRCTL(SET_SUBREAPER, 0, 0, 0, 0)  # what the engine leaves running is its own
-            self.write("env.json", self.container.place())
-            return self.container.argv(), self.container.client_env(), self.path("workspace")
+            env = {**env, **delivered, **self._own_variables(env)}
+            self.command = container = _beside("container").Container(self, env)
+            processes.adopt_orphans(False)  # what the engine leaves running is its own
+            self.write("env.json", container.place())
+            return container.argv(), container.client_env(), self.path("workspace")
         env = {} if self.task.get("clean_env") else dict(os.environ)
         env.update(self.task.get("env", {}))
         env.update(delivered)
@@ -254,38 +244,35 @@ class Rank:
             self.loop.after(limit, "limit", lambda: self.stop("timeout", "time limit %g h reached" % (limit / 3600)))
             if early:
                 wait = max(0, limit - early["before_seconds"])
-                self.loop.after(wait, "signal", lambda: self._send(early["number"]))
+                self.loop.after(wait, "signal", lambda: self.command.send(early["number"]))
 
     def stop(self, cause: str, reason: str) -> None:
         """SIGTERM, the grace time, SIGKILL. The first stop counts, and none after the command's own end."""
-        self.reap()
-        if self.stopped or self.wait_status is not None:
+        self._reap()
+        if self.stopped or self.processes.wait_status is not None:
             return
         self.stopped = (cause, reason)
-        if self.pid:
-            (self.container.terminate if self.container else self._terminate_all)()
+        if self.processes.pid:
+            self.command.terminate()
             self.loop.after(self.task.get("grace_seconds", 30), "kill", self._kill)
 
     def _kill(self) -> None:
         """SIGKILL, again each second: what cannot be killed is waited for, if it is the command itself."""
-        (self.container.kill if self.container else self._kill_all)()
-        self.kills_of_leftovers += self.wait_status is not None
+        self.command.kill()
+        self.kills_of_leftovers += self.processes.wait_status is not None
         self.loop.after(1, "kill", self._kill)
 
     def _outcome(self) -> tuple[int, int | None, str, str]:
         """Code, signal, cause and reason of a command that ended."""
-        status = self.wait_status or 0
+        status = self.processes.wait_status or 0
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = os.WEXITSTATUS(status) if number is None else 128 + number
         cause, reason = self.stopped or ("exit", f"exit {code}" if code else "")
         if number and not self.stopped:
             reason = f"killed by {_signal_name(number)}"
-        if self.container:
-            if number or self.stopped:  # its client may not have come to remove it
-                self.container.remove()
-            failure = self.container.start_error(code)
-            if failure and not self.stopped:
-                return code, None, "start", failure
+        failure = self.command.clean_up(code, was_stopped=bool(number or self.stopped))
+        if failure and not self.stopped:
+            return code, None, "start", failure
         return code, number, cause, reason
 
     def end(self, code: int, number: int | None, cause: str, reason: str) -> None:
@@ -314,62 +301,21 @@ class Rank:
                 self.loop.after(LAST_WORD_SECONDS, "leave", lambda: os._exit(0))
             self.loop.step()
 
-    # -- its processes
-
     def _has_leftovers(self) -> bool:
         """Whether processes of the attempt outlive the command; when first seen, they are told to end."""
-        if self.container:  # none outlives it
-            return False
-        if self.childless and (PRCTL or not _quietly(os.killpg, self.pid, 0)):
+        if not self.command.has_leftovers():
             return False
         if self.kills_of_leftovers == 0:
-            self._terminate_all()
+            self.command.terminate()
             if "kill" not in self.loop.times:
                 self.loop.after(LEFTOVER_SECONDS, "kill", self._kill)
         return self.kills_of_leftovers < 5
 
-    def _terminate_all(self) -> None:
-        """SIGTERM to every process of the attempt that was not sent it, and to none that is started from now on."""
-        below = _descendants()
-        has_group = bool(self.pid) and (self.wait_status is None or not below)
-        if has_group:  # all at once, so that no shell sees its child's end before its own
-            _quietly(os.killpg, self.pid, signal.SIGTERM)
-        for pid in below.keys() - self.told:
-            if not has_group or below[pid] != self.pid:
-                _quietly(os.kill, pid, signal.SIGTERM)
-        self.told.update(below)
-
-    def _send(self, number: int) -> None:
-        if self.container:
-            self.container.send(number)
-        else:
-            _quietly(os.killpg, self.pid, number)
-
-    def _kill_all(self) -> None:
-        """SIGKILL to every process of the attempt, and to those that were started meanwhile."""
-        if self.pid and (self.wait_status is None or not PRCTL):
-            _quietly(os.killpg, self.pid, signal.SIGKILL)
-        killed: set[int] = set()
-        for _ in range(50):
-            fresh = _descendants().keys() - killed
-            for pid in fresh:
-                _quietly(os.kill, pid, signal.SIGKILL)
-            killed |= fresh
-            if not fresh:
-                return
-
-    def reap(self) -> None:
-        """Take in every process that ended."""
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    return
-                if pid == self.pid:
-                    self.wait_status = status
-                    self.loop.times.pop("limit", None)
-                    self.loop.times.pop("signal", None)
-        self.childless = True
+    def _reap(self) -> None:
+        self.processes.reap()
+        if self.processes.wait_status is not None:
+            self.loop.times.pop("limit", None)
+            self.loop.times.pop("signal", None)
 
     def _check_stopped(self) -> None:
         """Raise Ended where a stop came before the command runs."""
@@ -388,11 +334,9 @@ class Rank:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         self.loop.on(read, lambda: self._signalled(os.read(read, 65536)))
-        if PRCTL:
-            PRCTL(SET_SUBREAPER, 1, 0, 0, 0)
 
     def _signalled(self, numbers: bytes) -> None:
-        self.reap()
+        self._reap()
         if set(numbers) > {signal.SIGCHLD} or signal.SIGCHLD not in numbers:
             if self.is_terminated:
                 self._kill()
@@ -482,56 +426,6 @@ class Rank:
             fd = os.open(self.folder, os.O_RDONLY)
             os.fsync(fd)
             os.close(fd)
-
-
-def _become(argv: list[str], env: dict[str, str], cwd: str, fds: list[int]) -> None:
-    """Turn the forked child into the command. Never returns; what went wrong is said on the fault descriptor."""
-    gate, out, err, fault, held = fds
-    where, what = "cd", cwd
-    try:
-        os.setsid()
-        if PRCTL:
-            PRCTL(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
-        signal.set_wakeup_fd(-1)
-        for number in SIGNALS:
-            if signal.getsignal(number) not in (signal.SIG_DFL, None):
-                signal.signal(number, signal.SIG_DFL)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(out, 1)
-        os.dup2(err, 2)
-        os.set_inheritable(held, True)
-        os.chdir(cwd)
-        where, what = "run", argv[0]
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        if os.read(gate, 1):  # nothing to read: the runner is dead
-            os.execvpe(what, argv, env)
-    except BaseException as error:
-        facts = [where, what, getattr(error, "errno", 0), getattr(error, "strerror", None) or str(error)]
-        os.write(fault, json.dumps(facts).encode())
-    finally:
-        os._exit(127)
-
-
-def _beside(name: str) -> Any:
-    """The module of that name beside this one, loaded when first needed."""
-    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
-
-
-def _descendants() -> dict[int, int]:
-    """The process group of every process below this one, parents first; empty where there is no /proc."""
-    groups: dict[int, int] = {}
-    children: dict[int, list[int]] = {}
-    with contextlib.suppress(OSError):
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-                    parent, group = map(int, file.read().rpartition(b")")[2].split()[1:3])
-                    children.setdefault(parent, []).append(int(name))
-                    groups[int(name)] = group
-    found = [os.getpid()]
-    for pid in found:
-        found += children.get(pid, [])
-    return {pid: groups[pid] for pid in found[1:]}
 
 
 def _locked(path: str) -> int | None:
