@@ -192,7 +192,7 @@ def test_a_signal_comes_before_the_time_limit(submit: Submit) -> None:
 def test_the_time_limit_counts_all_attempts(submit: Submit) -> None:
     task = submit("sleep 0.6; exit 1", max_run_time_hours=1 / 3600, retries=9)
     assert task.wait(timeout=30) == "timed_out"
-    assert len(task.attempts) == 2
+    assert (len(task.attempts), task.reason) == (2, "time limit 0.000277778 h reached")
 
 
 def test_gpus_are_given_out_and_seen_by_nobody_else(

@@ -240,8 +240,9 @@ class Rank:
 
     def _set_limits(self) -> None:
         limit, early = self.task.get("limit_seconds"), self.task.get("signal")
+        total = self.task.get("limit_total_seconds") or limit  # of which earlier attempts took their part
         if limit is not None:
-            self.loop.after(limit, "limit", lambda: self.stop("timeout", "time limit %g h reached" % (limit / 3600)))
+            self.loop.after(limit, "limit", lambda: self.stop("timeout", "time limit %g h reached" % (total / 3600)))
             if early:
                 wait = max(0, limit - early["before_seconds"])
                 self.loop.after(wait, "signal", lambda: self.command.send(early["number"]))

@@ -84,6 +84,7 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         "ports": plan.ports,
         "memory_gb": plan.memory_gb,
         "limit_seconds": limit,
+        "limit_total_seconds": plan.limit_seconds,
         "grace_seconds": plan.grace_seconds,
         "signal": plan.signal and {"number": plan.signal.number, "before_seconds": plan.signal.seconds},
         "peers": [loopback(one) for one in range(plan.nodes)],
