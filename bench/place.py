@@ -19,6 +19,7 @@ from flow.providers.local.queue import Queue
 from flow.providers.local.rank import rank_folder
 from flow.providers.local.wake import is_locked
 
+_NOT_MEASURED = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")  # an installed program is compiled and buffers
 _made: list[Path] = []
 PROJECT = {"train.py": "print('hello')\n", "config.yaml": "epochs: 3\n", "lib/model.py": "WIDTH = 64\n"}
 
@@ -34,6 +35,8 @@ def own_home(**settings: str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (root / "home").mkdir()
+    for name in _NOT_MEASURED:
+        os.environ.pop(name, None)
     os.environ.update(FLOW_HOME=str(root / "flow"), HOME=str(root / "home"), **settings)
     os.chdir(root / "project")
     try:

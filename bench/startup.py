@@ -19,6 +19,7 @@ def flow_words() -> list[str]:
 def measure(*, quick: bool) -> list[Figure]:
     """`flow --version`, `flow --help`, `import flow`."""
     with own_home():
+        run_quietly([*flow_words(), "--help"])()  # compiles what is not yet
         spent = in_turns(
             10 if quick else 40,
             bare=bare_python,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import flow
@@ -46,16 +45,20 @@ def hold(home: Path, count: int) -> str:
     folder = home / "record" / task.task_id
     text = (folder / "record.json").read_text()
     created = json.loads(text)["created"]
-    queue = Queue(home / "local" / "local.db", durable=False)
-    for number in range(count):
-        task_id = new_task_id(created + number / 100)
+    task_ids = [new_task_id(created + number / 100) for number in range(count)]
+    for number, task_id in enumerate(task_ids):
         copy = folder.with_name(task_id)
         copy.mkdir(mode=0o700)
         again = text.replace(task.task_id, task_id).replace(repr(created), repr(created + number / 100))
         (copy / "record.json").write_text(again)
         (copy / "allocated").touch(mode=0o600)
-        queue.add(replace(task.plan, task_id=task_id), created=created)
+    queue = Queue(home / "local" / "local.db", durable=False)
+    with queue.transaction():
+        plan = "INSERT INTO plan SELECT ?1, created, hash, replace(plan, base, ?1) FROM plan WHERE base = ?2"
+        queue.db.executemany(plan, [(task_id, task.task_id) for task_id in task_ids])
+        row = "INSERT INTO task (id, base, state, priority) VALUES (?1, ?1, 'queued', 0)"
+        queue.db.executemany(row, [(task_id,) for task_id in task_ids])
     queue.close()
     for path in home.glob("index.db*"):
         path.unlink()
-    return task_id
+    return task_ids[-1]
