@@ -240,8 +240,8 @@ class Rank:
 
     def _set_limits(self) -> None:
         limit, early = self.task.get("limit_seconds"), self.task.get("signal")
-        total = self.task.get("limit_total_seconds") or limit  # of which earlier attempts took their part
         if limit is not None:
+            total = self.task.get("limit_total_seconds") or limit  # of which earlier attempts took their part
             self.loop.after(limit, "limit", lambda: self.stop("timeout", "time limit %g h reached" % (total / 3600)))
             if early:
                 wait = max(0, limit - early["before_seconds"])
