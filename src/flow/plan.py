@@ -75,13 +75,21 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-ready values; `plan_from_dict` reads it back."""
-        return dataclasses.asdict(self)
+        values = _fields(self)  # not `asdict`: it copies every word, a tenth of a submit's time
+        values["elements"] = self.elements and _fields(self.elements)
+        values["signal"] = self.signal and _fields(self.signal)
+        values["after"] = tuple(_fields(one) for one in self.after)
+        return values
 
     @property
     def hash(self) -> str:
         """16 hex digits over everything decided: what is found by name is ours only if these agree."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _fields(one: Plan | Elements | SignalBefore | Dependency) -> dict[str, Any]:
+    return {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
 
 
 def plan_from_dict(values: Mapping[str, Any]) -> Plan:
