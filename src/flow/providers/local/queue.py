@@ -203,7 +203,10 @@ class Queue:
             if last is None or last.priority != row.priority:
                 (ahead,) = self.db.execute(above, (row.priority,)).fetchone()
             since = last.seq if last and last.priority == row.priority else 0
-            ahead += self.db.execute(between, (row.priority, since, row.seq)).fetchone()[0]
+            if since and row.seq == since + 1:  # as an array's elements are: nothing lies between
+                ahead += 1
+            else:
+                ahead += self.db.execute(between, (row.priority, since, row.seq)).fetchone()[0]
             places[row.id], last = ahead, row
         return places
 
