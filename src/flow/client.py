@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flow.errors import ResourceNotFoundError, ValidationError
+from flow.errors import FlowError, ResourceNotFoundError, StorageError, ValidationError
 from flow.observe import observe
 from flow.providers import Provider
 from flow.providers.registry import open_provider
@@ -39,6 +40,10 @@ class Flow:
 
     def __init__(self, provider: str | None = None) -> None:
         self.home = flow_home()
+        if self.home.exists() and not self.home.is_dir():
+            raise StorageError(
+                f"`{self.home}` is not a folder", suggestions=["point FLOW_HOME at one, or at nothing yet"]
+            )
         self.settings = Settings.load({"provider": provider})
         self.notes: list[str] = list(self.settings.warnings)
         self.records = Records(self.home)
@@ -96,7 +101,13 @@ class Flow:
         else:
             raise ValidationError("ten new task ids in a row were taken", suggestions=["is the clock right?"])
         if submission.task_id in self.records.unallocated():
-            self._allocate(submission)
+            try:
+                self._allocate(submission)
+            except FlowError as error:
+                error.suggestions += (
+                    f"it is recorded as `{submission.task_id}` and goes on with the next `flow` command",
+                )
+                raise
         return self._task(submission.task_id, submission)
 
     def _acknowledge(self, config: TaskConfig, task_id: str, idempotency_key: str | None) -> Submission:
@@ -202,6 +213,8 @@ class Flow:
         dry_run: bool = False,
     ) -> Pruned:
         """Remove records of ended tasks: by age, all but the newest `keep`, or down to `max_bytes`."""
+        with suppress(OSError):  # room to work in on a full disk: the local scheduler keeps it, and makes it anew
+            (self.home / "local" / "spare").unlink(missing_ok=True)
         self._finish_interrupted()
         self._look_at(row.task_id for row in self.records.rows(unfinished=True))
         self._record_ends()
@@ -259,7 +272,10 @@ class Flow:
     def _finish_interrupted(self) -> None:
         """Ask again for what was acknowledged by a client that died before its provider had taken it."""
         for task_id in self.records.unallocated():
-            self._allocate(self.records.get(task_id))
+            try:
+                self._allocate(self.records.get(task_id))
+            except FlowError as error:  # what stands in the way of one must not hide the others
+                self.notes.append(f"`{task_id}` is recorded, and not yet given to its provider: {error.message}")
 
 
 def run(task: str | Path | TaskConfig | None = None, **fields: Any) -> Task:

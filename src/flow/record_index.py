@@ -23,6 +23,7 @@ from flow.status import FINAL, Outcome, TaskStatus
 _T = TypeVar("_T")
 _VERSION = 1
 _BUSY_SECONDS = 60.0
+_LEAST_BYTES = 65536  # free on the disk, for SQLite to open a file
 _SCHEMA = f"""
 CREATE TABLE tasks (
     task_id TEXT PRIMARY KEY, name TEXT, provider TEXT, created REAL, instance_type TEXT, price_per_hour REAL,
@@ -199,7 +200,7 @@ class RecordIndex:
     def _mend(self, error: sqlite3.DatabaseError) -> None:
         """Return when the same may be tried again, raise StorageError otherwise."""
         text = str(error)
-        if "full" in text:
+        if "full" in text or _is_full(self._home):  # nothing can be opened then: that is no damage
             raise storage_error(self._home, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
         inode = self._mine.stamp[1]
         self._mine.connection = None
@@ -334,6 +335,14 @@ class RecordIndex:
             return self._path.stat().st_ino
         except OSError:
             return 0
+
+
+def _is_full(home: Path) -> bool:
+    try:
+        disk = os.statvfs(home)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < _LEAST_BYTES
 
 
 def _connect(path: str) -> sqlite3.Connection:

@@ -110,7 +110,8 @@ def attempt_outcome(reports: Mapping[int, Report], nodes: int, *, attempt: int =
     others = [(r.ended or 0.0, rank, r) for rank, r in reports.items() if r.code != 0 or r.cause not in ("exit", "")]
     own = [one for one in others if one[2].cause != "peer"]
     if not others:
-        return Outcome(TaskStatus.COMPLETED, 0, attempt=attempt, started=started, ended=ended)
+        reason = next((r.reason for r in reports.values() if r.reason), "")  # a log that was cut
+        return Outcome(TaskStatus.COMPLETED, 0, reason=reason, attempt=attempt, started=started, ended=ended)
     _, rank, first = min(own or others, key=lambda one: one[:2])
     state = {
         "exit": TaskStatus.FAILED,

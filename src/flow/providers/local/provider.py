@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from flow.channel import Channel
+from flow.durable import storage_error
 from flow.errors import StorageError
 from flow.gpus import Gpu
 from flow.machines import Allocation, Capabilities, Machines, Node, Offer
@@ -140,13 +142,15 @@ class Local:
             if not is_damage(error):
                 raise self._unusable(error) from error
         self._queue = None
-        mend_queue(self.home, self.folder)
         try:
+            mend_queue(self.home, self.folder)
             return question(self._open())
         except sqlite3.DatabaseError as error:
             raise self._unusable(error) from error
 
     def _unusable(self, error: sqlite3.DatabaseError) -> StorageError:
+        if "full" in str(error):
+            return storage_error(self.home, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         return StorageError(
             f"the local queue `{self.folder / 'local.db'}` cannot be used: {error}",
             suggestions=["check the disk's space and the folder's permissions"],

@@ -6,13 +6,13 @@ the child. They are imported where they are needed, if ever.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
 import select
 import signal
 import sqlite3
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,8 @@ _LINGER_SECONDS = 10.0  # without work, before leaving: the next submit finds it
 _ADOPTED_POLL_SECONDS = 0.1  # runners that are not our children tell their end by their lock only
 _UNKNOWN_POLL_SECONDS = 2.0  # dependencies on tasks that only their record knows
 _RETRY_START_SECONDS = 2.0  # after a start that failed here (a full disk)
+_FULL_POLL_SECONDS = 1.0
+_SPARE_BYTES = 256 * 1024
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _MOST_STARTS = 3  # of one attempt whose runner dies before it runs anything
 _STOP_SLACK_SECONDS = 10.0  # over the grace time, before a runner that does not end is killed
@@ -58,19 +60,42 @@ def run(home: Path, folder: Path, starting: int, *, cpus: float | None = None, g
         return
     fifo = open_fifo(folder / "wake")
     os.close(starting)
-    scheduler = Scheduler(home, folder, read_inventory(cpus=cpus, gpus=gpus))
+    inventory = read_inventory(cpus=cpus, gpus=gpus)
     try:
-        scheduler.serve(fifo)
-    except sqlite3.DatabaseError as error:
-        _log(f"queue `{folder / 'local.db'}`: {error}")  # the next flow command mends it and starts another
+        while not _serve(home, folder, inventory, fifo=fifo):
+            time.sleep(_FULL_POLL_SECONDS)
+            fifo = open_fifo(folder / "wake")
     finally:
         os.close(lock)
+
+
+def _serve(home: Path, folder: Path, inventory: Inventory, *, fifo: int) -> bool:
+    """Serve the queue; False where the disk is full, so that it is to be tried again. Running tasks go on."""
+    spare = folder / "spare"
+    try:
+        with contextlib.closing(Scheduler(home, folder, inventory, fifo)) as scheduler:
+            _keep_room(spare)
+            scheduler.serve()
+    except sqlite3.DatabaseError as error:
+        _log(f"queue `{folder / 'local.db'}`: {error}")
+        with contextlib.suppress(OSError):
+            spare.unlink(missing_ok=True)
+        return "full" not in str(error)  # the next flow command mends it and starts another
+    return True
+
+
+def _keep_room(spare: Path) -> None:
+    """Room for the ends of tasks that fill the disk; none is taken while the disk is as good as full."""
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(spare.parent)
+        if not spare.exists() and disk.f_bavail * disk.f_frsize > 4 * _SPARE_BYTES:
+            spare.write_bytes(bytes(_SPARE_BYTES))
 
 
 class Scheduler:
     """What the one scheduler process knows. Single-threaded: it forks."""
 
-    def __init__(self, home: Path, folder: Path, inventory: Inventory) -> None:
+    def __init__(self, home: Path, folder: Path, inventory: Inventory, fifo: int) -> None:
         self.home = home
         self.folder = folder
         self.queue = Queue(folder / "local.db", durable=False)  # what a power cut takes back is in the folders
@@ -84,11 +109,12 @@ class Scheduler:
         self.last_seen = 0  # the newest row whose dependencies were looked at
         self.wait_for_unknown: set[str] = set()  # bases that wait for what is not in the queue: nothing tells its end
         self.look_again_at = 0.0
+        self.fifo = fifo
+        self.signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def serve(self, fifo: int) -> None:
+    def serve(self) -> None:
         """The loop: reap, cancel, release what waited, start; then sleep until something happens."""
-        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self.signals[1], warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._leave)
@@ -100,12 +126,25 @@ class Scheduler:
             if self.attempts or self.queue.has_work():
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > _LINGER_SECONDS:
-                os.close(fifo)  # from here on a client that wakes us starts another
+                self._close_fifo()  # from here on a client that wakes us starts another
                 if not self.queue.has_work():
-                    self.queue.forget_pruned(self.home / "record")
+                    self._forget_pruned()
                     return
-                fifo = open_fifo(self.folder / "wake")
-            self._sleep([fifo, wake_read], self._pause())
+                self.fifo = open_fifo(self.folder / "wake")
+            self._sleep(self._pause())
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        signal.set_wakeup_fd(-1)
+        for descriptor in self.signals:
+            os.close(descriptor)
+        self._close_fifo()
+        self.queue.close()
+
+    def _close_fifo(self) -> None:
+        if self.fifo >= 0:
+            os.close(self.fifo)
+        self.fifo = -1
 
     def tick(self) -> None:
         """One round: what ended, what is to end, what may start. One commit, then the forks."""
@@ -120,11 +159,17 @@ class Scheduler:
         for attempt in starting:
             self._start(attempt)
 
+    def _forget_pruned(self) -> None:
+        try:
+            self.queue.forget_pruned(self.home / "record")
+        except (OSError, sqlite3.OperationalError) as error:  # no room, or no records: another time
+            _log(f"the queue keeps what was pruned: {error}")
+
     def _leave(self, *_: object) -> None:
         self.leaving = True
 
-    def _sleep(self, descriptors: list[int], seconds: float) -> None:
-        readable, _, _ = select.select(descriptors, [], [], seconds)
+    def _sleep(self, seconds: float) -> None:
+        readable, _, _ = select.select([self.fifo, self.signals[0]], [], [], seconds)
         for descriptor in readable:
             try:
                 os.read(descriptor, 65536)
@@ -293,6 +338,8 @@ class Scheduler:
             return self._may_come(upstream, state)
         if state == "started":
             return all(row.attempt > 0 for row in rows)
+        if state == "failed":  # of an array: any element, as its own state is the worst of theirs
+            return any(self._fits(row, state) for row in rows)
         return all(self._fits(row, state) for row in rows)
 
     def _may_come(self, upstream: str, state: str) -> bool | None:
@@ -424,5 +471,6 @@ def _run_forked(folder: str, lock: int) -> None:
 
 
 def _log(text: str) -> None:
-    """A line of scheduler.log, which is our standard error."""
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=sys.stderr, flush=True)  # noqa: T201
+    """A line of scheduler.log, which is our standard error; lost where the disk is full."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
