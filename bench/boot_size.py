@@ -21,10 +21,22 @@ def measure(*, quick: bool) -> list[Figure]:
 def _job(rank: int) -> dict[str, Any]:
     env = {f"SETTING_{number}": f"value number {number} of a kind" for number in range(20)}
     return {
-        **{"v": 1, "task_id": "task-06f3k2m9q7xw1d", "name": "train", "attempt": 1, "rank": rank, "nodes": 2},
-        **{"argv": ["torchrun", "--nnodes=2", "train.py"], "env": env, "user_env": list(env), "image": "python:3.12"},
-        **{"engine": "docker", "peers": ["10.0.0.1", "10.0.0.2"], "control_port": 29400, "token": "0" * 32},
-        **{"limit_seconds": 3600, "grace_seconds": 30},
+        "v": 1,
+        "task_id": "task-06f3k2m9q7xw1d",
+        "name": "train",
+        "attempt": 1,
+        "rank": rank,
+        "nodes": 2,
+        "argv": ["torchrun", "--nnodes=2", "train.py"],
+        "env": env,
+        "user_env": list(env),
+        "image": "python:3.12",
+        "engine": "docker",
+        "peers": ["10.0.0.1", "10.0.0.2"],
+        "control_port": 29400,
+        "token": "0" * 32,
+        "limit_seconds": 3600,
+        "grace_seconds": 30,
     }
 
 
