@@ -185,7 +185,11 @@ class Flow:
                 task = self._task(row.task_id, row=row)
             except ResourceNotFoundError:
                 continue  # pruned in between
+            except StorageError as error:  # a damaged record is told of, and does not hide the others
+                self.notes.append(error.message)
+                continue
             tasks.append(task)
+        self.notes += [message for _, _, message in self.records.damaged()]
         return tasks
 
     def cancel(self, tasks: Iterable[Task]) -> None:
@@ -256,18 +260,29 @@ class Flow:
                 base = (allocation.task_id or "").partition("_")[0]
                 found[base].append(allocation)
             for task_id, allocations in found.items():
-                outcomes[task_id], _ = observe(
-                    provider, self.records, task_id, nodes=nodes[task_id], allocations=allocations
-                )
+                try:
+                    outcomes[task_id], _ = observe(
+                        provider, self.records, task_id, nodes=nodes[task_id], allocations=allocations
+                    )
+                except StorageError as error:
+                    self.notes.append(error.message)
         self.records.note_outcomes(outcomes)
         return outcomes
 
     def _record_ends(self) -> None:
         """Write down the ends that only a provider has told so far: what may go must be on record as ended."""
-        ended = [row.task_id for row in self.records.rows(states=FINAL) if self.records.final(row.task_id) is None]
+        ended = [row.task_id for row in self.records.rows(states=FINAL) if self._has_no_final(row.task_id)]
         for task_id, outcome in self._look_at(ended).items():
             if outcome.state.is_final:
-                self.records.set_final(task_id, outcome)
+                with suppress(StorageError):
+                    self.records.set_final(task_id, outcome)
+
+    def _has_no_final(self, task_id: str) -> bool:
+        """Whether its end is not on record; one that is damaged stays as it is."""
+        try:
+            return self.records.final(task_id) is None
+        except StorageError:
+            return False
 
     def _finish_interrupted(self) -> None:
         """Ask again for what was acknowledged by a client that died before its provider had taken it."""
