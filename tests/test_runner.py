@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from flow.node import runner
-from tests.support.processes import is_alive, wait_until
+from tests.support.processes import is_alive, leaders_of, wait_until
 from tests.support.pythons import old_pythons
 
 RUNNER = runner.__file__
@@ -74,8 +74,8 @@ def run(tmp_path: Path) -> Iterator[Any]:
         if one.process.poll() is None:
             one.process.kill()
             one.process.wait()
-        if one.status()["phase"] == "running" and "pgid" in one.status():  # its runner was killed
-            end_group(one.status()["pgid"])
+        for pid in leaders_of(one.folder):  # its runner was killed
+            end_group(pid)
 
 
 def end_group(pgid: int) -> None:
@@ -202,7 +202,8 @@ print(open('/proc/self/status').read().split('SigIgn:')[1].split()[0])
     assert "command.lock" in fds
     assert fds.count("/task/") == 1
     assert others == "set() b'' True"
-    assert int(ignored, 16) & ~(1 << 12 | 1 << 24) == 0  # Python itself ignores SIGPIPE and SIGXFSZ
+    # Python itself ignores SIGPIPE and SIGXFSZ; 32 and 33 are glibc's own, which its posix_spawn leaves ignored
+    assert int(ignored, 16) & ~(1 << 12 | 1 << 24 | 1 << 31 | 1 << 32) == 0
 
 
 # -- code
@@ -428,11 +429,11 @@ def test_a_second_cancel_kills_at_once(run: Any) -> None:
     one = run("sh", "-c", STUBBORN, grace_seconds=1000)
     one.until("up")
     one.process.terminate()
-    pgid = one.status()["pgid"]
+    (pid,) = leaders_of(one.folder)
 
     def is_killed() -> bool:
         one.process.terminate()  # again and again: two that arrive together count as one
-        return not is_alive(pgid)
+        return not is_alive(pid)
 
     assert wait_until(is_killed)
     assert end_of(one.wait()) == ended(137, 9, "cancel", "cancelled")
@@ -464,17 +465,19 @@ def test_what_ignores_sigterm_is_left_behind_by_nobody(run: Any) -> None:
     assert [pid for pid in one.out().split() if pid != "up" and is_alive(int(pid))] == []
 
 
-def test_a_killed_runner_takes_the_command_along_and_frees_the_locks(run: Any) -> None:
+def test_the_lock_of_the_command_is_free_when_the_command_of_a_killed_runner_is_gone(run: Any) -> None:
     one = run("sh", "-c", "echo $$; exec sleep 60")
     one.until("\n")
     with (one.folder / "command.lock").open() as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     one.process.kill()
     one.process.wait()
-    assert wait_until(lambda: not is_alive(int(one.out())))
-    for name in ("command.lock", "runner.lock"):
-        with (one.folder / name).open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (one.folder / "runner.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert is_alive(int(one.out()))
+    os.kill(int(one.out()), signal.SIGKILL)
+    with (one.folder / "command.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
     assert one.status()["phase"] == "running"
 
 

@@ -83,3 +83,16 @@ def _look_at(pid: int, root: Path) -> Found | None:
         return None
     home = next((one[5:] for one in variables if one.startswith(b"HOME=")), b"?")
     return Found(pid, b" ".join(words).decode(errors="replace").strip()[:200], os.fsdecode(home))
+
+
+def leaders_of(folder: Path) -> list[int]:
+    """The processes that lead a session, of those whose `FLOW_OUTPUT` lies in this task folder."""
+    mark = b"FLOW_OUTPUT=" + os.fsencode(folder / "output")
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (entry / "environ").read_bytes().split(b"\0") and os.getsid(int(entry.name)) == int(entry.name):
+                found.append(int(entry.name))
+        except (OSError, ProcessLookupError):
+            continue
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
 import os
 import signal
 from typing import Any
@@ -14,8 +14,12 @@ try:
     PRCTL: Any = ctypes.CDLL(None).prctl
 except (ImportError, OSError, AttributeError):  # not on Linux: orphans are then found by their process group only
     PRCTL = None
-SET_DEATH_SIGNAL, SET_SUBREAPER = 1, 36  # of prctl(2)
-SIGNALS = [int(number) for number in signal.valid_signals()]  # once: they take longer than a fork
+SET_SUBREAPER = 36  # of prctl(2)
+IGNORED = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP]  # by Python and by the runner; exec resets the others
+
+
+class CannotStart(Exception):  # noqa: N818  # what is wrong is the command
+    """The command was not executed: "cd" or "run", what could not be, the error's number and its text."""
 
 
 def adopt_orphans(wanted: bool) -> None:
@@ -34,21 +38,31 @@ class Processes:
         self.told: set[int] = set()  # those that were sent SIGTERM: a second one would hurry them
         adopt_orphans(True)
 
-    def start(self, argv: list[str], env: dict[str, str], cwd: str, *, lock: int) -> list[int]:
-        """Fork the command; it inherits `lock`, which is closed here, and is executed once it has its word.
+    def start(self, argv: list[str], env: dict[str, str], cwd: str, *, lock: int) -> tuple[int, int]:
+        """Execute the command in a session of its own; it inherits `lock`. Its stdout and stderr, to be read.
 
-        Returns descriptors: its stdout, its stderr, what went wrong before it was executed (JSON), where the word goes.
+        Raises CannotStart. Spawned, not forked: copying a page table is what most of a short task's time would go to.
         """
-        out, err, fault, gate = (os.pipe() for _ in range(4))
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(gate[1])  # or it would wait for ever where the runner dies before it says the word
-            _become(argv, env, cwd, [gate[0], out[1], err[1], fault[1], lock])
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        for fd in (out[1], err[1], fault[1], gate[0], lock):
-            os.close(fd)
-        return [out[0], err[0], fault[0], gate[1]]
+        out, err = os.pipe(), os.pipe()
+        os.set_inheritable(lock, True)
+        files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+        files += [(os.POSIX_SPAWN_DUP2, out[1], 1), (os.POSIX_SPAWN_DUP2, err[1], 2)]  # type: ignore[list-item]
+        choice: dict[str, Any] = {"file_actions": files, "setsigmask": [], "setsigdef": IGNORED}
+        where, what = "cd", cwd
+        try:
+            os.chdir(cwd)
+            where, what = "run", argv[0]
+            program = _find_program(what, env.get("PATH", os.defpath))
+            self.pid = _spawn(program, argv, env, choice)
+        except (OSError, ValueError) as error:
+            os.close(out[0])
+            os.close(err[0])
+            raise CannotStart(where, what, getattr(error, "errno", 0), getattr(error, "strerror", str(error))) from None
+        finally:
+            os.chdir("/")
+            for fd in (out[1], err[1], lock):
+                os.close(fd)
+        return out[0], err[0]
 
     def reap(self) -> None:
         """Take in every process that ended."""
@@ -98,32 +112,24 @@ class Processes:
         return ""
 
 
-def _become(argv: list[str], env: dict[str, str], cwd: str, fds: list[int]) -> None:
-    """Turn the forked child into the command. Never returns; what went wrong is said on the fault descriptor."""
-    gate, out, err, fault, held = fds
-    where, what = "cd", cwd
+def _spawn(program: str, argv: list[str], env: dict[str, str], choice: dict[str, Any]) -> int:
     try:
-        os.setsid()
-        if PRCTL:
-            PRCTL(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
-        signal.set_wakeup_fd(-1)
-        for number in SIGNALS:
-            if signal.getsignal(number) not in (signal.SIG_DFL, None):
-                signal.signal(number, signal.SIG_DFL)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(out, 1)
-        os.dup2(err, 2)
-        os.set_inheritable(held, True)
-        os.chdir(cwd)
-        where, what = "run", argv[0]
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        if os.read(gate, 1):  # nothing to read: the runner is dead
-            os.execvpe(what, argv, env)
-    except BaseException as error:
-        facts = [where, what, getattr(error, "errno", 0), getattr(error, "strerror", None) or str(error)]
-        os.write(fault, json.dumps(facts).encode())
-    finally:
-        os._exit(127)
+        return os.posix_spawn(program, argv, env, setsid=True, **choice)
+    except NotImplementedError:  # macOS: a group of its own must do
+        return os.posix_spawn(program, argv, env, setpgroup=0, **choice)
+
+
+def _find_program(name: str, path: str) -> str:
+    """The file that a shell would execute; raises OSError as execvp does."""
+    if "/" in name:
+        return name
+    found = [os.path.join(folder or ".", name) for folder in path.split(":")] if name else []
+    found = [file for file in found if os.path.isfile(file)]
+    for file in found:
+        if os.access(file, os.X_OK):
+            return file
+    number = errno.EACCES if found else errno.ENOENT
+    raise OSError(number, os.strerror(number))
 
 
 def _signal(pid: int, number: int) -> None:

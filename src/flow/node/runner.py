@@ -20,6 +20,8 @@ import time
 from typing import Any, Callable
 
 RECORD = struct.Struct("<QQQ")  # of log.idx: time in ns, end of stdout.log, end of stderr.log
+OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 ENDED_RETRY_SECONDS = 60  # how long a full disk may keep the end of a task from being written
 LAST_WORD_SECONDS = 3  # how long a cancelled rank tries to reach the others
 LEFTOVER_SECONDS = 1  # what processes left behind by the command have between SIGTERM and SIGKILL
@@ -35,16 +37,17 @@ if __package__:  # a scheduler forks one runner after the other: what most tasks
     _beside("unpack")
 
 
-def run(folder: str, lock_fd: int | None = None) -> None:
+def run(folder: str, lock_fd: int | None = None, keep: int | None = None) -> bool:
     """Run the task of `folder` to its end; returns at once when another runner has it, or it ever ran.
 
     Must be alone in its process: it takes over signals, children and descriptors. `lock_fd`: a descriptor that holds
-    the lock on `runner.lock` already.
+    the lock on `runner.lock` already. `keep`: a descriptor of the caller's, left open. True where nothing is left of
+    the task in this process, so that it may run another.
     """
-    _close_inherited(lock_fd)
+    _close_inherited({lock_fd, keep})
     lock_fd = _locked(os.path.join(folder, "runner.lock")) if lock_fd is None else lock_fd
     if lock_fd is None or _phase(folder) in ("running", "ended"):
-        return
+        return False
     rank = Rank(os.path.abspath(folder))
     try:
         rank.run()
@@ -54,6 +57,7 @@ def run(folder: str, lock_fd: int | None = None) -> None:
         rank.command.kill()
         rank.end(126, None, "lost" if rank.started else "start", _say(error))
     rank.see_peers_end()
+    return rank.close(keep)
 
 
 class Ended(Exception):  # noqa: N818  # an end is not always an error
@@ -135,13 +139,12 @@ class Rank:
         self.folder = folder
         self.task: dict[str, Any] = {}
         self.status: dict[str, Any] = {"v": 1, "phase": "", "code": None, "signal": None, "cause": "", "reason": ""}
-        self.status.update(needs=[], started=None, ended=None, ran_seconds=0, runner_pid=os.getpid(), pgid=None)
+        self.status.update(needs=[], started=None, ended=None, ran_seconds=0, runner_pid=os.getpid())
         self.loop = Loop()
         self.log: Log | None = None
         self.peers: Any = None
         self.processes = processes.Processes()
         self.command = self.processes  # or the container: what can be told to end
-        self.start_error: Ended | None = None
         self.is_terminated = False  # by a signal to the runner
         self.stopped: tuple[str, str] | None = None  # cause and reason
         self.kills_of_leftovers = 0
@@ -154,8 +157,6 @@ class Rank:
         """All of it; raises Ended, always."""
         with open(self.path("task.json"), "rb") as file:
             self.task = json.load(file)
-        with open(self.path("spare"), "wb") as file:
-            file.write(bytes(4096))  # room for the last report on a full disk
         if self.task.get("nodes", 1) > 1:
             self.peers = _beside("peers").join(self)
         self._await_needs()
@@ -164,7 +165,7 @@ class Rank:
         while self.processes.wait_status is None or self._has_leftovers():
             self.loop.step()
         self._read_rest()
-        raise self.start_error or Ended(*self._outcome())
+        raise Ended(*self._outcome())
 
     def _await_needs(self) -> None:
         deadline = time.monotonic() + self.task.get("delivery_timeout_seconds", 1800)
@@ -202,20 +203,20 @@ class Rank:
         self._check_stopped()
 
     def _start(self) -> None:
-        """Fork the command; it is executed only once `running` is on disk."""
+        """Execute the command, once `running` is on disk."""
         argv, env, cwd = self._command()
         self.log = log = Log(self.folder, [self.task.get("stdout_copy"), self.task.get("stderr_copy")])
         held = _locked(self.path("command.lock"))
         if held is None:
             raise Ended(126, None, "start", "a process of this attempt is alive already")
-        stdout, stderr, fault, go = self.processes.start(argv, env, cwd, lock=held)
+        self.report("running", started=time.time())
+        self.started = time.monotonic()
+        try:
+            stdout, stderr = self.processes.start(argv, env, cwd, lock=held)
+        except processes.CannotStart as error:
+            raise _start_failure(*error.args) from None
         self._listen(stdout, lambda data: log.append(0, data))
         self._listen(stderr, lambda data: log.append(1, data))
-        self._listen(fault, lambda data: self._start_failed(json.loads(data)))
-        self.report("running", started=time.time(), pgid=self.processes.pid)
-        _quietly(os.write, go, b"!")
-        os.close(go)
-        self.started = time.monotonic()
         self._set_limits()
 
     def _command(self) -> tuple[list[str], dict[str, str], str]:
@@ -288,10 +289,9 @@ class Rank:
                 self.report("ended", ended=time.time(), **facts)
                 break
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or time.monotonic() > deadline:
+                if error.errno not in FULL or time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
-        _quietly(os.unlink, self.path("spare"))
         if self.peers:
             self.peers.own_end(code, reason)
 
@@ -301,6 +301,14 @@ class Rank:
             if self.is_terminated and "leave" not in self.loop.times:
                 self.loop.after(LAST_WORD_SECONDS, "leave", lambda: os._exit(0))
             self.loop.step()
+
+    def close(self, keep: int | None) -> bool:
+        """Let go of everything but `keep`; whether nothing is left, of a task simple enough to be sure of that."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
+        signal.set_wakeup_fd(-1)
+        self.loop.selector.close()
+        _close_inherited({keep})
+        return self.peers is None and self.command is self.processes and self.processes.childless
 
     def _has_leftovers(self) -> bool:
         """Whether processes of the attempt outlive the command; when first seen, they are told to end."""
@@ -330,7 +338,7 @@ class Rank:
         os.set_blocking(read, False)
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in OURS:
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -394,21 +402,14 @@ class Rank:
             before = list(self.log.ends)
             self.loop.step(0)
 
-    def _start_failed(self, facts: list[Any]) -> None:
-        where, what, number, text = facts
-        missing = number in (errno.ENOENT, errno.ENOTDIR)
-        if missing:
-            text = {"cd": "no such folder", "run": "command not found" if "/" not in what else text}[where]
-        self.start_error = Ended(127 if missing and where == "run" else 126, None, "start", f"`{what}`: {text}")
-
     def report(self, phase: str, **facts: Any) -> None:
         """Put a whole new status.json in place, durably."""
         self.status.update(phase=phase, **facts)
         try:
             self.write("status.json", self.status, durably=True)
-        except OSError:
-            _quietly(os.unlink, self.path("spare"))
-            self.write("status.json", self.status, durably=True)
+        except OSError as error:
+            if error.errno not in FULL or not _overwrite(self.path("status.json"), json.dumps(self.status).encode()):
+                raise
 
     def write(self, name: str, value: Any, *, durably: bool = False) -> None:
         """Put a whole new file in place: what is read is never half of one."""
@@ -450,14 +451,14 @@ def _phase(folder: str) -> str:
         return "running"
 
 
-def _close_inherited(keep: int | None) -> None:
+def _close_inherited(keep: set[int | None]) -> None:
     """Nothing of who started us stays open, and 0, 1, 2 are."""
     try:
         open_now = [int(name) for name in os.listdir("/dev/fd")]
     except OSError:
         open_now = list(range(256))
     for fd in open_now:
-        if fd > 2 and fd != keep:
+        if fd > 2 and fd not in keep:
             _quietly(os.close, fd)
     while True:
         fd = os.open(os.devnull, os.O_RDWR)
@@ -470,6 +471,31 @@ def _append_to(path: str) -> int:
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise Ended(126, None, "start", "cannot write " + _say(error)) from None
+
+
+def _start_failure(where: str, what: str, number: int, text: str) -> Ended:
+    """The end of a task whose command could not be executed, with the code that a shell would give."""
+    missing = number in (errno.ENOENT, errno.ENOTDIR)
+    if missing:
+        text = {"cd": "no such folder", "run": "command not found" if "/" not in what else text}[where]
+    return Ended(127 if missing and where == "run" else 126, None, "start", f"`{what}`: {text}")
+
+
+def _overwrite(path: str, data: bytes) -> bool:
+    """Put `data` where the file's content is, on a disk that has no room for another file; whether it fitted there."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        size = os.fstat(fd).st_size
+        written = os.pwrite(fd, data.ljust(size), 0)  # one write within a block that is there: all or nothing
+        os.fsync(fd)
+        return written >= len(data)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _signal_name(number: int) -> str:

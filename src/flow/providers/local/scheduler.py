@@ -1,4 +1,4 @@
-"""The scheduler: one process, alive while there is work; gives out CPUs and GPUs, forks runners, keeps their ends.
+"""The scheduler: one process, alive while there is work; gives out CPUs and GPUs, starts runners, keeps their ends.
 
 What it imports is paid at each fork: `threading` and `random` (behind `logging`, `subprocess`, `tempfile`) do work in
 the child. They are imported where they are needed, if ever.
@@ -19,13 +19,13 @@ from pathlib import Path
 
 from flow.errors import FlowError
 from flow.machines import Report
-from flow.node import runner
 from flow.plan import Plan
 from flow.providers.local import burial
 from flow.providers.local.inventory import Inventory, read_inventory
 from flow.providers.local.queue import Queue, Row
 from flow.providers.local.rank import new_meeting, rank_folder, write_job
 from flow.providers.local.wake import open_fifo, take_lock
+from flow.providers.local.workers import Workers
 from flow.status import TaskStatus, Want, attempt_outcome, read_report
 
 _LINGER_SECONDS = 10.0  # without work, before leaving: the next submit finds it warm
@@ -41,7 +41,7 @@ _STOP_SLACK_SECONDS = 10.0  # over the grace time, before a runner that does not
 
 @dataclass(slots=True)
 class _Attempt:
-    """One attempt that runners are working on. `pids` holds those that we forked ourselves."""
+    """One attempt that runners are working on. `pids` holds those that are ours."""
 
     row: Row
     plan: Plan
@@ -101,7 +101,8 @@ class Scheduler:
         self.queue = Queue(folder / "local.db", durable=False)  # what a power cut takes back is in the folders
         self.inventory = inventory
         self.attempts: dict[str, _Attempt] = {}
-        self.by_pid: dict[int, tuple[str, int]] = {}
+        self.workers = Workers()
+        self.by_pid: dict[int, tuple[str, int]] = {}  # the rank that a runner of ours works on
         self.leaving = False
         self.start_again_at = 0.0
         self.unstarted: dict[str, int] = {}
@@ -136,6 +137,7 @@ class Scheduler:
     def close(self) -> None:
         """Let go of what is open."""
         signal.set_wakeup_fd(-1)
+        self.workers.close()
         for descriptor in self.signals:
             os.close(descriptor)
         self._close_fifo()
@@ -169,8 +171,9 @@ class Scheduler:
         self.leaving = True
 
     def _sleep(self, seconds: float) -> None:
-        readable, _, _ = select.select([self.fifo, self.signals[0]], [], [], seconds)
-        for descriptor in readable:
+        wakes = [self.fifo, self.signals[0]]
+        readable, _, _ = select.select([*wakes, *self.workers.links()], [], [], seconds)
+        for descriptor in set(wakes).intersection(readable):
             try:
                 os.read(descriptor, 65536)
             except BlockingIOError:
@@ -214,19 +217,13 @@ class Scheduler:
         return ended
 
     def _reap(self) -> set[str]:
-        """Collect children that ended; the tasks they belong to."""
-        touched: set[str] = set()
-        while True:
-            try:
-                pid, _ = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return touched
-            if pid == 0:
-                return touched
-            if pid in self.by_pid:
-                task_id, rank = self.by_pid.pop(pid)
-                self.attempts[task_id].pids.pop(rank, None)
-                touched.add(task_id)
+        """The tasks of which a runner that we forked has ended."""
+        touched = set()
+        for pid in self.workers.ended():
+            task_id, rank = self.by_pid.pop(pid)
+            self.attempts[task_id].pids.pop(rank, None)
+            touched.add(task_id)
+        return touched
 
     def _look(self, attempt: _Attempt, rank: int) -> None:
         """What became of a rank that is not our living child: still running, ended, or dead without a word."""
@@ -297,6 +294,7 @@ class Scheduler:
         for rank in range(attempt.plan.nodes):
             if rank not in attempt.reports:
                 folder = rank_folder(self.home, attempt.row.id, attempt.row.attempt, rank)
+                self.workers.spoil(attempt.pids.get(rank))
                 burial.signal_runner(folder, attempt.pids.get(rank), signal.SIGKILL if late else signal.SIGTERM)
 
     # -- what waits
@@ -406,7 +404,7 @@ class Scheduler:
         return max(cpus, 0), max(memory, 0), cards
 
     def _start(self, attempt: _Attempt) -> None:
-        """Fork a runner for each rank. What an earlier scheduler started already is left to it."""
+        """Give each rank to a runner. What an earlier scheduler started already is left to it."""
         row, plan = attempt.row, attempt.plan
         has_gpus = bool(self.inventory.cards)
         try:
@@ -417,7 +415,8 @@ class Scheduler:
                     folder = write_job(self.home, row, plan, rank=rank, meeting=meeting, has_gpus=has_gpus)
                 lock = take_lock(folder / "runner.lock")
                 if lock is not None:
-                    self._fork(attempt, rank, folder, lock)
+                    attempt.pids[rank] = pid = self.workers.run(folder, lock)
+                    self.by_pid[pid] = (row.id, rank)
         except OSError as error:
             _log(f"{row.id} cannot start: {error}")
             if not attempt.pids:  # else the ranks that were forked are stopped, as one is missing
@@ -437,37 +436,6 @@ class Scheduler:
             else:
                 self.start_again_at = time.monotonic() + _RETRY_START_SECONDS
                 self.queue.take_back(row, f"waits: {reason}")
-
-    def _fork(self, attempt: _Attempt, rank: int, folder: Path, lock: int) -> None:
-        """The runner, in a session of its own; SIGTERM is held back in it until the runner can answer it."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        try:
-            pid = os.fork()
-            if pid == 0:
-                _run_forked(str(folder), lock)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-            os.close(lock)  # the child holds it now: the lock is on the open file, not on us
-        attempt.pids[rank] = pid
-        self.by_pid[pid] = (attempt.row.id, rank)
-
-
-def _run_forked(folder: str, lock: int) -> None:
-    """In the child: become a runner and nothing else; never returns."""
-    try:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        os.setsid()
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        runner.run(folder, lock)
-    except BaseException:
-        import traceback
-
-        _log(f"runner of {folder}: {traceback.format_exc()}")
-    finally:
-        os._exit(0)
 
 
 def _log(text: str) -> None:
