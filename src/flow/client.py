@@ -120,7 +120,7 @@ class Flow:
         limit = self.settings.get("upload_limit_mb") or provider.capabilities.upload_limit_mb
         with store_lock(self.home, shared=True):
             if config.upload_code and self._has_project():
-                bundle = make_bundle(Path.cwd(), self.home, exclude=[self.home])
+                bundle = make_bundle(_here(), self.home, exclude=[self.home])
                 if limit:
                     check_upload_limit(self.home, bundle, limit)
                 plan = replace(plan, bundle=bundle.id, notes=(*plan.notes, *bundle.notes))
@@ -138,12 +138,12 @@ class Flow:
         from flow.resolve import Submitter, resolve
 
         provider = self.provider(config.provider or self.settings.get("provider"))
-        submitter = Submitter(Path.cwd(), dict(os.environ), self._find)
+        submitter = Submitter(_here(), dict(os.environ), self._find)
         return resolve(config, provider, submitter, task_id=task_id)
 
     def _has_project(self) -> bool:
         """Whether the current folder is one to upload: not the whole home, not the whole disk."""
-        here = Path.cwd()
+        here = _here()
         if here in (Path.home(), Path(here.anchor)):
             self.notes.append(f"`{here}` is not uploaded: run from a project's folder to have your code there")
             return False
@@ -190,6 +190,7 @@ class Flow:
                 continue
             tasks.append(task)
         self.notes += [message for _, _, message in self.records.damaged()]
+        self._take_notes()
         return tasks
 
     def cancel(self, tasks: Iterable[Task]) -> None:
@@ -243,9 +244,12 @@ class Flow:
 
     def _find(self, reference: str) -> str:
         task_id = self.records.find(reference)
+        self._take_notes()
+        return task_id
+
+    def _take_notes(self) -> None:
         self.notes += self.records.notes
         self.records.notes.clear()
-        return task_id
 
     def _look_at(self, task_ids: Iterable[str]) -> dict[str, Outcome]:
         """What tasks have come to, and the index up to date on them: one question to each provider."""
@@ -291,6 +295,16 @@ class Flow:
                 self._allocate(self.records.get(task_id))
             except FlowError as error:  # what stands in the way of one must not hide the others
                 self.notes.append(f"`{task_id}` is recorded, and not yet given to its provider: {error.message}")
+
+
+def _here() -> Path:
+    """The current folder. Raises ValidationError where it is gone."""
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise ValidationError(
+            f"the current folder cannot be used: {error.strerror}", suggestions=["go to another one, `cd` for example"]
+        ) from error
 
 
 def run(task: str | Path | TaskConfig | None = None, **fields: Any) -> Task:

@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +48,32 @@ def is_missing(home: Path, folder: Path) -> bool:
     return any(True for _ in (*folder.glob("local.db.damaged-*"), *given))
 
 
+def lacks(home: Path, folder: Path, bases: Collection[str]) -> bool:
+    """Whether one of these tasks, which the queue does not hold, was given to it once. Not told of another folder."""
+    given = (base for base in bases if (home / "record" / base / "allocated").exists())
+    return folder.parent == home and any(_recorded(home / "record" / base) is not None for base in given)
+
+
 def mend_queue(home: Path, folder: Path) -> None:
-    """Rebuild `folder`/local.db, unless another process just did. Raises StorageError where it cannot."""
+    """Make `folder`/local.db hold every task that has a record; the old file is kept aside where it is damaged.
+
+    Raises StorageError where it cannot.
+    """
     with writing(home):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         mending = take_lock(folder / "mend.lock", wait_seconds=_PATIENCE_SECONDS)
     if mending is None:
         raise StorageError(f"the local queue `{folder / 'local.db'}` is damaged, and is being mended: try again later")
     try:
-        if not _is_whole(folder / "local.db"):
-            scheduling = _end_scheduler(folder)  # nobody works with the old one meanwhile; running tasks go on
-            try:
-                with writing(home):
+        scheduling = _end_scheduler(folder)  # nobody works with it meanwhile; running tasks go on
+        try:
+            with writing(home):
+                if _is_whole(folder / "local.db"):
+                    _fill(home, folder / "local.db")
+                else:
                     _replace(home, folder)
-            finally:
-                os.close(scheduling)
+        finally:
+            os.close(scheduling)
     finally:
         os.close(mending)
 
@@ -110,33 +121,36 @@ def _replace(home: Path, folder: Path) -> None:
 
 
 def _fill(home: Path, path: Path) -> None:
-    """Add every task of the local provider that has a record and is not there."""
+    """Add every task that has a record, is to run here and is not there."""
     with contextlib.closing(Queue(path)) as queue:
-        for file in sorted((home / "record").glob("task-*/record.json")):
-            try:
-                record = json.loads(file.read_bytes())
-                plan = plan_from_dict(record["plan"])
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # a damaged record is reported where it is looked at
-            intent = _intent(file.parent) or Intent(Want(record.get("want", "run")), 0.0)
-            if plan.provider != "local" or intent.want is Want.HOLD:
-                continue
-            if queue.add(plan, created=record.get("created")):
-                _restore(home, queue, plan, intent)
+        for folder in sorted((home / "record").glob("task-*")):
+            found = None if queue.holds(folder.name) else _recorded(folder)
+            if found:
+                plan, created, intent = found
+                with queue.transaction():  # whole, or a scheduler would start what has ended
+                    if queue.insert(plan, created=created):
+                        _restore(home, queue, plan, intent)
+
+
+def _recorded(folder: Path) -> tuple[Plan, float, Intent] | None:
+    """What the local provider was given, when, and what is wanted of it now; None where there is no such thing."""
+    try:
+        record = json.loads((folder / "record.json").read_bytes())
+        plan, created = plan_from_dict(record["plan"]), float(record["created"])
+        intent = _intent(folder) or Intent(Want(record["want"]), created)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # an element's folder, or a damaged record, which is told of where it is looked at
+    return (plan, created, intent) if plan.provider == "local" and intent.want is not Want.HOLD else None
 
 
 def _restore(home: Path, queue: Queue, plan: Plan, intent: Intent) -> None:
     """Bring the fresh rows of a plan to where their folders say they are."""
-    cancelled = []
-    with queue.transaction():
-        for row in queue.rows([plan.task_id]):
-            own = (_intent(home / "record" / row.id) if row.id != row.base else None) or intent
-            last = intent if intent.want is Want.CANCEL else own
-            _restore_row(home, queue, row, plan, last)
-            if last.want is Want.CANCEL:
-                cancelled.append(row.id)
-    for task_id in cancelled:
-        queue.ask_cancel(task_id, now=time.time())
+    for row in queue.rows([plan.task_id]):
+        own = (_intent(home / "record" / row.id) if row.id != row.base else None) or intent
+        last = intent if intent.want is Want.CANCEL else own
+        _restore_row(home, queue, row, plan, last)
+        if last.want is Want.CANCEL:
+            queue.note_cancel(row.id, now=time.time())
 
 
 def _restore_row(home: Path, queue: Queue, row: Row, plan: Plan, intent: Intent) -> None:

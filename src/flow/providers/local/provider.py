@@ -18,7 +18,7 @@ from flow.machines import Allocation, Capabilities, Machines, Node, Offer
 from flow.plan import Plan
 from flow.providers import Option
 from flow.providers.local.inventory import read_inventory
-from flow.providers.local.mend import is_damage, is_missing, mend_queue
+from flow.providers.local.mend import is_damage, is_missing, lacks, mend_queue
 from flow.providers.local.queue import Queue, Row
 from flow.providers.local.rank import loopback, rank_folder
 from flow.providers.local.wake import is_locked, start_scheduler, wake_scheduler
@@ -82,7 +82,7 @@ class Local:
 
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """From the queue's rows; a scheduler that is needed and not alive is started."""
-        rows = self._ask(lambda queue: queue.rows(task_ids)) if self._has_queue() else []
+        rows = self._rows(task_ids) if self._has_queue() else []
         if not rows:
             return []
         if any(row.state != "ended" for row in rows) and not is_locked(self.folder / "scheduler.lock"):
@@ -90,6 +90,15 @@ class Local:
         created = self._ask(lambda queue: queue.created({row.base for row in rows}))
         places = self._ask(lambda queue: queue.places(rows))
         return [self._allocation(row, *created[row.base], places.get(row.id, 0)) for row in rows]
+
+    def _rows(self, task_ids: Collection[str] | None) -> list[Row]:
+        """The queue's rows; what it has lost of the tasks asked for (a log that was removed) is put back."""
+        rows = self._ask(lambda queue: queue.rows(task_ids))
+        missing = {one.partition("_")[0] for one in task_ids or ()} - {row.base for row in rows}
+        if missing and lacks(self.home, self.folder, missing):
+            mend_queue(self.home, self.folder)
+            rows = self._ask(lambda queue: queue.rows(task_ids))
+        return rows
 
     def release(self, task_id: str, attempt: int | None = None) -> None:
         """End the task and its processes; the scheduler does it, and is woken for it."""

@@ -105,22 +105,28 @@ class Queue:
 
     def add(self, plan: Plan, *, created: float | None = None) -> bool:
         """Queue the plan's task or its whole array; False, and nothing done, where it is there already."""
-        text = json.dumps(plan.to_dict(), separators=(",", ":"))
         with self.transaction():
-            if self.db.execute("SELECT 1 FROM plan WHERE base = ?", (plan.task_id,)).fetchone():
-                return False
-            self.db.execute(
-                "INSERT INTO plan VALUES (?, ?, ?, ?)", (plan.task_id, created or time.time(), plan.hash, text)
-            )
-            self.db.executemany(
-                "INSERT INTO task (id, base, array_index, state, priority, not_before) VALUES (?, ?, ?, ?, ?, ?)",
-                _new_rows(plan),
-            )
-            self.db.executemany(
-                "INSERT OR IGNORE INTO wait VALUES (?, ?, ?)",
-                [(one.task_id, plan.task_id, one.state) for one in plan.after],
-            )
+            return self.insert(plan, created=created)
+
+    def insert(self, plan: Plan, *, created: float | None = None) -> bool:
+        """The same, for use inside `transaction`."""
+        if self.holds(plan.task_id):
+            return False
+        text = json.dumps(plan.to_dict(), separators=(",", ":"))
+        self.db.execute("INSERT INTO plan VALUES (?, ?, ?, ?)", (plan.task_id, created or time.time(), plan.hash, text))
+        self.db.executemany(
+            "INSERT INTO task (id, base, array_index, state, priority, not_before) VALUES (?, ?, ?, ?, ?, ?)",
+            _new_rows(plan),
+        )
+        self.db.executemany(
+            "INSERT OR IGNORE INTO wait VALUES (?, ?, ?)",
+            [(one.task_id, plan.task_id, one.state) for one in plan.after],
+        )
         return True
+
+    def holds(self, base: str) -> bool:
+        """Whether the task or array is in the queue."""
+        return self.db.execute("SELECT 1 FROM plan WHERE base = ?", (base,)).fetchone() is not None
 
     def plan(self, base: str) -> Plan:
         """The plan of a task or array, kept in memory once read."""
@@ -213,10 +219,14 @@ class Queue:
     def ask_cancel(self, task_id: str, *, now: float) -> None:
         """Note that a task, an array or an element is to end; what has ended is left alone."""
         with self.transaction():
-            self.db.execute(
-                "UPDATE task SET cancel = ? WHERE (base = ? OR id = ?) AND state <> 'ended' AND cancel IS NULL",
-                (now, task_id, task_id),
-            )
+            self.note_cancel(task_id, now=now)
+
+    def note_cancel(self, task_id: str, *, now: float) -> None:
+        """The same, for use inside `transaction`."""
+        self.db.execute(
+            "UPDATE task SET cancel = ? WHERE (base = ? OR id = ?) AND state <> 'ended' AND cancel IS NULL",
+            (now, task_id, task_id),
+        )
 
     def set_state(self, row: Row, state: str, reason: str = "") -> None:
         """Move a row on. For use inside `transaction`, as the rest below."""
