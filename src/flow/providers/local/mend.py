@@ -148,12 +148,12 @@ def _restore(home: Path, queue: Queue, plan: Plan, intent: Intent) -> None:
     for row in queue.rows([plan.task_id]):
         own = (_intent(home / "record" / row.id) if row.id != row.base else None) or intent
         last = intent if intent.want is Want.CANCEL else own
-        _restore_row(home, queue, row, plan, last)
+        _restore_row(home, queue, row, plan)
         if last.want is Want.CANCEL:
             queue.note_cancel(row.id, now=time.time())
 
 
-def _restore_row(home: Path, queue: Queue, row: Row, plan: Plan, intent: Intent) -> None:
+def _restore_row(home: Path, queue: Queue, row: Row, plan: Plan) -> None:
     numbers = sorted(int(one.name) for one in (home / "record" / row.id).glob("[0-9]*") if one.name.isdigit())
     used = 0.0
     for number in numbers:
@@ -165,13 +165,11 @@ def _restore_row(home: Path, queue: Queue, row: Row, plan: Plan, intent: Intent)
         if is_last and outcome is None:
             return  # under way, or dead: the scheduler looks
         state = outcome.state if outcome else TaskStatus.LOST
-        ended = (outcome and outcome.ended) or 0.0
-        was_cancelled = intent.want is Want.CANCEL and intent.since <= ended
-        may_retry = state in (TaskStatus.FAILED, TaskStatus.LOST) and number <= plan.retries and not was_cancelled
+        may_retry = state in (TaskStatus.FAILED, TaskStatus.LOST) and number <= plan.retries
         if may_retry or not is_last:
             queue.retry(row, used_seconds=used, reason=f"attempt {number} {state}; runs again")
         elif outcome:
-            queue.end(row, reports, reason=outcome.reason, now=ended or time.time())
+            queue.end(row, reports, reason=outcome.reason, now=outcome.ended or time.time())
 
 
 def _reports(home: Path, task_id: str, attempt: int, nodes: int) -> dict[int, Report]:

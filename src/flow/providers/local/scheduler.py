@@ -244,12 +244,14 @@ class Scheduler:
         if outcome is None:  # cannot be: every rank is there and ended
             raise AssertionError(f"{row.id}: {reports}")
         used = row.used_seconds + max((report.ran_seconds for report in reports.values()), default=0.0)
-        may_retry = outcome.state in (TaskStatus.FAILED, TaskStatus.LOST) and row.cancel is None
-        if may_retry and row.failures < plan.retries:
+        may_retry = outcome.state in (TaskStatus.FAILED, TaskStatus.LOST) and row.failures < plan.retries
+        if not may_retry:
+            self._end(row, reports, reason=outcome.reason, now=now)
+        elif row.cancel is not None:  # as it is where the cancel comes a moment after the retry
+            self._end(row, {}, reason="cancelled", now=now)
+        else:
             reason = f"attempt {row.attempt} {outcome.state}: {outcome.reason}; runs again"
             self.queue.retry(row, used_seconds=used, reason=reason)
-        else:
-            self._end(row, reports, reason=outcome.reason, now=now)
 
     def _start_again(self, row: Row, reports: dict[int, Report], now: float) -> None:
         """Its runners died before they ran anything: the same attempt again, a little later, but not for ever."""
