@@ -339,3 +339,9 @@ def test_ten_thousand_queued_tasks_are_held_and_can_be_ended(client: Flow, submi
     task.cancel()
     assert task.wait(timeout=60) == "cancelled"
     assert task.elements == {"cancelled": 10000}
+
+
+def test_a_list_is_a_command_too(client: Flow) -> None:
+    task = client.run(["printf", "%s", "a b"], upload_code=False)
+    assert task.wait(timeout=30) == "completed"
+    assert task.logs() == "a b\n"

@@ -83,15 +83,24 @@ class Flow:
         return self._resolve(config, new_task_id())
 
     def run(
-        self, task: str | Path | TaskConfig | None = None, *, idempotency_key: str | None = None, **fields: Any
+        self,
+        task: str | list[str] | Path | TaskConfig | None = None,
+        *,
+        idempotency_key: str | None = None,
+        **fields: Any,
     ) -> Task:
-        """Submit a command, a file or a config (`fields` override a copy of it). Durable when it returns.
+        """Submit a command (text or list), a file or a config. Durable when it returns.
 
-        The same `idempotency_key` again gives the task that it made the first time.
+        `fields` override what the file or a copy of the config says. The same `idempotency_key` again gives the task that it made the first time.
         """
         from flow.config import TaskConfig
 
-        config = task.copy_with(**fields) if isinstance(task, TaskConfig) else self.load(task, **fields)
+        if isinstance(task, TaskConfig):
+            config = task.copy_with(**fields)
+        elif isinstance(task, list):
+            config = self.load(None, task, **fields)
+        else:
+            config = self.load(task, **fields)
         for _ in range(10):
             try:
                 submission = self._acknowledge(config, new_task_id(), idempotency_key)
@@ -307,8 +316,8 @@ def _here() -> Path:
         ) from error
 
 
-def run(task: str | Path | TaskConfig | None = None, **fields: Any) -> Task:
-    """Submit a command, a YAML file or a TaskConfig; see `Flow.run`."""
+def run(task: str | list[str] | Path | TaskConfig | None = None, **fields: Any) -> Task:
+    """Submit a command (text or list), a YAML file or a TaskConfig; see `Flow.run`."""
     return Flow().run(task, **fields)
 
 
