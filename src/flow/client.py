@@ -91,7 +91,8 @@ class Flow:
     ) -> Task:
         """Submit a command (text or list), a file or a config. Durable when it returns.
 
-        `fields` override what the file or a copy of the config says. The same `idempotency_key` again gives the task that it made the first time.
+        `fields` override what the file or a copy of the config says. The same `idempotency_key` again gives the task
+        that it made the first time.
         """
         from flow.config import TaskConfig
 
