@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import flow as flow_module
 from flow.client import Flow
 from flow.errors import ValidationError
 from flow.providers.local.inventory import Card, card_kind, parse_nvidia_smi, visible_cards
@@ -91,17 +93,18 @@ def test_a_lost_attempt_runs_again_when_retries_say_so(submit: Submit) -> None:
     assert task.logs() == "1\n2\n"
 
 
-def test_higher_priority_starts_first_and_equals_in_order(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_higher_priority_starts_first_and_equals_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOW_LOCAL_CPUS", "1")
     client = Flow()
     ran = client.home / "order"
-    first = client.run("sleep 0.5", upload_code=False)
+    first = client.run(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done", upload_code=False)
     until(first, "running")
     tasks = [
         client.run(f"echo {name} >> {ran}", priority=priority, upload_code=False)
         for name, priority in (("low", -1), ("one", 0), ("two", 0), ("high", 5))
     ]
     assert [task.refresh().reason for task in tasks] == [f"queued: {n} ahead" for n in (3, 1, 2, 0)]
+    (tmp_path / "go").touch()
     for task in tasks:
         task.wait(timeout=30)
     assert ran.read_text().split() == ["high", "one", "two", "low"]
@@ -145,10 +148,11 @@ def test_cancelling_an_element_lets_the_others_go_on(client: Flow, submit: Submi
         ("false", "ended", "completed"),
     ],
 )
-def test_a_task_waits_for_another(submit: Submit, upstream: str, state: str, status: str) -> None:
-    first = submit(f"sleep 0.2; {upstream}")
+def test_a_task_waits_for_another(submit: Submit, tmp_path: Path, upstream: str, state: str, status: str) -> None:
+    first = submit(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; {upstream}")
     second = submit("true", depends_on=[f"{first.task_id}:{state}"])
     assert second.refresh().reason == f"waits for {first.task_id} to be {state}"
+    (tmp_path / "go").touch()
     assert second.wait(timeout=30) == status
     if status == "cancelled":
         assert second.reason == f"waited for {first.task_id} to be {state}, which cannot be any more"
@@ -190,9 +194,9 @@ def test_a_signal_comes_before_the_time_limit(submit: Submit) -> None:
 
 
 def test_the_time_limit_counts_all_attempts(submit: Submit) -> None:
-    task = submit("sleep 0.6; exit 1", max_run_time_hours=1 / 3600, retries=9)
+    task = submit("sleep 1.2; exit 1", max_run_time_hours=2 / 3600, retries=9)
     assert task.wait(timeout=30) == "timed_out"
-    assert (len(task.attempts), task.reason) == (2, "time limit 0.000277778 h reached")
+    assert (len(task.attempts), task.reason) == (2, "time limit 0.000555556 h reached")
 
 
 def test_gpus_are_given_out_and_seen_by_nobody_else(
@@ -345,3 +349,62 @@ def test_a_list_is_a_command_too(client: Flow) -> None:
     task = client.run(["printf", "%s", "a b"], upload_code=False)
     assert task.wait(timeout=30) == "completed"
     assert task.logs() == "a b\n"
+
+
+def test_a_command_that_removes_its_own_folder_ran_once(submit: Submit, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    task = submit(f'echo ran >> {ran}; rm -rf "$(dirname "$FLOW_OUTPUT")"; exit 4')
+    assert (task.wait(timeout=30), task.exit_code) == ("failed", 4)
+    assert ran.read_text() == "ran\n"
+
+
+def test_a_status_that_was_removed_is_a_loss_not_another_start(submit: Submit, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    task = submit(f'echo ran >> {ran}; rm "$(dirname "$FLOW_OUTPUT")/status.json"; kill -9 $PPID; sleep 1000')
+    assert task.wait(timeout=30) == "lost"
+    assert ran.read_text() == "ran\n"
+
+
+def test_an_array_goes_on_when_elements_that_held_its_places_are_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_LOCAL_CPUS", "1")
+    client = Flow()
+    blocker = until(client.run(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done", upload_code=False), "running")
+    task = client.run("true", array="1-4%1", upload_code=False)
+    os.kill(scheduler_pid(client), signal.SIGSTOP)  # so that it sees both cancels at once
+    pid = scheduler_pid(client)
+    for index in (1, 2):
+        client.get_task(f"{task.task_id}_{index}").cancel()
+    os.kill(pid, signal.SIGCONT)
+    (tmp_path / "go").touch()
+    assert blocker.wait(timeout=30) == "completed"
+    assert task.wait(timeout=30) == "cancelled"
+    assert task.elements == {"cancelled": 2, "completed": 2}
+
+
+def test_a_task_that_starts_a_scheduler_does_not_take_it_along(
+    client: Flow, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler is killed, and the next one is started by a command: below that one's runner."""
+    flow = f"{sys.executable} -m flow"
+    source = str(Path(flow_module.__file__).parents[1])
+    env = {"FLOW_HOME": os.environ["FLOW_HOME"], "PYTHONPATH": source}
+    wait = f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done"
+    outer = until(submit(f"{wait}; {flow} run --no-upload-code --name inner 'sleep 2; echo done'", env=env), "running")
+    os.kill(scheduler_pid(client), signal.SIGKILL)
+    (tmp_path / "go").touch()
+    assert outer.wait(timeout=60) == "completed", outer.logs()
+    inner = client.get_task("inner")
+    assert inner.wait(timeout=60) == "completed"
+    assert inner.logs() == "done\n"
+
+
+def test_what_needs_no_gpu_passes_a_long_queue_of_what_does(
+    submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cards(tmp_path, monkeypatch, "NVIDIA A100-SXM4-80GB")
+    blocked = submit("sleep 1000", gpu="a100", cpus=0.001, array="1-200")
+    assert submit("true", cpus=0.1).wait(timeout=30) == "completed"
+    blocked.cancel()
+    assert blocked.wait(timeout=30) == "cancelled"

@@ -77,7 +77,9 @@ class Processes:
 
     def has_leftovers(self) -> bool:
         """Whether some are left, the command having ended."""
-        return not self.childless or (not PRCTL and _signal_group(self.pid, 0))
+        if PRCTL:
+            return not self.childless and bool(_descendants())
+        return _signal_group(self.pid, 0)
 
     def terminate(self) -> None:
         """SIGTERM to each that was not sent it, and to none that is started from now on."""
@@ -132,6 +134,14 @@ def _find_program(name: str, path: str) -> str:
     raise OSError(number, os.strerror(number))
 
 
+def _is_scheduler(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return any(one.startswith(b"FLOW_SCHEDULER=") for one in file.read().split(b"\0"))
+    except OSError:
+        return False
+
+
 def _signal(pid: int, number: int) -> None:
     with contextlib.suppress(OSError):
         os.kill(pid, number)
@@ -146,7 +156,10 @@ def _signal_group(group: int, number: int) -> bool:
 
 
 def _descendants() -> dict[int, int]:
-    """The process group of every process below this one, parents first; empty where there is no /proc."""
+    """The process group of every process below this one, parents first; empty where there is no /proc.
+
+    A scheduler of the local provider that the task happened to start is no part of it, nor is what runs below that.
+    """
     groups: dict[int, int] = {}
     children: dict[int, list[int]] = {}
     with contextlib.suppress(OSError):
@@ -158,5 +171,5 @@ def _descendants() -> dict[int, int]:
                     groups[int(name)] = group
     found = [os.getpid()]
     for pid in found:
-        found += children.get(pid, [])
+        found += [child for child in children.get(pid, []) if not _is_scheduler(child)]
     return {pid: groups[pid] for pid in found[1:]}

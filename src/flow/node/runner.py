@@ -22,7 +22,6 @@ from typing import Any, Callable
 RECORD = struct.Struct("<QQQ")  # of log.idx: time in ns, end of stdout.log, end of stderr.log
 OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 FULL = (errno.ENOSPC, errno.EDQUOT)
-ENDED_RETRY_SECONDS = 60  # how long a full disk may keep the end of a task from being written
 LAST_WORD_SECONDS = 3  # how long a cancelled rank tries to reach the others
 LEFTOVER_SECONDS = 1  # what processes left behind by the command have between SIGTERM and SIGKILL
 
@@ -283,15 +282,16 @@ class Rank:
         reason = "; ".join(part for part in (reason, cut) if part)
         ran = time.monotonic() - self.started if self.started else 0
         facts = {"code": code, "signal": number, "cause": cause, "reason": reason, "ran_seconds": round(ran, 6)}
-        deadline = time.monotonic() + ENDED_RETRY_SECONDS
         while True:
             try:
                 self.report("ended", ended=time.time(), **facts)
                 break
+            except FileNotFoundError:  # the command removed its own folder
+                os.makedirs(self.folder, mode=0o700)
             except OSError as error:
-                if error.errno not in FULL or time.monotonic() > deadline:
+                if error.errno not in FULL:
                     raise
-                time.sleep(0.2)
+                time.sleep(0.5)  # to leave now would make a loss of it, and the command might run again
         if self.peers:
             self.peers.own_end(code, reason)
 

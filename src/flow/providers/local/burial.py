@@ -8,9 +8,12 @@ import signal
 import time
 from pathlib import Path
 
+from flow.durable import write_durably
 from flow.machines import Report
 from flow.providers.local.wake import is_locked
 from flow.status import read_report
+
+_ENGINE_SECONDS = 20.0  # for one answer of docker or podman
 
 NEVER_RAN = Report("ended", cause="never ran", reason="could not be started")
 
@@ -45,7 +48,7 @@ def last_word(folder: Path, task_id: str, attempt: int, *, cancelled: bool) -> R
         report = read_report(folder)  # again: it may have ended between the two looks
     if report and report.phase == "ended":
         return report
-    if not (folder / "status.json").exists() or (report and report.phase == "waiting"):
+    if _is_untouched(folder) or (report and report.phase == "waiting"):
         return NEVER_RAN
     if _kill_left_over(folder, task_id, attempt) or not _remove_container(folder, task_id, attempt):
         return None  # killed, not gone yet: asked again at the next tick
@@ -53,6 +56,11 @@ def last_word(folder: Path, task_id: str, attempt: int, *, cancelled: bool) -> R
         return _write_loss(folder, report, cancelled=cancelled)
     except OSError:  # a full disk: until there is room nobody may say that it ended
         return None
+
+
+def _is_untouched(folder: Path) -> bool:
+    """Whether the runner provably had not come as far as the command: it makes the log, then says that it runs."""
+    return (folder / "task.json").exists() and not any((folder / name).exists() for name in ("status.json", "log.idx"))
 
 
 def signal_runner(folder: Path, pid: int | None, number: signal.Signals) -> None:
@@ -119,14 +127,17 @@ def _holders(lock: Path) -> list[int]:
 
 
 def _remove_container(folder: Path, task_id: str, attempt: int) -> bool:
-    """Remove the rank's container, if it has one; False where the engine does not answer in time."""
+    """Remove the rank's container, if it has one; False until the engine says that there is none."""
     import subprocess  # see scheduler.py on what is imported there
 
     try:
         job = json.loads((folder / "task.json").read_text())
         if job.get("image") and job.get("engine"):
-            name = f"flow-{task_id}-{attempt}-{job['rank']}"
-            subprocess.run([job["engine"], "rm", "-f", name], capture_output=True, timeout=60, check=False)
+            engine, name = job["engine"], f"flow-{task_id}-{attempt}-{job['rank']}"
+            subprocess.run([engine, "rm", "-f", name], capture_output=True, timeout=_ENGINE_SECONDS, check=False)
+            named = [engine, "ps", "--all", "--quiet", "--filter", f"name=^{name}$"]
+            left = subprocess.run(named, capture_output=True, timeout=_ENGINE_SECONDS, check=False)
+            return left.returncode == 0 and not left.stdout.strip()
     except subprocess.TimeoutExpired:
         return False
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -139,13 +150,7 @@ def _write_loss(folder: Path, report: Report | None, *, cancelled: bool) -> Repo
     cause, reason = ("cancel", "cancelled") if cancelled else ("lost", "its runner died without a report")
     started = report.started if report else None
     loss = Report("ended", cause=cause, reason=reason, started=started, ended=time.time())
-    text = json.dumps(
-        {"v": 1, "phase": "ended", "cause": cause, "reason": reason, "started": started, "ended": loss.ended}
-    )
-    temporary = folder / "status.json.loss"
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / "status.json")
+    facts = {"cause": cause, "reason": reason, "started": started, "ended": loss.ended}
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the command may have removed it
+    write_durably(folder / "status.json", json.dumps({"v": 1, "phase": "ended", **facts}).encode())
     return loss

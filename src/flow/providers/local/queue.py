@@ -161,10 +161,17 @@ class Queue:
         sql = f"SELECT {_COLUMNS} FROM task WHERE {where} AND state <> 'ended' ORDER BY seq LIMIT ?"
         return [_row(one) for one in self.db.execute(sql, (*values, limit))]
 
-    def next_queued(self, limit: int) -> Iterator[Row]:
+    def occupied(self, base: str) -> int:
+        """How many elements of an array take one of the places that its limit gives."""
+        states = "('waiting', 'later', 'queued', 'started')"
+        sql = f"SELECT count(*) FROM task WHERE state IN {states} AND base = ? AND state <> 'ended'"
+        count: int = self.db.execute(sql, (base,)).fetchone()[0]
+        return count
+
+    def next_queued(self, limit: int, *, skip: int = 0) -> Iterator[Row]:
         """The first of the queue, in the order in which they are to start; as it is now, whatever is done meanwhile."""
-        sql = f"SELECT {_COLUMNS} FROM task WHERE state = 'queued' ORDER BY priority DESC, seq LIMIT ?"
-        return map(_row, self.db.execute(sql, (limit,)).fetchall())
+        sql = f"SELECT {_COLUMNS} FROM task WHERE state = 'queued' ORDER BY priority DESC, seq LIMIT ? OFFSET ?"
+        return map(_row, self.db.execute(sql, (limit, skip)).fetchall())
 
     def cancelled(self) -> list[Row]:
         """Rows that are to end and have not."""

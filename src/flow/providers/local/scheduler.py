@@ -14,7 +14,8 @@ import select
 import signal
 import sqlite3
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flow.errors import FlowError
@@ -33,6 +34,7 @@ _ADOPTED_POLL_SECONDS = 0.1  # runners that are not our children tell their end 
 _UNKNOWN_POLL_SECONDS = 2.0  # dependencies on tasks that only their record knows
 _RETRY_START_SECONDS = 2.0  # after a start that failed here (a full disk)
 _FULL_POLL_SECONDS = 1.0
+_FIRST_LOOK, _LONGEST_LOOK = 16, 4096  # rows of the queue that are tried for what is free
 _SPARE_BYTES = 256 * 1024
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _MOST_STARTS = 3  # of one attempt whose runner dies before it runs anything
@@ -107,6 +109,7 @@ class Scheduler:
         self.start_again_at = 0.0
         self.unstarted: dict[str, int] = {}
         self.settled: set[str] = set()  # bases whose dependents are to be looked at
+        self.freed: set[str] = set()  # arrays that may have places for more of their elements
         self.last_seen = 0  # the newest row whose dependencies were looked at
         self.wait_for_unknown: set[str] = set()  # bases that wait for what is not in the queue: nothing tells its end
         self.look_again_at = 0.0
@@ -127,9 +130,9 @@ class Scheduler:
             if self.attempts or self.queue.has_work():
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > _LINGER_SECONDS:
+                self._forget_pruned()  # now, while clients can still wake us: it may take a second or two
                 self._close_fifo()  # from here on a client that wakes us starts another
                 if not self.queue.has_work():
-                    self._forget_pruned()
                     return
                 self.fifo = open_fifo(self.folder / "wake")
             self._sleep(self._pause())
@@ -149,12 +152,13 @@ class Scheduler:
         self.fifo = -1
 
     def tick(self) -> None:
-        """One round: what ended, what is to end, what may start. One commit, then the forks."""
+        """One round: what ended, what is to end, what may start. One commit, then the runners are told."""
         ended = self._ended_attempts()
         with self.queue.transaction():
             for attempt in ended:
                 self._settle(attempt)
             self._cancel()
+            self._refill_arrays()
             self._release_later()
             self._release_dependents()
             starting = self._choose()
@@ -270,10 +274,8 @@ class Scheduler:
     def _end(self, row: Row, reports: dict[int, Report], *, reason: str, now: float) -> None:
         self.queue.end(row, reports, reason=reason, now=now)
         self.settled.update((row.base, row.id))
-        if row.array_index is not None and row.state != "throttled":  # it leaves a place to the next of its array
-            state = row.state if row.state in ("waiting", "later") else "queued"
-            for following in self.queue.in_state("throttled", base=row.base, limit=1):
-                self.queue.set_state(following, state)
+        if row.array_index is not None:
+            self.freed.add(row.base)
 
     # -- what users ask
 
@@ -300,6 +302,21 @@ class Scheduler:
                 burial.signal_runner(folder, attempt.pids.get(rank), signal.SIGKILL if late else signal.SIGTERM)
 
     # -- what waits
+
+    def _refill_arrays(self) -> None:
+        """Let as many elements of the arrays on as their limit has places for again."""
+        freed, self.freed = self.freed, set()
+        for base in freed:
+            elements = self.queue.plan(base).elements
+            if elements is None or elements.at_once is None:
+                continue
+            places = elements.at_once - self.queue.occupied(base)
+            waits = bool(self.queue.waits(base))
+            for row in self.queue.in_state("throttled", base=base, limit=max(places, 0)):
+                later = row.not_before is not None and row.not_before > time.time()
+                self.queue.set_state(row, "waiting" if waits else "later" if later else "queued")
+            if waits:
+                self.settled.add(base)
 
     def _release_later(self) -> None:
         for row in self.queue.due(time.time()):
@@ -376,7 +393,7 @@ class Scheduler:
         chosen: list[_Attempt] = []
         if cpus <= 0:
             return chosen
-        for row in self.queue.next_queued(64):
+        for row in self._in_turn():
             plan = self.queue.plan(row.base)
             need_cpus = min(plan.cpus * plan.nodes, self.inventory.cpus)
             need_memory = min((plan.memory_gb or 0.0) * plan.nodes, self.inventory.memory_gb)
@@ -389,11 +406,32 @@ class Scheduler:
                 continue
             given, cards = cards[:need_cards], cards[need_cards:]
             cpus, memory = cpus - need_cpus, memory - need_memory
-            attempt = _Attempt(self.queue.start(row, given), plan)
-            self.attempts[row.id] = attempt
-            self.settled.update(one for one in (row.base, row.id) if self.queue.downstream(one))  # wait for its start
-            chosen.append(attempt)
+            try:
+                chosen.append(self._prepared(row, plan, given))
+            except OSError as error:
+                self._postpone(row, plan, error)
+                break
         return chosen
+
+    def _prepared(self, row: Row, plan: Plan, gpu_ids: list[int]) -> _Attempt:
+        """The next attempt of a row, its folders made. Raises OSError.
+
+        They are made before the row's start is committed: a folder that is not there later was removed, which is a loss
+        and not a start that never was.
+        """
+        following = replace(row, attempt=row.attempt + 1, gpu_ids=tuple(gpu_ids))
+        meeting, has_gpus = new_meeting(), bool(self.inventory.cards)
+        for rank in range(plan.nodes):
+            if read_report(rank_folder(self.home, row.id, following.attempt, rank)) is None:  # else it was started once
+                write_job(self.home, following, plan, rank=rank, meeting=meeting, has_gpus=has_gpus)
+        attempt = self.attempts[row.id] = _Attempt(self.queue.start(row, gpu_ids), plan)
+        self.settled.update(one for one in (row.base, row.id) if self.queue.downstream(one))  # they wait for its start
+        return attempt
+
+    def _in_turn(self) -> Iterator[Row]:
+        """The first queued rows; not all, so that a long queue of what does not fit costs no more than a short one."""
+        yield from self.queue.next_queued(_FIRST_LOOK)
+        yield from self.queue.next_queued(_LONGEST_LOOK, skip=_FIRST_LOOK)
 
     def _free(self) -> tuple[float, float, list[int]]:
         """CPUs, memory in GB and GPU indices that no attempt holds."""
@@ -407,37 +445,36 @@ class Scheduler:
 
     def _start(self, attempt: _Attempt) -> None:
         """Give each rank to a runner. What an earlier scheduler started already is left to it."""
-        row, plan = attempt.row, attempt.plan
-        has_gpus = bool(self.inventory.cards)
+        row = attempt.row
         try:
-            meeting = new_meeting()
-            for rank in range(plan.nodes):
+            for rank in range(attempt.plan.nodes):
                 folder = rank_folder(self.home, row.id, row.attempt, rank)
-                if read_report(folder) is None:
-                    folder = write_job(self.home, row, plan, rank=rank, meeting=meeting, has_gpus=has_gpus)
-                lock = take_lock(folder / "runner.lock")
+                lock = take_lock(folder / "runner.lock", note_pid=False)
                 if lock is not None:
                     attempt.pids[rank] = pid = self.workers.run(folder, lock)
                     self.by_pid[pid] = (row.id, rank)
         except OSError as error:
-            _log(f"{row.id} cannot start: {error}")
-            if not attempt.pids:  # else the ranks that were forked are stopped, as one is missing
-                self._postpone(attempt, error)
+            if attempt.pids:
+                return  # those are stopped, as one is missing
+            del self.attempts[row.id]
+            with self.queue.transaction():
+                self.queue.take_back(row, "")
+                queued = replace(row, state="queued", attempt=row.attempt - 1, gpu_ids=())
+                self._postpone(queued, attempt.plan, error)
 
-    def _postpone(self, attempt: _Attempt, error: OSError) -> None:
-        """Nothing was forked. What is full now is waited for; a folder that cannot be used is tried a few times."""
-        row, reason = attempt.row, error.strerror or str(error)
-        del self.attempts[row.id]
+    def _postpone(self, row: Row, plan: Plan, error: OSError) -> None:
+        """A queued row could not be started. What is full is waited for; what cannot be used is tried a few times."""
+        reason = error.strerror or str(error)
+        _log(f"{row.id} cannot start: {error}")
         if error.errno not in _PASSING:
             self.unstarted[row.id] = self.unstarted.get(row.id, 0) + 1
-        with self.queue.transaction():
-            if self.unstarted.get(row.id, 0) > _MOST_STARTS:
-                now = time.time()
-                failure = Report("ended", code=126, cause="start", reason=f"cannot be started: {reason}", ended=now)
-                self._end(row, dict.fromkeys(range(attempt.plan.nodes), failure), reason=failure.reason, now=now)
-            else:
-                self.start_again_at = time.monotonic() + _RETRY_START_SECONDS
-                self.queue.take_back(row, f"waits: {reason}")
+        if self.unstarted.get(row.id, 0) > _MOST_STARTS:
+            now = time.time()
+            failure = Report("ended", code=126, cause="start", reason=f"cannot be started: {reason}", ended=now)
+            self._end(row, dict.fromkeys(range(plan.nodes), failure), reason=failure.reason, now=now)
+        else:
+            self.start_again_at = time.monotonic() + _RETRY_START_SECONDS
+            self.queue.set_state(row, "queued", f"waits: {reason}")
 
 
 def _log(text: str) -> None:

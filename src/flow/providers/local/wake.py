@@ -42,7 +42,7 @@ def start_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env={name: value for name, value in os.environ.items() if not name.startswith("FLOW_TASK_")},
+                env={**_unmarked(os.environ), "FLOW_SCHEDULER": str(folder)},  # see node/processes.py
                 pass_fds=[starting],
                 start_new_session=True,
             )
@@ -50,7 +50,11 @@ def start_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]
         os.close(starting)
 
 
-def take_lock(path: Path, *, wait_seconds: float = 0.0) -> int | None:
+def _unmarked(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if not name.startswith("FLOW_TASK_")}
+
+
+def take_lock(path: Path, *, wait_seconds: float = 0.0, note_pid: bool = True) -> int | None:
     """The descriptor of the lock file, locked and with our pid written in it, or None where another holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + wait_seconds
@@ -64,7 +68,8 @@ def take_lock(path: Path, *, wait_seconds: float = 0.0) -> int | None:
             time.sleep(0.01)
         else:
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            if note_pid:
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             return descriptor
 
 
