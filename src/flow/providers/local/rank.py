@@ -98,8 +98,8 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
 
 
 def _path_for(pattern: str | None, row: Row, rank: int) -> str | None:
-    """An output path with what only the row knows filled in: %a (element index), %n (node)."""
+    """An output path with what only the row knows filled in: %a (element index), %j (its id), %n (node)."""
     if pattern is None:
         return None
     index = "" if row.array_index is None else str(row.array_index)
-    return pattern.replace("%a", index).replace("%n", str(rank))
+    return pattern.replace("%a", index).replace("%j", row.id).replace("%n", str(rank))

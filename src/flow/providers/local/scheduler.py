@@ -18,20 +18,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flow.errors import FlowError
 from flow.machines import Report
 from flow.plan import Plan
 from flow.providers.local import burial
 from flow.providers.local.inventory import Inventory, read_inventory
 from flow.providers.local.queue import Queue, Row
 from flow.providers.local.rank import new_meeting, rank_folder, write_job
+from flow.providers.local.waiting import Waiting
 from flow.providers.local.wake import open_fifo, take_lock
 from flow.providers.local.workers import Workers
-from flow.status import TaskStatus, Want, attempt_outcome, read_report
+from flow.status import TaskStatus, attempt_outcome, read_report
 
 _LINGER_SECONDS = 10.0  # without work, before leaving: the next submit finds it warm
 _ADOPTED_POLL_SECONDS = 0.1  # runners that are not our children tell their end by their lock only
-_UNKNOWN_POLL_SECONDS = 2.0  # dependencies on tasks that only their record knows
 _RETRY_START_SECONDS = 2.0  # after a start that failed here (a full disk)
 _FULL_POLL_SECONDS = 1.0
 _FIRST_LOOK, _LONGEST_LOOK = 16, 4096  # rows of the queue that are tried for what is free
@@ -104,15 +103,11 @@ class Scheduler:
         self.inventory = inventory
         self.attempts: dict[str, _Attempt] = {}
         self.workers = Workers()
+        self.waiting = Waiting(home, self.queue)
         self.by_pid: dict[int, tuple[str, int]] = {}  # the rank that a runner of ours works on
         self.leaving = False
         self.start_again_at = 0.0
         self.unstarted: dict[str, int] = {}
-        self.settled: set[str] = set()  # bases whose dependents are to be looked at
-        self.freed: set[str] = set()  # arrays that may have places for more of their elements
-        self.last_seen = 0  # the newest row whose dependencies were looked at
-        self.wait_for_unknown: set[str] = set()  # bases that wait for what is not in the queue: nothing tells its end
-        self.look_again_at = 0.0
         self.fifo = fifo
         self.signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -158,9 +153,8 @@ class Scheduler:
             for attempt in ended:
                 self._settle(attempt)
             self._cancel()
-            self._refill_arrays()
-            self._release_later()
-            self._release_dependents()
+            for row, reason in self.waiting.release():
+                self._end(row, {}, reason=reason, now=time.time())
             starting = self._choose()
         for attempt in starting:
             self._start(attempt)
@@ -185,7 +179,7 @@ class Scheduler:
 
     def _pause(self) -> float:
         """How long nothing needs us unless we are woken."""
-        if self.settled:
+        if self.waiting.has_news:
             return 0.0
         pause = _LINGER_SECONDS / 4
         if any(len(a.pids) < a.plan.nodes - len(a.reports) or a.stop_sent for a in self.attempts.values()):
@@ -273,9 +267,7 @@ class Scheduler:
 
     def _end(self, row: Row, reports: dict[int, Report], *, reason: str, now: float) -> None:
         self.queue.end(row, reports, reason=reason, now=now)
-        self.settled.update((row.base, row.id))
-        if row.array_index is not None:
-            self.freed.add(row.base)
+        self.waiting.note_end(row)
 
     # -- what users ask
 
@@ -300,83 +292,6 @@ class Scheduler:
                 folder = rank_folder(self.home, attempt.row.id, attempt.row.attempt, rank)
                 self.workers.spoil(attempt.pids.get(rank))
                 burial.signal_runner(folder, attempt.pids.get(rank), signal.SIGKILL if late else signal.SIGTERM)
-
-    # -- what waits
-
-    def _refill_arrays(self) -> None:
-        """Let as many elements of the arrays on as their limit has places for again."""
-        freed, self.freed = self.freed, set()
-        for base in freed:
-            elements = self.queue.plan(base).elements
-            if elements is None or elements.at_once is None:
-                continue
-            places = elements.at_once - self.queue.occupied(base)
-            waits = bool(self.queue.waits(base))
-            for row in self.queue.in_state("throttled", base=base, limit=max(places, 0)):
-                later = row.not_before is not None and row.not_before > time.time()
-                self.queue.set_state(row, "waiting" if waits else "later" if later else "queued")
-            if waits:
-                self.settled.add(base)
-
-    def _release_later(self) -> None:
-        for row in self.queue.due(time.time()):
-            self.queue.set_state(row, "queued")
-
-    def _release_dependents(self) -> None:
-        """Look at the tasks that began to wait, and again at those that waited for one that settled."""
-        self.last_seen, new = self.queue.new_waiting(self.last_seen)
-        if time.monotonic() >= self.look_again_at:
-            self.look_again_at = time.monotonic() + _UNKNOWN_POLL_SECONDS
-            new |= self.wait_for_unknown
-            self.wait_for_unknown = set()
-        settled_now, self.settled = self.settled | new, set()
-        for settled in settled_now:
-            for base in [settled, *self.queue.downstream(settled)]:
-                for row in self.queue.in_state("waiting", base=base):
-                    self._look_at_waiting(row)
-
-    def _look_at_waiting(self, row: Row) -> None:
-        verdicts = {(up, state): self._is_met(up, state) for up, state in self.queue.waits(row.base)}
-        never = [one for one, met in verdicts.items() if met is False]
-        if never:
-            reason = f"waited for {never[0][0]} to be {never[0][1]}, which cannot be any more"
-            self._end(row, {}, reason=reason, now=time.time())
-        elif all(verdicts.values()):
-            later = row.not_before is not None and row.not_before > time.time()
-            self.queue.set_state(row, "later" if later else "queued")
-
-    def _is_met(self, upstream: str, state: str) -> bool | None:
-        """Whether a dependency holds: True, False when it never can any more, None when that is open."""
-        if self.queue.is_open(upstream, unstarted=state == "started"):
-            return None
-        rows = self.queue.rows([upstream])
-        if not rows:
-            self.wait_for_unknown.update(self.queue.downstream(upstream))
-            return self._may_come(upstream, state)
-        if state == "started":
-            return all(row.attempt > 0 for row in rows)
-        if state == "failed":  # of an array: any element, as its own state is the worst of theirs
-            return any(self._fits(row, state) for row in rows)
-        return all(self._fits(row, state) for row in rows)
-
-    def _may_come(self, upstream: str, state: str) -> bool | None:
-        """The same for a task that the queue does not know: held, or its submitter died before it was queued."""
-        from flow.record import Records
-
-        try:
-            if Records(self.home).intent(upstream).want is not Want.CANCEL:
-                return None
-        except FlowError:  # pruned, or damaged
-            return False
-        return state == "ended"
-
-    def _fits(self, row: Row, state: str) -> bool:
-        """Whether an ended row is what a dependency waited for."""
-        if state == "ended":
-            return True
-        outcome = attempt_outcome(row.reports, self.queue.plan(row.base).nodes)
-        completed = outcome is not None and outcome.state is TaskStatus.COMPLETED
-        return completed if state == "completed" else not completed
 
     # -- starting
 
@@ -425,7 +340,7 @@ class Scheduler:
             if read_report(rank_folder(self.home, row.id, following.attempt, rank)) is None:  # else it was started once
                 write_job(self.home, following, plan, rank=rank, meeting=meeting, has_gpus=has_gpus)
         attempt = self.attempts[row.id] = _Attempt(self.queue.start(row, gpu_ids), plan)
-        self.settled.update(one for one in (row.base, row.id) if self.queue.downstream(one))  # they wait for its start
+        self.waiting.note_start(row)
         return attempt
 
     def _in_turn(self) -> Iterator[Row]:
