@@ -20,6 +20,7 @@ import pytest
 
 from flow.blobs import store_lock
 from flow.bundle import make_bundle
+from flow.durable import Lock
 from flow.errors import StorageError, TaskNotFoundError, ValidationError
 from flow.plan import Dependency, Elements, Plan, SignalBefore
 from flow.prune import Limits, choose
@@ -432,6 +433,36 @@ def test_a_record_survives_a_fork(records: Records) -> None:
     assert os.waitpid(pid, 0)[1] == 0
     assert records.get(parents.task_id) == parents
     assert names(records.rows()) == ["child's", "parent's"]
+
+
+def test_a_process_forked_meanwhile_keeps_no_lock(records: Records, home: Path) -> None:
+    """Forked by one thread while another has the lock; and what is forked can submit, though that thread is not there."""
+    records.add(submission())
+    lock = Lock(home / "record" / ".lock")
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock, store_lock(home):
+            held.set()
+            go.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(30)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(write)
+        os.read(read, 1)
+        with lock:
+            os._exit(0)
+    os.close(read)
+    go.set()
+    thread.join(30)
+    with store_lock(home, shared=False):
+        records.add(submission())
+    os.close(write)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_threads_share_a_record(records: Records, home: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from flow.durable import sync_path, unlink_quietly, writing
+from flow.durable import sync_path, unlink_quietly, unlock, writing
 from flow.errors import StorageError
 
 _CHUNK_BYTES = 1 << 20
@@ -53,7 +53,7 @@ def store_lock(store: Path, *, shared: bool = True) -> Iterator[None]:
             _lock_alone(handle, store)
         yield
     finally:
-        os.close(handle)
+        unlock(handle)
 
 
 def collect_garbage(store: Path, keep_ids: Collection[str], *, dry_run: bool = False) -> int:

@@ -11,10 +11,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flow.errors import StorageError
 
+if TYPE_CHECKING:
+    import sqlite3
+
 _COUNT = itertools.count()
+_LEAST_BYTES = 65536  # free on the disk, for SQLite to open a file
+_PARENTS: list[sqlite3.Connection] = []
 
 
 @contextlib.contextmanager
@@ -38,6 +44,30 @@ def storage_error(store: Path, error: OSError) -> StorageError:
     else:
         suggestions = ["point FLOW_HOME at a folder that you can write to"]
     return StorageError(f"cannot write to Flow's folder `{store}`: {why(error)}", suggestions=suggestions)
+
+
+def is_full(folder: Path) -> bool:
+    """Whether the disk that `folder` lies on has no room to work in."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < _LEAST_BYTES
+
+
+def is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether a database's content is broken, not merely locked, full or forbidden. An I/O error may be that too."""
+    text = str(error).lower()
+    is_corrupt = type(error).__name__ == "DatabaseError"  # not one of its narrower kinds, as "locked" is
+    return is_corrupt or "malformed" in text or text.startswith(("no such", "unsupported file", "disk i/o"))
+
+
+def leave_to_parent(connection: sqlite3.Connection) -> None:
+    """Keep a connection that was opened before a fork as it is: a child must neither use nor close it.
+
+    Its locks are fcntl locks, which are the parent's alone: SQLite would count on what the child does not hold.
+    """
+    _PARENTS.append(connection)
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -84,11 +114,19 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._begin()
+
+    def _begin(self) -> None:
         self._threads = threading.RLock()
         self._depth = 0
         self._handle = -1
+        self._process = os.getpid()
 
     def __enter__(self) -> Lock:
+        if self._process != os.getpid():  # forked, maybe while a thread held it that is not here
+            if self._handle >= 0:
+                os.close(self._handle)
+            self._begin()
         self._threads.acquire()
         try:
             if self._depth == 0:
@@ -127,8 +165,15 @@ class Lock:
 
     def _close(self) -> None:
         if self._depth == 0 and self._handle >= 0:
-            os.close(self._handle)
+            unlock(self._handle)
             self._handle = -1
+
+
+def unlock(handle: int) -> None:
+    """Let go of a `flock` and close: now, though a process that was forked meanwhile has the descriptor too."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
 
 
 def _write_beside(path: Path, content: bytes) -> Path:

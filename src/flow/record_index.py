@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flow.durable import Lock, storage_error, writing
+from flow.durable import Lock, is_damage, is_full, leave_to_parent, storage_error, writing
 from flow.errors import StorageError
 from flow.status import FINAL, Outcome, TaskStatus
 
 _T = TypeVar("_T")
 _VERSION = 1
 _BUSY_SECONDS = 60.0
-_LEAST_BYTES = 65536  # free on the disk, for SQLite to open a file
 _SCHEMA = f"""
 CREATE TABLE tasks (
     task_id TEXT PRIMARY KEY, name TEXT, provider TEXT, created REAL, instance_type TEXT, price_per_hour REAL,
@@ -42,7 +41,6 @@ PRAGMA user_version = {_VERSION};
 _FINAL_SQL = ", ".join(f"'{state.value}'" for state in sorted(FINAL, key=str))
 _OUTCOME = "state, exit_code, signal, reason, attempt, started, ended"
 _ROW = f"task_id, name, provider, created, instance_type, price_per_hour, nodes, elements, {_OUTCOME}"
-_PARENTS: list[sqlite3.Connection] = []
 _STATE_AT = _ROW.split(", ").index("state")
 
 
@@ -122,11 +120,11 @@ class RecordIndex:
             db.execute("BEGIN IMMEDIATE")
             try:
                 change(db)
+                db.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
                     db.execute("ROLLBACK")
                 raise
-            db.execute("COMMIT")
 
         self._try(transaction)
 
@@ -200,13 +198,13 @@ class RecordIndex:
     def _mend(self, error: sqlite3.DatabaseError) -> None:
         """Return when the same may be tried again, raise StorageError otherwise."""
         text = str(error)
-        if "full" in text or _is_full(self._home):  # nothing can be opened then: that is no damage
+        if "full" in text or is_full(self._home):  # nothing can be opened then: that is no damage
             raise storage_error(self._home, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
         inode = self._mine.stamp[1]
         self._mine.connection = None
         if "readonly" in text and self.is_writable:  # the file was replaced under us
             return
-        if not _is_damage(error) or not self.is_writable:
+        if not is_damage(error) or not self.is_writable:
             raise StorageError(f"the index of tasks `{self._path}` cannot be used: {text}") from error
         self._rebuild(inode)
 
@@ -215,7 +213,7 @@ class RecordIndex:
         connection: sqlite3.Connection | None = getattr(self._mine, "connection", None)
         if connection is None or self._mine.stamp != stamp:
             if connection is not None and self._mine.stamp[0] != stamp[0]:
-                _PARENTS.append(connection)  # a child must not close it, the parent's locks would go
+                leave_to_parent(connection)
             self._mine.stamp = stamp
             connection = self._open(stamp[1])
             self._mine.connection, self._mine.stamp = connection, self._stamp()
@@ -337,26 +335,12 @@ class RecordIndex:
             return 0
 
 
-def _is_full(home: Path) -> bool:
-    try:
-        disk = os.statvfs(home)
-    except OSError:
-        return False
-    return disk.f_bavail * disk.f_frsize < _LEAST_BYTES
-
-
 def _connect(path: str) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     db.create_function("matches", 2, fnmatch.fnmatchcase, deterministic=True)
     # a crash of the machine may take the newest rows, never a record: `_catch_up` finds them
     db.execute(f"PRAGMA synchronous = {'NORMAL' if _boot_id() else 'FULL'}")
     return db
-
-
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    text = str(error).lower()
-    kind = type(error) is sqlite3.DatabaseError  # not one of its narrower kinds, as "locked" is
-    return kind or "malformed" in text or text.startswith(("no such", "disk i/o"))
 
 
 def _written(path: Path) -> int:
