@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from flow.client import Flow
+from flow.providers.local.queue import Queue
+from flow.providers.local.wake import take_lock
 from flow.task import Task
 from tests.support.components import require
 from tests.support.processes import end_scheduler, is_alive, wait_until
@@ -472,6 +474,19 @@ def test_an_array_has_failed_for_who_waits_once_one_element_has() -> None:
     client = Flow()
     array = client.run("exit $((FLOW_ARRAY_INDEX == 2))", array="1-3")
     assert client.run("true", depends_on=[f"{array.task_id}:failed"]).wait(timeout=20) == "completed"
+
+
+def test_an_array_goes_on_after_a_scheduler_that_died_before_it_gave_the_next_place(home: Path) -> None:
+    local = home / "local"
+    local.mkdir(parents=True)
+    lock = take_lock(local / "scheduler.lock")
+    assert lock is not None  # no other scheduler works meanwhile
+    client = Flow()
+    array = client.run("true", array="1-3%1")
+    with contextlib.closing(Queue(local / "local.db")) as queue, queue.transaction():
+        queue.end(queue.rows([f"{array.task_id}_1"])[0], {}, reason="", now=time.time())
+    os.close(lock)
+    assert wait_until(lambda: client.get_task(f"{array.task_id}_3").status == "completed", seconds=30)
 
 
 def test_a_process_without_flows_marks_does_not_outlive_its_killed_runner(home: Path, tmp_path: Path) -> None:

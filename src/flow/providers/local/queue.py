@@ -196,6 +196,11 @@ class Queue:
         found = self.db.execute(sql, (last_seen,)).fetchall() if newest > last_seen else []
         return newest, {base for (base,) in found}
 
+    def throttled(self) -> set[str]:
+        """The arrays with elements that their limit holds back."""
+        found = self.db.execute("SELECT DISTINCT base FROM task WHERE state = 'throttled' AND state <> 'ended'")
+        return {base for (base,) in found}
+
     def is_open(self, task_id: str, *, unstarted: bool = False) -> bool:
         """Whether the task, or any of its elements, has not ended; `unstarted`: was not even started."""
         more = "AND attempt = 0" if unstarted else ""

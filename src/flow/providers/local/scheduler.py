@@ -169,13 +169,16 @@ class Scheduler:
         self.leaving = True
 
     def _sleep(self, seconds: float) -> None:
-        wakes = [self.fifo, self.signals[0]]
-        readable, _, _ = select.select([*wakes, *self.workers.links()], [], [], seconds)
-        for descriptor in set(wakes).intersection(readable):
-            try:
-                os.read(descriptor, 65536)
-            except BlockingIOError:
-                pass
+        wakes = (self.fifo, self.signals[0])
+        waiter = select.poll()  # `select` takes no descriptor over 1023
+        for descriptor in (*wakes, *self.workers.links()):
+            waiter.register(descriptor, select.POLLIN)
+        for descriptor, _ in waiter.poll(seconds * 1000):
+            if descriptor in wakes:
+                try:
+                    os.read(descriptor, 65536)
+                except BlockingIOError:
+                    pass
 
     def _pause(self) -> float:
         """How long nothing needs us unless we are woken."""

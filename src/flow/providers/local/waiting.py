@@ -19,7 +19,7 @@ class Waiting:
         self._home = home
         self._queue = queue
         self._settled: set[str] = set()  # tasks, arrays and elements whose dependents are to be looked at
-        self._freed: set[str] = set()  # arrays that may have places for more of their elements
+        self._freed = queue.throttled()  # arrays that may have places for more of their elements
         self._last_seen = 0  # the newest row whose dependencies were looked at
         self._unknown: set[str] = set()  # those that wait for what is not in the queue
         self._look_again_at = 0.0
