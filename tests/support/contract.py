@@ -107,6 +107,7 @@ class ProviderContract:
 
     def test_cancel_ends_a_running_task(self, client: Flow) -> None:
         task = self.running(client, "echo up; sleep 1000")
+        assert wait_until(lambda: task.logs() == "up\n", seconds=self.patience)  # "running" is told before it runs
         task.cancel()
         assert task.wait(timeout=self.patience) == "cancelled"
         assert task.logs() == "up\n"
@@ -116,6 +117,7 @@ class ProviderContract:
     def test_cancel_waits_for_a_clean_end_and_no_longer(self, client: Flow) -> None:
         polite = self.running(client, "trap 'echo saved; exit 3' TERM; echo up; while :; do sleep 0.05; done")
         rude = self.running(client, "trap '' TERM; while :; do sleep 0.05; done", grace_seconds=0.3)
+        assert wait_until(lambda: polite.logs() == "up\n", seconds=self.patience)
         for task in (polite, rude):
             task.cancel()
         assert polite.wait(timeout=self.patience) == rude.wait(timeout=self.patience) == "cancelled"
