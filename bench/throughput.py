@@ -48,9 +48,10 @@ def _run(home: Path) -> tuple[float, float]:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """What a process and its children that ended have used; from /proc, so 0 elsewhere than on Linux."""
+    """What a process, its children that ended, and the runners below it have used; from /proc, so 0 but on Linux."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return 0.0
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") + sum(_cpu_seconds(int(child)) for child in children)
