@@ -269,12 +269,13 @@ def test_a_damaged_record_is_told_of_and_the_others_live(home: Path) -> None:
     assert flow("cancel", "--all", "--yes").returncode == 0
 
 
-def test_damage_in_the_folder_of_a_dead_task_does_not_stop_the_scheduler(home: Path) -> None:
+@pytest.mark.parametrize("junk", ["{", '{"v": 1, "phase": "ended", "code": "x", "ended": "y"}', "[]", ""])
+def test_damage_in_the_folder_of_a_dead_task_does_not_stop_the_scheduler(junk: str, home: Path) -> None:
     task_id = flow("run", "--name", "victim", "sleep 300").stdout.split()[0]
     folder = home / "record" / task_id / "1" / "0"
     assert wait_until(lambda: states()["victim"] == "running", seconds=20)
-    for name in ("task.json", "status.json"):
-        (folder / name).write_text("{")
+    (folder / "task.json").write_text("{")
+    (folder / "status.json").write_text(junk)
     os.kill(int((folder / "runner.lock").read_text()), signal.SIGKILL)
     assert wait_until(lambda: states()["victim"] == "lost", seconds=20)
     assert flow("run", "--watch", "--name", "next", "echo fine").stdout == "fine\n"
@@ -439,6 +440,22 @@ def test_a_secret_in_a_refused_file_is_not_shown(project: Path) -> None:
 
 def _is_behind_a_closed_folder(file: Path, home: Path) -> bool:
     return any(parent.stat().st_mode & 0o77 == 0 for parent in file.parents if parent.is_relative_to(home))
+
+
+# -- bytes that are no text
+
+
+def test_a_task_of_bytes_that_are_no_text_runs_and_stops_nobody(project: Path) -> None:
+    not_text = os.fsdecode(b"\xff")
+    command = [sys.executable, "-m", "flow", "run", "--watch", "--name"]
+    ended = subprocess.run([*command, "raw", "--", "printf", f"a{not_text}b\n"], capture_output=True)
+    assert (ended.returncode, ended.stdout) == (0, b"a\xffb\n")
+    assert subprocess.run([*command, "lost", "--working-dir", not_text, "true"], capture_output=True).returncode == 126
+    for task in ("raw", "lost"):
+        for more in ([], ["--json"]):
+            assert flow("info", task, *more).returncode == 0
+    assert states() == {"raw": "completed", "lost": "failed"}
+    assert flow("run", "--watch", "echo fine").stdout == "fine\n"
 
 
 # -- what waits

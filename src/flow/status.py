@@ -10,6 +10,12 @@ from pathlib import Path
 
 from flow.machines import Allocation, Machines, Report
 
+_NUMBER = (int, float)
+_REPORT: Mapping[str, type | tuple[type, ...]] = {
+    "phase": str, "code": int, "signal": int, "cause": str, "reason": str, "needs": list,
+    "started": _NUMBER, "ended": _NUMBER, "ran_seconds": _NUMBER,
+}  # fmt: skip
+
 
 class TaskStatus(str, enum.Enum):
     """The state of a task; compares with and prints as its text."""
@@ -146,9 +152,12 @@ def report_from_json(text: str) -> Report | None:
     """A runner's `status.json` as a Report, or None where it is damaged: unknown keys are passed over."""
     try:
         values = json.loads(text)
-        names = Report.__slots__
-        known = {key: value for key, value in values.items() if key in names and value is not None}
+        known = {name: values[name] for name in _REPORT if values.get(name) is not None}
+        if not all(isinstance(value, _REPORT[name]) and not isinstance(value, bool) for name, value in known.items()):
+            return None
         known["needs"] = tuple(known.get("needs", ()))
+        for name in ("cause", "reason"):  # as text that any file and screen takes: a path may hold any byte
+            known[name] = known.get(name, "").encode(errors="backslashreplace").decode()
         return Report(**known)
     except (ValueError, TypeError, AttributeError):
         return None

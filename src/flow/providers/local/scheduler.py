@@ -151,7 +151,7 @@ class Scheduler:
         ended = self._ended_attempts()
         with self.queue.transaction():
             for attempt in ended:
-                self._settle(attempt)
+                self._settle_or_lose(attempt)
             self._cancel()
             for row, reason in self.waiting.release():
                 self._end(row, {}, reason=reason, now=time.time())
@@ -197,7 +197,10 @@ class Scheduler:
     def _adopt(self) -> None:
         """Take over what an earlier scheduler had started."""
         for row in self.queue.in_state("started"):
-            self.attempts[row.id] = _Attempt(row, self.queue.plan(row.base))
+            try:
+                self.attempts[row.id] = _Attempt(row, self.queue.plan(row.base))
+            except (ValueError, TypeError, LookupError) as error:  # a damaged row
+                self._lose(row, error)
 
     def _ended_attempts(self) -> list[_Attempt]:
         """The attempts all of whose ranks have ended, their reports read."""
@@ -232,6 +235,18 @@ class Scheduler:
         report = burial.last_word(folder, attempt.row.id, attempt.row.attempt, cancelled=attempt.row.cancel is not None)
         if report is not None:
             attempt.reports[rank] = report
+
+    def _settle_or_lose(self, attempt: _Attempt) -> None:
+        """What one task left behind must not end the scheduler of all."""
+        try:
+            self._settle(attempt)
+        except (ValueError, TypeError, LookupError, AssertionError) as error:
+            self._lose(attempt.row, error)
+
+    def _lose(self, row: Row, error: Exception) -> None:
+        _log(f"{row.id}: {error!a}")
+        self.attempts.pop(row.id, None)
+        self._end(row, {}, reason=f"its end cannot be told: {error!a}", now=time.time())
 
     def _settle(self, attempt: _Attempt) -> None:
         """An attempt ended: the row ends with it, or is queued for the next one."""
@@ -312,7 +327,11 @@ class Scheduler:
         if cpus <= 0:
             return chosen
         for row in self._in_turn():
-            plan = self.queue.plan(row.base)
+            try:
+                plan = self.queue.plan(row.base)
+            except (ValueError, TypeError, LookupError) as error:  # a damaged row
+                self._lose(row, error)
+                continue
             need_cpus = min(plan.cpus * plan.nodes, self.inventory.cpus)
             need_memory = min((plan.memory_gb or 0.0) * plan.nodes, self.inventory.memory_gb)
             need_cards = min(plan.gpus * plan.nodes, len(self.inventory.cards))
@@ -382,8 +401,8 @@ class Scheduler:
 
     def _postpone(self, row: Row, plan: Plan, error: OSError) -> None:
         """A queued row could not be started. What is full is waited for; what cannot be used is tried a few times."""
-        reason = error.strerror or str(error)
-        _log(f"{row.id} cannot start: {error}")
+        reason = error.strerror or ascii(error)
+        _log(f"{row.id} cannot start: {error!a}")
         if error.errno not in _PASSING:
             self.unstarted[row.id] = self.unstarted.get(row.id, 0) + 1
         if self.unstarted.get(row.id, 0) > _MOST_STARTS:
@@ -398,4 +417,4 @@ class Scheduler:
 def _log(text: str) -> None:
     """A line of scheduler.log, which is our standard error; lost where the disk is full."""
     with contextlib.suppress(OSError):
-        os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
+        os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode(errors="replace"))
