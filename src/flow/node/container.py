@@ -104,7 +104,7 @@ class Container:
         with open(self.rank.path("stderr.log"), "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
             lines = file.read().decode(errors="replace").strip().splitlines()
-        said = [line for line in lines if not line.startswith("See '")]
+        said = [line for line in lines if line and not line.startswith(("See '", "Run '"))]  # where to read help
         return said[-1] if said else f"`{self.engine}` could not run `{self.rank.task['image']}`"
 
     def _remove(self) -> None:
