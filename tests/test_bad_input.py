@@ -455,6 +455,7 @@ def test_a_task_of_bytes_that_are_no_text_runs_and_stops_nobody(project: Path) -
         for more in ([], ["--json"]):
             assert flow("info", task, *more).returncode == 0
     assert states() == {"raw": "completed", "lost": "failed"}
+    assert told(flow("status", not_text))[0] == 4
     assert flow("run", "--watch", "echo fine").stdout == "fine\n"
 
 

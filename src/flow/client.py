@@ -92,7 +92,7 @@ class Flow:
         """Submit a command (text or list), a file or a config. Durable when it returns.
 
         `fields` override what the file or a copy of the config says. The same `idempotency_key` again gives the task
-        that it made the first time.
+        that it made the first time, with the project as it was then.
         """
         from flow.config import TaskConfig
 
@@ -112,7 +112,7 @@ class Flow:
             raise ValidationError("ten new task ids in a row were taken", suggestions=["is the clock right?"])
         if submission.task_id in self.records.unallocated():
             try:
-                self._allocate(submission)
+                self._task(submission.task_id, submission).allocate()
             except FlowError as error:
                 error.suggestions += (
                     f"it is recorded as `{submission.task_id}` and goes on with the next `flow` command",
@@ -159,19 +159,17 @@ class Flow:
             return False
         return True
 
-    def _allocate(self, submission: Submission) -> None:
-        provider, task_id = self.provider(submission.plan.provider), submission.task_id
-        provider.allocate(submission.plan)
-        self.records.mark_allocated(task_id)
-        if self.records.intent(task_id).want is Want.CANCEL:  # by somebody else, before there was anything to release
-            provider.release(task_id)
-
     # -- finding
 
     def get_task(self, reference: str) -> Task:
         """The task that an id, a unique prefix, a name, `:1` or `@last` names. Raises TaskNotFoundError."""
         self._finish_interrupted()
-        return self._task(self._find(reference)).refresh()
+        task = self._task(self._find(reference))
+        try:
+            task.refresh()
+        except StorageError as error:  # part of its record is damaged: it can still be seen, and cancelled
+            self.notes.append(error.message)
+        return task
 
     def tasks(
         self,
@@ -195,7 +193,7 @@ class Flow:
                 task = self._task(row.task_id, row=row)
             except ResourceNotFoundError:
                 continue  # pruned in between
-            except StorageError as error:  # a damaged record is told of, and does not hide the others
+            except FlowError as error:  # a damaged record is told of, and does not hide the others
                 self.notes.append(error.message)
                 continue
             tasks.append(task)
@@ -204,9 +202,15 @@ class Flow:
         return tasks
 
     def cancel(self, tasks: Iterable[Task]) -> None:
-        """Ask for the end of tasks; durable when it returns."""
+        """Ask for the end of tasks; durable when it returns. One for which that fails does not spare the others."""
+        failed: FlowError | None = None
         for task in tasks:
-            task.cancel()
+            try:
+                task.cancel()
+            except FlowError as error:
+                failed = failed or error
+        if failed:
+            raise failed
 
     def save_listing(self, tasks: Sequence[Task]) -> None:
         """Make `:1`, `:2`, … name these tasks."""
@@ -253,7 +257,7 @@ class Flow:
         return task
 
     def _find(self, reference: str) -> str:
-        task_id = self.records.find(reference)
+        task_id = self.records.find(reference.encode(errors="backslashreplace").decode())  # the index holds text only
         self._take_notes()
         return task_id
 
@@ -268,17 +272,20 @@ class Flow:
         for row in self.records.rows_of(list(task_ids)):
             by_provider.setdefault(row.provider, {})[row.task_id] = row.nodes
         for name, nodes in by_provider.items():
-            provider = self.provider(name)
             found: dict[str, list[Any]] = {task_id: [] for task_id in nodes}
-            for allocation in provider.allocations(list(nodes)):
-                base = (allocation.task_id or "").partition("_")[0]
-                found[base].append(allocation)
+            try:
+                provider = self.provider(name)
+                for allocation in provider.allocations(list(nodes)):
+                    found[(allocation.task_id or "").partition("_")[0]].append(allocation)
+            except FlowError as error:  # of one provider, or a damaged record: the others are told of
+                self.notes.append(error.message)
+                continue
             for task_id, allocations in found.items():
                 try:
                     outcomes[task_id], _ = observe(
                         provider, self.records, task_id, nodes=nodes[task_id], allocations=allocations
                     )
-                except StorageError as error:
+                except FlowError as error:
                     self.notes.append(error.message)
         self.records.note_outcomes(outcomes)
         return outcomes
@@ -288,7 +295,7 @@ class Flow:
         ended = [row.task_id for row in self.records.rows(states=FINAL) if self._has_no_final(row.task_id)]
         for task_id, outcome in self._look_at(ended).items():
             if outcome.state.is_final:
-                with suppress(StorageError):
+                with suppress(FlowError):
                     self.records.set_final(task_id, outcome)
 
     def _has_no_final(self, task_id: str) -> bool:
@@ -302,7 +309,7 @@ class Flow:
         """Ask again for what was acknowledged by a client that died before its provider had taken it."""
         for task_id in self.records.unallocated():
             try:
-                self._allocate(self.records.get(task_id))
+                self._task(task_id).allocate()
             except FlowError as error:  # what stands in the way of one must not hide the others
                 self.notes.append(f"`{task_id}` is recorded, and not yet given to its provider: {error.message}")
 

@@ -71,7 +71,10 @@ def run(home: Path, folder: Path, starting: int, *, cpus: float | None = None, g
 
 
 def _serve(home: Path, folder: Path, inventory: Inventory, *, fifo: int) -> bool:
-    """Serve the queue; False where the disk is full, so that it is to be tried again. Running tasks go on."""
+    """Serve the queue; False where it is to be tried again: a full disk, a client stopped in the middle of a write.
+
+    Running tasks go on.
+    """
     spare = folder / "spare"
     try:
         with contextlib.closing(Scheduler(home, folder, inventory, fifo)) as scheduler:
@@ -81,7 +84,7 @@ def _serve(home: Path, folder: Path, inventory: Inventory, *, fifo: int) -> bool
         _log(f"queue `{folder / 'local.db'}`: {error}")
         with contextlib.suppress(OSError):
             spare.unlink(missing_ok=True)
-        return "full" not in str(error)  # the next flow command mends it and starts another
+        return not any(word in str(error) for word in ("full", "locked"))  # else the next flow command mends it
     return True
 
 
