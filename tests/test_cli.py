@@ -231,6 +231,8 @@ def test_an_operand_is_a_file_where_it_can_be_one(files: Path, text: str, operan
     [
         ("jobs/trian.yaml", "no file `jobs/trian.yaml`", ("did you mean `jobs/train.yaml`?",)),
         ("trian.py", "no file `trian.py`", ("did you mean `train.py`?",)),
+        ("nosuch.yaml", "no file `nosuch.yaml`", ()),
+        ("jobs/other.yaml", "no file `jobs/other.yaml`", ()),
         ("nowhere/x.yaml", "no file `nowhere/x.yaml`: there is no folder `nowhere`", ()),
         ("jobs", "`jobs` is a folder", ("did you mean `flow run jobs/train.yaml`?",)),
         ("job.sh", "`job.sh` is a Slurm script, which this version cannot read yet", ...),

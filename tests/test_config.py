@@ -451,11 +451,12 @@ def test_one_mistake_of_a_file_keeps_its_advice_apart(tmp_path: Path) -> None:
         ("- a\n- b\n", "holds a list"),
         ("just text\n", "holds one value"),
         ("a: [1, 2\nb: 3\n", "2:2: not YAML"),
-        ('name: a\ncommand: "ls\n', "that begins in line 2"),
+        ('name: a\ncommand: "ls\n', "2:10: not YAML: found unexpected end of stream"),
         ("command: ls: -l\n", "1:12: not YAML"),
         ("env:\n\tA: 1\n", "2:1: not YAML"),
         ("command: ls\n---\ncommand: ls\n", "2:1: not YAML"),
         ("command: *nothing\n", "1:10: not YAML"),
+        ("name: a\ncommand: [ls\n\n", "while parsing a flow sequence\n    command: [ls\n             ^"),
         ("command: !!python/object:os.system ls\n", "1:10: not YAML"),
         ("env: {A: !!binary aGk=}\n", "1:10: env.A"),
         ("options: {x: !mine ls}\n", "1:14: not YAML"),
@@ -497,6 +498,9 @@ def test_a_missing_file_is_told_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ResourceNotFoundError) as caught:
         TaskConfig.from_yaml(tmp_path / "taks.yaml")
     assert caught.value.suggestions == ("did you mean `task.yaml`?",)
+    with pytest.raises(ResourceNotFoundError) as caught:
+        TaskConfig.from_yaml(tmp_path / "other.yaml")
+    assert caught.value.suggestions == ()
     with pytest.raises(ResourceNotFoundError):
         TaskConfig.from_yaml(tmp_path / "nowhere" / "task.yaml")
 

@@ -146,10 +146,12 @@ def _slurm_script(text: str) -> FlowError:
 
 
 def _no_file(path: Path, text: str) -> FlowError:
+    """The error, with the file of the same kind whose name is nearly the same."""
+    kinds = next(kinds for kinds in (_TASK_FILES, _SLURM_FILES, _SCRIPTS) if path.suffix in kinds)
     try:
-        names = [entry.name for entry in path.parent.iterdir() if entry.suffix in (*_TASK_FILES, *_SCRIPTS)]
+        names = {entry.stem: entry.name for entry in path.parent.iterdir() if entry.suffix in kinds}
     except OSError:
         return ResourceNotFoundError(f"no file `{text}`: there is no folder `{path.parent}`")
-    near = difflib.get_close_matches(path.name, names, n=1) or sorted(names)[:1]
-    meant = [f"did you mean `{path.parent / name}`?" for name in near]
+    near = difflib.get_close_matches(path.stem, names, n=1)
+    meant = [f"did you mean `{path.parent / names[stem]}`?" for stem in near]
     return ResourceNotFoundError(f"no file `{text}`", suggestions=meant)
