@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import shlex
 import shutil
@@ -54,7 +55,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         argv=_argv(config, same_machine=local),
         env=_env(config, notes),
         shell_env=_lent(submitter.environ) if local else {},
-        working_dir=_working_dir(config),
+        working_dir=_working_dir(config, submitter.folder),
         image=config.image,
         engine=_engine() if config.image and local else None,
         instance_type=machine.instance_type,
@@ -75,8 +76,8 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         elements=config.elements,
         after=tuple(_dependency(one, submitter) for one in config.depends_on),
         not_before=parse_begin(config.begin, time.time()) if config.begin else None,
-        stdout=_copy_path(config.output, task_id, name, here),
-        stderr=_copy_path(config.error, task_id, name, here),
+        stdout=_copy_path(config, config.output, task_id, name, here),
+        stderr=_copy_path(config, config.error, task_id, name, here),
         labels=config.labels,
         submit_dir=here,
         notes=tuple(notes),
@@ -194,12 +195,34 @@ def _lent(environ: Mapping[str, str]) -> dict[str, str]:
     return {"USER": getpass.getuser(), "PATH": "/usr/local/bin:/usr/bin:/bin", **lent}
 
 
-def _working_dir(config: TaskConfig) -> str:
-    """Relative to the workspace, wherever that is: `/workspace/sub` is `sub`."""
+def _working_dir(config: TaskConfig, project: Path) -> str:
+    """Relative to the workspace, wherever that is: `/workspace/sub` is `sub`. Raises ValidationError outside of it."""
     folder = config.working_dir or ""
     if folder == "/workspace" or folder.startswith("/workspace/"):
-        return folder.removeprefix("/workspace").lstrip("/")
+        folder = folder.removeprefix("/workspace").lstrip("/")
+    if not folder or folder.startswith("/"):
+        return folder
+    if os.path.normpath(folder).split("/")[0] == "..":
+        raise ValidationError(
+            f"`working_dir` is `{config.working_dir}`, outside of the task's copy of the project",
+            suggestions=["write a folder relative to the project, or an absolute one"],
+        )
+    if config.upload_code and not (project / folder).is_dir():
+        raise ValidationError(
+            f"`working_dir` is `{config.working_dir}`, and `{project}` has no such folder",
+            suggestions=[*_folder_near(project, folder), "write a folder relative to the project, or an absolute one"],
+        )
     return folder
+
+
+def _folder_near(project: Path, folder: str) -> list[str]:
+    """A hint at the folder that was meant, beside the one that does not exist."""
+    above = Path(folder).parent
+    try:
+        folders = [str(above / one.name) for one in os.scandir(project / above) if one.is_dir()]
+    except OSError:
+        return []
+    return did_you_mean(str(Path(folder)), folders)
 
 
 def _price(config: TaskConfig, offer: Offer | None) -> float | None:
@@ -219,11 +242,14 @@ def _dependency(one: DependsOn, submitter: Submitter) -> Dependency:
     return Dependency(submitter.find_task(one.task), one.state)
 
 
-def _copy_path(pattern: str | None, task_id: str, name: str, folder: str) -> str | None:
-    """Absolute, with Slurm's patterns filled in as far as they are known: %j %A (id), %x (name), %% (a percent)."""
+def _copy_path(config: TaskConfig, pattern: str | None, task_id: str, name: str, folder: str) -> str | None:
+    """Absolute, with Slurm's patterns filled in as far as they are known: %j %A (id), %x (name), %% (a percent).
+
+    Of an array %A is the array's id; %j, each element's own, is left to the provider, as %a and %n are.
+    """
     if pattern is None:
         return None
-    known = {"%j": task_id, "%A": task_id, "%x": name, "%%": "%"}
+    known = {"%j": "%j" if config.elements else task_id, "%A": task_id, "%x": name, "%%": "%"}
     return str(Path(folder, re.sub(r"%[jAx%]", lambda found: known[found[0]], pattern)).absolute())
 
 
