@@ -18,10 +18,10 @@ ROWS = (
     "gpus mistakes durable",
     "machines mounts channel ignore tree blobs bundle",
     "plan settings spellings yaml_positions yaml_text field_types task_fields config slurm_script",
-    "status boot log_feeds logs references record_index record_format record prune",
+    "status boot log_feeds log_reading logs references record_index record_format record prune",
     "providers",
     "resolve",
-    "observe",
+    "observe log_folders",
     "task",
     "attend",
     "client",
@@ -32,7 +32,7 @@ ROWS = (
 )
 BASE_DEPENDENCIES = {"click", "pydantic", "pydantic_core", "yaml"}
 # Everyone else reads node/*.py as text.
-READS_NODE = ("flow.log_feeds", "flow.logs", "flow.task", "flow.providers.local")
+READS_NODE = ("flow.log_feeds", "flow.log_reading", "flow.logs", "flow.task", "flow.providers.local")
 
 
 class Import(NamedTuple):

@@ -236,6 +236,10 @@ def test_logs_prints_the_lines_and_nothing_else(talker: str) -> None:
     assert flow("logs", talker, "--since", "2001-01-01").stdout == ended.stdout
     assert flow("logs", talker, "--since", "0s").stdout == ""
     assert flow("logs", talker, "--node", "0").stdout == ended.stdout
+    wrong = flow("logs", talker, "--node", "9")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == f"error: `{talker}` has no node `9`\n\nhint: it has one node, `0`\n"
+    assert flow("logs", talker, "--node", "9", "-f").returncode == 2
 
 
 def test_logs_with_json_has_a_cursor_from_which_it_goes_on(talker: str) -> None:
@@ -258,6 +262,122 @@ def test_following_ends_with_the_tasks_own_code(talker: str, project: Path) -> N
     running = submitted("echo begin; sleep 0.3; echo end; exit 7")
     ended = flow("logs", running, "-f")
     assert (ended.returncode, ended.stdout) == (7, "begin\nend\n")
+
+
+@pytest.fixture
+def array(project: Path) -> Callable[[str, str], str]:
+    """Submits an array task of this command and these indices; its id."""
+
+    def submit(command: str, indices: str) -> str:
+        (project / "array.yaml").write_text(f"command: {json.dumps(command)}\narray: {indices}\nname: many\n")
+        return submitted("array.yaml")
+
+    return submit
+
+
+def test_the_output_of_an_array_is_that_of_its_elements_each_line_marked(array: Callable[[str, str], str]) -> None:
+    command = "echo a; echo b >&2; if [ $FLOW_ARRAY_INDEX = 5 ]; then printf unended; exit 3; fi"
+    task_id = array(command, "3,5")
+    ended = flow("logs", task_id, "-f")
+    assert ended.returncode == 3
+    assert sorted(ended.stdout.splitlines()) == ["[3] a", "[3] b", "[5] a", "[5] b", "[5] unended"]
+    assert sorted(flow("logs", task_id, "--stdout").stdout.splitlines()) == ["[3] a", "[5] a", "[5] unended"]
+    assert flow("logs", task_id, "--stdout", "--node", "3").stdout == "a\n"
+    assert flow("logs", f"{task_id}_3", "--stdout").stdout == "a\n"
+    stamped = flow("logs", task_id, "--stdout", "--timestamps").stdout.splitlines()
+    assert sorted(re.sub(r"^\S+Z  ", "", line) for line in stamped) == ["[3] a", "[5] a", "[5] unended"]
+    lines = [json.loads(line) for line in flow("logs", task_id, "--json").stdout.splitlines()]
+    assert sorted({line["node"] for line in lines}) == [3, 5]
+    rest = flow("logs", task_id, "--cursor", lines[1]["cursor"], "--json").stdout.splitlines()
+    assert [json.loads(line)["text"] for line in rest] == [line["text"] for line in lines[2:]]
+    wrong = flow("logs", task_id, "--node", "4")
+    assert (wrong.returncode, wrong.stderr.splitlines()[0]) == (2, f"error: `{task_id}` has no element `4`")
+    into = flow("ssh", task_id)
+    assert (into.returncode, into.stderr.splitlines()[0]) == (
+        2, f"error: `{task_id}` is an array: a shell needs one of its elements",
+    )  # fmt: skip
+
+
+def test_watching_an_array_follows_elements_that_start_later(project: Path) -> None:
+    (project / "array.yaml").write_text("command: echo up $FLOW_ARRAY_INDEX\narray: 1-5%1\n")
+    ended = flow("run", "array.yaml", "--watch")
+    assert ended.returncode == 0
+    assert ended.stdout.splitlines() == [f"[{index}] up {index}" for index in range(1, 6)]
+
+
+def test_of_a_large_array_one_element_is_to_be_named(project: Path, array: Callable[[str, str], str]) -> None:
+    task_id = array("true", "1-300")
+    ended = flow("logs", task_id)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.endswith(f"\nhint: name an element: `flow logs {task_id}_1`\n")
+    assert flow("logs", task_id, "-f").returncode == 2
+    assert flow("logs", task_id, "--node", "2", "-f").returncode == 0
+    assert flow("wait", task_id).returncode == 0
+    watched = flow("run", "array.yaml", "--watch")
+    assert (watched.returncode, watched.stdout) == (0, "")
+    assert "elements: their output is not shown together" in watched.stderr
+
+
+def test_lines_of_several_nodes_say_whose_they_are(project: Path) -> None:
+    ended = flow("run", "-N", "2", "echo node $FLOW_NODE_RANK", "--watch")
+    assert sorted(ended.stdout.splitlines()) == ["[0] node 0", "[1] node 1"]
+    assert flow("logs", "@last", "--node", "1").stdout == "node 1\n"
+
+
+def test_an_array_tells_its_reason_once(project: Path, array: Callable[[str, str], str]) -> None:
+    task_id = array("test $FLOW_ARRAY_INDEX != 2 || exit 7", "1-3")
+    ended = flow("wait", task_id)
+    assert re.fullmatch(rf"{task_id}  failed  1 of 3 failed: exit 7  ran \d+\.\ds", ended.stdout.strip())
+    assert flow("status").stdout.splitlines()[1].endswith("  1 of 3 failed: exit 7")
+    slow = array("sleep 60", "1-4")
+    assert flow("cancel", slow).returncode == 0
+    assert "cancelled: cancelled" not in flow("status").stdout
+
+
+def test_watching_tells_when_a_task_runs_again(project: Path) -> None:
+    ended = flow("run", "echo try $FLOW_ATTEMPT; test $FLOW_ATTEMPT = 2", "--retries", "1", "--watch")
+    assert (ended.returncode, ended.stdout) == (0, "try 1\ntry 2\n")
+    assert "note: attempt 2: it runs again" in ended.stderr.splitlines()
+
+
+def test_the_end_is_told_on_a_line_of_its_own(project: Path) -> None:
+    ended = flow("run", "printf out; printf err >&2", "--name", "x", "--watch")
+    assert ended.stdout == "out"
+    assert ended.stderr.splitlines()[1] == "err"
+    terminal = Terminal("run", "printf unended", "--watch")
+    assert terminal.end() == 0
+    assert "\nunended\ntask-" in terminal.screen.replace("\r", "").replace("\x1b[K", "")
+
+
+def test_an_empty_idempotency_key_is_refused(project: Path) -> None:
+    ended = flow("run", "true", "--idempotency-key", "")
+    assert (ended.returncode, ended.stderr.splitlines()[0]) == (2, "error: `--idempotency-key` is empty")
+
+
+@pytest.mark.parametrize("folder", ["..", "../..", "a/../../b", "/workspace/../x"])
+def test_a_working_dir_outside_of_the_project_is_refused(project: Path, folder: str) -> None:
+    ended = flow("run", "true", "--working-dir", folder)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert f"`working_dir` is `{folder}`, outside of the task's copy of the project" in ended.stderr
+
+
+def test_a_working_dir_that_the_project_does_not_have_is_refused(project: Path) -> None:
+    (project / "lib/source").mkdir(parents=True)
+    ended = flow("run", "true", "--working-dir", "lib/sorce")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "hint: did you mean `lib/source`?" in ended.stderr.splitlines()
+    assert flow("run", "pwd", "--working-dir", "lib/source", "--watch").stdout.endswith("/lib/source\n")
+    assert flow("run", "true", "--working-dir", "lib/sorce", "--no-upload-code", "--dry-run").returncode == 0
+    assert flow("run", "pwd", "--working-dir", "/", "--watch").stdout == "/\n"
+
+
+def test_an_output_path_leaves_the_elements_id_to_the_provider(project: Path) -> None:
+    (project / "array.yaml").write_text("command: 'true'\narray: 1-2\noutput: out-%j-%A-%x.txt\nname: n\n")
+    plan = json.loads(flow("run", "array.yaml", "--dry-run", "--json").stdout)
+    assert plan["stdout"] == str(project / f"out-%j-{plan['task_id']}-n.txt")
+    (project / "one.yaml").write_text("command: 'true'\noutput: out-%j.txt\n")
+    plan = json.loads(flow("run", "one.yaml", "--dry-run", "--json").stdout)
+    assert plan["stdout"] == str(project / f"out-{plan['task_id']}.txt")
 
 
 def test_ctrl_c_while_following_leaves_the_task_running(started: Callable[..., Any]) -> None:
@@ -325,7 +445,7 @@ def test_wait_ends_with_the_first_code_that_is_not_0(project: Path) -> None:
     assert flow("wait", good, bad).returncode == 9
     late = flow("wait", slow, "--timeout", "0.2")
     assert (late.returncode, late.stdout) == (6, "")
-    assert late.stderr.startswith("error: ")
+    assert late.stderr.startswith(f"error: `{slow}` has not ended after 0.2 s")
     documents = json.loads(flow("wait", good, bad, "--json").stdout)["tasks"]
     assert [task["exit_code"] for task in documents] == [0, 9]
     flow("cancel", slow)
@@ -344,7 +464,11 @@ def test_ssh_runs_a_command_where_the_task_runs(project: Path) -> None:
     ended = flow("ssh", task_id, "--", "sh", "-c", "cat here.txt; echo $MARK; exit 6")
     assert (ended.returncode, ended.stdout) == (6, "yesm\n")
     assert flow("ssh", task_id, "--", "echo $FLOW_TASK_ID | cat").stdout == f"{task_id}\n"
+    wrong = flow("ssh", task_id, "--node", "9", "--", "true")
+    assert (wrong.returncode, wrong.stderr.splitlines()[0]) == (2, f"error: `{task_id}` has no node `9`")
     flow("cancel", task_id)
+    ended = flow("ssh", task_id)
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (2, f"hint: see its output with `flow logs {task_id}`")
 
 
 def test_a_name_without_a_command_is_a_machine_to_log_in_to(project: Path) -> None:
@@ -361,6 +485,9 @@ def test_a_held_task_starts_when_it_is_resumed(project: Path) -> None:
     task_id = submitted("held.yaml")
     assert record(task_id)["status"] == "pending"
     assert flow("logs", task_id).stderr.startswith(f"note: `{task_id}` has not started: held")
+    closed = flow("ssh", task_id)
+    assert closed.returncode == 2
+    assert closed.stderr.endswith(f"hint: it is held: let it start with `flow resume {task_id}`\n")
     assert flow("resume", task_id).returncode == 0
     assert flow("logs", task_id, "-f").stdout == "ran\n"
 
@@ -395,6 +522,20 @@ def test_offers_show_what_this_machine_has(project: Path) -> None:
     offer = json.loads(flow("offers", "--json").stdout)["offers"][0]
     assert (offer["provider"], offer["price_per_hour"]) == ("local", 0)
     assert flow("offers", "h1000").returncode == 2
+
+
+def test_of_machines_that_are_not_here_offers_says_what_run_does(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "bin").mkdir()
+    (project / "bin/nvidia-smi").write_text("#!/bin/sh\nexit 1\n")
+    (project / "bin/nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{project}/bin:{os.environ['PATH']}")
+    ended = flow("offers", "8xa100")
+    assert (ended.returncode, ended.stdout) == (0, "No offers found\n")
+    assert "note: `flow run -i 8xa100` runs all the same, emulated" in ended.stderr
+    monkeypatch.setenv("FLOW_LOCAL_STRICT", "1")
+    assert "note: `flow run -i 8xa100` is refused" in flow("offers", "8xa100").stderr
 
 
 def test_status_as_a_stream_is_one_document_a_line(started: Callable[..., Any]) -> None:

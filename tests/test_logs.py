@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from flow.channel import Channel
 from flow.errors import ProviderError, ValidationError
-from flow.logs import Folder, Line, read_lines, read_merged
+from flow.logs import Folder, Line, read_blocks, read_lines
 from flow.node.runner import Log
 from tests.support.processes import wait_until
 
@@ -50,7 +50,8 @@ def lines(*folders: Folder, final: bool = True, **choice: Any) -> list[Line]:
 
 
 def merged(*folders: Folder, final: bool = True, **choice: Any) -> list[tuple[int, bytes]]:
-    return list(read_merged(lambda: folders, is_final=lambda: final, **choice))
+    found = read_blocks(lambda: folders, is_final=lambda: final, **choice)
+    return [(block.stream, block.data) for block in found]
 
 
 def texts(found: Sequence[Line]) -> list[tuple[int, bytes]]:
@@ -115,6 +116,24 @@ def test_endless_output_without_a_newline_is_cut_and_lost_nowhere(tmp_path: Path
     for number, line in enumerate(found):
         assert lines(folder, cursor=line.cursor) == found[number + 1 :]
     assert b"".join(data for _, data in merged(folder)) == data
+
+
+def test_a_line_cut_for_its_length_counts_as_one_of_the_last(tmp_path: Path) -> None:
+    long = b"y" * (5 << 20 | 7)
+    pieces = [(0, b"before\n"), *((0, long[at : at + 65536]) for at in range(0, len(long), 65536))]
+    folder = here(write(tmp_path, [*pieces, (1, b"err\n"), (0, b"\nafter\n")]))
+    assert b"".join(data for stream, data in merged(folder, tail=2, stream="stdout")) == long + b"\nafter\n"
+    assert texts(lines(folder, tail=1)) == [(0, b"after")]
+    assert b"".join(line.text for line in lines(folder, tail=2)) == long + b"after"
+    assert lines(folder, tail=4)[0].text == b"before"
+    assert texts(lines(folder, tail=1, grep="err|before")) == [(1, b"err")]
+
+
+def test_of_a_line_of_more_than_16_mib_the_last_lines_hold_the_end(tmp_path: Path) -> None:
+    folder = here(write(tmp_path, [(0, b"before\n"), *[(0, b"z" * (1 << 20))] * 40, (0, b"end")]))
+    found = lines(folder, tail=1)
+    assert 15 << 20 < sum(len(line.text) for line in found) <= 16 << 20
+    assert b"".join(line.text for line in found).endswith(b"zend")
 
 
 def test_a_progress_bar_of_small_pieces_is_read_in_linear_time(tmp_path: Path) -> None:
@@ -214,7 +233,21 @@ def test_attempts_come_one_after_the_other(tmp_path: Path) -> None:
         assert lines(*both, cursor=line.cursor) == found[number + 1 :]
     for tail in range(6):
         assert lines(*both, tail=tail) == (found[-tail:] if tail else [])
-    assert b"".join(data for _, data in merged(*both)) == b"a\nb\nunfinished\nc\n"
+    assert b"".join(data for _, data in merged(*both)) == b"a\nb\nunfinishedc\n"
+
+
+def test_each_rank_goes_on_to_its_own_next_attempt(tmp_path: Path) -> None:
+    write(tmp_path / "1/0", [(0, b"0 first\n")])
+    write(tmp_path / "1/1", [(0, b"1 only\n")])
+    write(tmp_path / "2/0", [(0, b"0 again\n")])
+    write(tmp_path / "1/2", [(0, b"2 late\n")])
+    folders = [here(tmp_path / f"{a}/{r}", a, r) for a, r in ((1, 0), (1, 1), (1, 2), (2, 0))]
+    found = lines(*folders)
+    assert [line.text for line in found] == [b"0 first", b"1 only", b"0 again", b"2 late"]
+    for number, line in enumerate(found):
+        assert lines(*folders, cursor=line.cursor) == found[number + 1 :]
+    for tail in range(5):
+        assert [line.text for line in lines(*folders, tail=tail)] == [line.text for line in found[4 - tail :]]
 
 
 class Growing:
@@ -271,6 +304,21 @@ def test_following_goes_through_ranks_and_attempts_to_the_end(tmp_path: Path, gr
     assert task.until(5) == [b"first", b"other", b"half", b"rest", b"again"]
     write(tmp_path / "2/0", [(0, b"no newline")])
     assert task.end()[-1] == b"no newline"
+
+
+def test_a_rank_that_begins_after_others_ended_or_run_again_is_followed(tmp_path: Path, growing: Any) -> None:
+    task = growing()
+    task.folders += [here(tmp_path / "1/0", 1, 0), here(tmp_path / "2/0", 2, 0)]
+    write(tmp_path / "1/0", [(0, b"0 first\n")])
+    write(tmp_path / "2/0", [(0, b"0 again\n")])
+    end(tmp_path / "2/0")
+    assert task.until(2) == [b"0 first", b"0 again"]
+    task.folders.append(here(tmp_path / "1/1", 1, 1))
+    write(tmp_path / "1/1", [(0, b"1 first\n")])
+    assert task.until(3)[2:] == [b"1 first"]
+    write(tmp_path / "1/1", [(0, b"1 more\n")])
+    assert task.until(4)[3:] == [b"1 more"]
+    assert len(task.end()) == 4
 
 
 def test_following_from_the_last_lines_shows_them_and_what_comes(tmp_path: Path, growing: Any) -> None:

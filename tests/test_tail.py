@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from flow.node import tail
 from flow.node.runner import Log
-from flow.node.tail import ALL_FOR_NOW, END_OF_FRAMES, FRAME, Reader, Start
+from flow.node.tail import ALL_FOR_NOW, END_OF_FRAMES, FRAME, Piece, Reader, Start
 from tests.support.processes import wait_until
 
 
@@ -136,10 +137,27 @@ def test_the_last_lines_are_found_without_reading_all(tmp_path: Path) -> None:
 
 def test_the_last_lines_of_a_log_without_lines_are_its_end(tmp_path: Path) -> None:
     log = log_in(tmp_path)
-    for _ in range(200):
-        log.append(0, bytes(65536))
-    start, _ = tail.find_last_lines(str(tmp_path), 2, None)
+    for _ in range(40):
+        log.append(0, bytes(1 << 20))
+    start, _ = tail.find_last_lines(str(tmp_path), 1, None)
     assert start.offset > 0
+
+
+def test_the_beginning_of_a_long_last_line_is_found(tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    log.append(0, b"before\nbegin")
+    for _ in range(50):
+        log.append(0, b"x" * 65536)
+    log.append(0, b"end\n")
+    start, lines = tail.find_last_lines(str(tmp_path), 1, None)
+    found = Reader(str(tmp_path), start)
+    text = b"".join(piece.data for piece in iter_pieces(found))
+    assert (lines, text) == (1, b"begin" + b"x" * 65536 * 50 + b"end\n")
+
+
+def iter_pieces(reader: Reader) -> Iterator[Piece]:
+    while found := reader.read():
+        yield from found
 
 
 def test_a_start_amid_a_line_takes_its_beginning_along(tmp_path: Path) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flow.channel import Channel
 from flow.errors import FlowError, StorageError, ValidationError
 from flow.errors import TimeoutError as FlowTimeoutError
 from flow.machines import Allocation, Report
@@ -25,7 +23,7 @@ from flow.status import Outcome, TaskStatus, Want, attempt_outcome, read_report
 
 if TYPE_CHECKING:
     from flow.config import TaskConfig
-    from flow.logs import Folder, Line
+    from flow.logs import Block, Folder, Line
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.25  # seconds between looks while waiting
 
@@ -153,9 +151,14 @@ class Task:
         return "" if self.price_per_hour is None else f"${self.price_per_hour * (self.run_seconds or 0) / 3600:.2f}"
 
     @property
+    @property
+    def is_array(self) -> bool:
+        """Whether it is a whole array, not one task or one element."""
+        return self.plan.elements is not None and self._index is None
+
     def elements(self) -> dict[str, int] | None:
         """Of an array: how many elements are in each state."""
-        if not self.plan.elements or self._index is not None:
+        if not self.is_array:
             return None
         if not self._elements:
             self.see(self._provider.allocations([self.task_id]))
@@ -302,16 +305,20 @@ class Task:
         return texts if follow else "".join(f"{text}\n" for text in texts)
 
     def lines(self, **choice: Any) -> Iterator[Line]:
-        """The output line by line, each with its attempt, node, stream, time and cursor; see `flow.logs.read_lines`."""
+        """The output line by line, each with its attempt, node, stream, time and cursor; see `flow.logs.read_lines`.
+
+        Of an array that of its elements, their index in place of the node. `node`: only that one's.
+        Raises ValidationError where there is no such node, or for an array of more than 256 elements.
+        """
         from flow.logs import read_lines
 
-        return read_lines(self._folders, is_final=self._is_final, **_chosen(choice))
+        return read_lines(self._folders(choice), is_final=self._is_final, **choice)
 
-    def merged(self, **choice: Any) -> Iterator[tuple[int, bytes]]:
-        """The output as (0 for stdout or 1 for stderr, whole lines), in the order of arrival; the fast way."""
-        from flow.logs import read_merged
+    def blocks(self, **choice: Any) -> Iterator[Block]:
+        """The same, as blocks of whole lines of one stream, in the order of arrival: the fast way."""
+        from flow.logs import read_blocks
 
-        return read_merged(self._folders, is_final=self._is_final, **_chosen(choice))
+        return read_blocks(self._folders(choice), is_final=self._is_final, **choice)
 
     # -- access
 
@@ -322,12 +329,10 @@ class Task:
         """
         allocation = self._allocation()
         if self.refresh().status is not TaskStatus.RUNNING or not allocation or not allocation.nodes:
-            raise ValidationError(
-                f"`{self.task_id}` is {self.status}: a shell needs a running task",
-                suggestions=[f"see its output with `flow logs {self.task_id}`"],
-            )
-        if not 0 <= node < len(allocation.nodes):
-            raise ValidationError(f"`{self.task_id}` has no node `{node}`", suggestions=[f"0 to {self.plan.nodes - 1}"])
+            raise ValidationError(f"`{self.task_id}` {self._no_shell()}", suggestions=[self._way_to_a_shell()])
+        from flow.log_folders import check_rank
+
+        check_rank(self.task_id, self.plan, node, is_array=False)
         words = ["sh", "-c", command] if isinstance(command, str) else list(command or ())
         import subprocess
 
@@ -346,13 +351,25 @@ class Task:
     def _allocation(self) -> Allocation | None:
         found = [one for one in self._provider.allocations([self.task_id]) if one.task_id == self.task_id]
         return found[0] if found else None
+    def _no_shell(self) -> str:
+        if self.is_array:
+            return "is an array: a shell needs one of its elements"
+        return f"is {self.status}: a shell needs a running task"
+
+    def _way_to_a_shell(self) -> str:
+        if self.status.is_final:
+            return f"see its output with `flow logs {self.task_id}`"
+        if self._records.intent(self.task_id).want is Want.HOLD:
+            return f"it is held: let it start with `flow resume {self.task_id}`"
+        if self.is_array and self.plan.elements:
+            return f"name an element: `flow ssh {self.task_id}_{self.plan.elements.indices[0]}`"
+        return f"wait until it runs: `flow status {self.task_id} --watch`"
+
 
     def _attempt_numbers(self) -> list[int]:
-        try:
-            names = os.listdir(self._records.folder(self.task_id, 1, 0).parent.parent)  # noqa: PTH208
-        except OSError:
-            return []
-        return sorted(int(name) for name in names if name.isdigit())
+        from flow.log_folders import attempt_numbers
+
+        return attempt_numbers(self._records, self.task_id)
 
     def _attempt(self, number: int, *, is_last: bool) -> Attempt:
         folders = [self._records.folder(self.task_id, number, rank) for rank in range(self.plan.nodes)]
@@ -365,32 +382,17 @@ class Task:
             number, outcome.state, outcome.exit_code, outcome.reason, _moment(outcome.started), _moment(outcome.ended)
         )
 
-    def _folders(self) -> list[Folder]:
-        """Where the output of each attempt and node lies, as far as there is any."""
-        allocation = None if self._provider.capabilities.same_machine else self._allocation()
-        from flow.logs import Folder
+    def _folders(self, choice: dict[str, Any]) -> Callable[[], Sequence[Folder]]:
+        """What finds the folders that a choice of lines is read from; `node` becomes the `rank` of `flow.logs`."""
+        from flow.log_folders import check_rank, log_folders
 
-        found = []
-        for number in self._attempt_numbers():
-            for rank in range(self.plan.nodes):
-                folder = self._records.folder(self.task_id, number, rank)
-                found.append(Folder(number, rank, _channel(self._provider, allocation, rank), str(folder)))
-        return found
+        rank = choice["rank"] = choice.pop("node", None)
+        check_rank(self.task_id, self.plan, rank, is_array=self.is_array)
+        place = (self._provider, self._records, self.task_id, self.plan, rank)
+        return lambda: log_folders(*place, is_array=self.is_array)
 
     def _is_final(self) -> bool:
         return self.refresh().status.is_final
-
-
-def _channel(provider: Provider, allocation: Allocation | None, rank: int) -> Channel:
-    """How to reach the files of a node; the record's own folder once the machine is gone."""
-    return provider.channel(allocation, rank) if allocation and allocation.nodes else Channel()
-
-
-def _chosen(choice: dict[str, Any]) -> dict[str, Any]:
-    """Task's words for a choice of lines in those of `flow.logs`."""
-    if "node" in choice:
-        choice["rank"] = choice.pop("node")
-    return choice
 
 
 def _moment(seconds: float | None) -> datetime | None:

@@ -8,11 +8,11 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from flow.cli import output, times
+from flow.cli import listing, output, times
 from flow.cli.group import attach
 from flow.errors import FlowError
 from flow.status import TaskStatus
@@ -61,11 +61,14 @@ def until_started(task: Task) -> None:
             task.refresh()
 
 
-def until_ended(task: Task, timeout: float | None = None) -> None:
-    """Wait for the end, its phase shown on a terminal. Raises flow.errors.TimeoutError after `timeout` seconds."""
+def until_ended(task: Task, timeout: float | None = None, *, began: float | None = None) -> None:
+    """Wait for the end, its phase shown on a terminal.
+
+    Raises flow.errors.TimeoutError `timeout` seconds after `began` (by the monotonic clock; None: now).
+    """
     from flow.errors import TimeoutError as FlowTimeoutError
 
-    began = time.monotonic()
+    began = time.monotonic() if began is None else began
     deadline = math.inf if timeout is None else began + timeout
     step = _REDRAW_SECONDS if output.is_terminal(sys.stderr) else math.inf  # elsewhere nothing is gained by waking up
     with _Phase() as phase:
@@ -83,20 +86,13 @@ def until_ended(task: Task, timeout: float | None = None) -> None:
                 phase.show(_phase_of(task), time.monotonic() - began)
 
 
-def copy_output(pieces: Iterator[tuple[int, bytes]], stdout: IO[bytes], stderr: IO[bytes]) -> None:
-    """Write each piece to the stream it came from, at once."""
-    for stream, data in pieces:
-        target = stderr if stream else stdout
-        output.write_whole(target, data)
-        target.flush()
-
-
 def summary(task: Task) -> list[str]:
     """How a task ended: the line, and its result where that is small."""
     parts = [str(task.status)]
-    if task.reason and task.reason != parts[0]:
-        parts.append(task.reason)
-    elif not task.reason and task.exit_code is not None:
+    why = listing.own_reason(task)
+    if why and why != parts[0]:
+        parts.append(why)
+    elif not why and task.exit_code is not None:
         parts.append(f"exit {task.exit_code}")
     if task.run_seconds is not None:
         parts.append(f"ran {times.span(task.run_seconds)}")
@@ -124,7 +120,8 @@ def one_line(result: Any) -> str:
 
 
 def _phase_of(task: Task) -> str:
-    return f"{task.status}: {task.reason}" if task.reason else str(task.status)
+    why = listing.reason(task)
+    return f"{task.status}: {why}" if why else str(task.status)
 
 
 class _Phase:

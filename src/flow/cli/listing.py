@@ -31,11 +31,16 @@ def task_table(tasks: Sequence[Task]) -> list[str]:
 
 
 def reason(task: Task) -> str:
-    """Why a task is as it is; of an array, how many elements are in which state."""
-    if not task.elements:
-        return task.reason or ""
+    """Why a task is as it is; of an array that goes on, how many elements are in which state."""
+    if not task.elements or task.status.is_final:
+        return own_reason(task)
     counts = ", ".join(f"{count} {state}" for state, count in task.elements.items() if count)
-    return f"{counts}: {task.reason}" if task.reason else counts
+    return f"{counts}: {task.reason}" if task.reason and len(task.elements) == 1 else counts
+
+
+def own_reason(task: Task) -> str:
+    """The reason that the task itself has, its state not said once more."""
+    return (task.reason or "").removesuffix(f": {task.status}")
 
 
 def _row(task: Task, now: float) -> tuple[str, ...]:

@@ -6,17 +6,19 @@ import json
 import re
 import sys
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flow.cli import follow, output, times
+from flow.cli import copying, follow, output, times
 from flow.cli.group import FlowCommand, UsageError
 from flow.cli.references import task_argument
 from flow.status import TaskStatus
 
 if TYPE_CHECKING:
-    from flow.logs import Line
+    from flow.logs import Block, Line
     from flow.task import Task
 
 
@@ -25,10 +27,16 @@ if TYPE_CHECKING:
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on until the task ends; exit with its code.")
 @click.option("--stdout", "stdout_only", is_flag=True, help="Only its standard output.")
 @click.option("--stderr", "stderr_only", is_flag=True, help="Only its standard error.")
-@click.option("-n", "--tail", type=click.IntRange(min=0), metavar="N", help="Begin at the last N lines.")
+@click.option(
+    "-n",
+    "--tail",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Begin at the last N lines (of one over 16 MiB: its end).",
+)
 @click.option("--since", metavar="TIME", help="Begin at a time, or a span ago: `10m`, `2026-05-04T15:30`.")
 @click.option("--grep", metavar="REGEX", help="Only lines in which it is found.")
-@click.option("--node", type=click.IntRange(min=0), metavar="R", help="Only this node's, 0 being the first.")
+@click.option("--node", type=click.IntRange(min=0), metavar="R", help="Only this node's, or array element's.")
 @click.option("--cursor", metavar="CURSOR", help="Begin after the line that has this cursor (see `--json`).")
 @click.option("--timestamps", is_flag=True, help="Put the time of arrival before each line.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document for each line.")
@@ -48,15 +56,21 @@ def logs(
 ) -> int:
     """Print what TASK wrote, its two outputs in the order of arrival.
 
+    Of several nodes, or of an array, each line begins with the node or index: `[3] `.
+
     Example:
       flow logs train --follow --tail 20
     """
     _check_pattern(grep)
     from flow.client import Flow
+    from flow.log_folders import check_rank
 
     client = Flow()
     task = client.get_task(reference)
     output.notes(client.notes)
+    if task.is_array and node is not None:
+        check_rank(task.task_id, task.plan, node, is_array=True)
+        task, node = client.get_task(f"{task.task_id}_{node}"), None
     chosen: dict[str, Any] = {
         "follow": following,
         "stream": None if stdout_only == stderr_only else "stdout" if stdout_only else "stderr",
@@ -66,31 +80,44 @@ def logs(
         "node": node,
         "cursor": cursor,
     }
+    is_marked = copying.is_marked(task, node)
+    copy: Callable[[], None]
+    if timestamps or as_json:
+        form = _json_line if as_json else _marked_line if is_marked else _stamped
+        copy = partial(_print_lines, task.lines(**chosen), form, at_once=following)
+    else:
+        copy = partial(_print_blocks, task.blocks(**chosen), is_marked=is_marked, tell_attempts=following)
     if not following:
-        _print(task, chosen, timestamps=timestamps, as_json=as_json)
+        copy()
         _say_if_not_started(task)
         return 0
     with follow.attached(task):
         if output.is_terminal(sys.stderr):
             follow.until_started(task)
-        _print(task, chosen, timestamps=timestamps, as_json=as_json)
+        copy()
         task.wait()
     return follow.exit_code(task)
 
 
-def _print(task: Task, chosen: dict[str, Any], *, timestamps: bool, as_json: bool) -> None:
+def _print_blocks(blocks: Iterator[Block], *, is_marked: bool, tell_attempts: bool) -> None:
     stdout = sys.stdout.buffer
-    if not (timestamps or as_json):
-        follow.copy_output(task.merged(**chosen), stdout, stdout)
-        return
-    for line in task.lines(**chosen):
-        output.write_whole(stdout, _json_line(line) if as_json else _stamped(line))
-        if chosen["follow"]:
+    copying.Copy(stdout, stdout, marked=is_marked).take(blocks, tell_attempts=tell_attempts)
+
+
+def _print_lines(lines: Iterator[Line], form: Callable[[Line], bytes], *, at_once: bool) -> None:
+    stdout = sys.stdout.buffer
+    for line in lines:
+        output.write_whole(stdout, form(line))
+        if at_once:
             stdout.flush()
 
 
 def _stamped(line: Line) -> bytes:
     return b"%s  %s\n" % (times.iso(line.time).encode(), line.text)
+
+
+def _marked_line(line: Line) -> bytes:
+    return b"%s  %s%s\n" % (times.iso(line.time).encode(), copying.mark(line.rank), line.text)
 
 
 def _json_line(line: Line) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from flow.cli import output
@@ -9,6 +11,9 @@ from flow.cli.group import FlowCommand
 from flow.cli.output import Column
 from flow.gpus import is_known_kind, parse_gpu, unknown_kind
 from flow.machines import Offer
+
+if TYPE_CHECKING:
+    from flow.client import Flow
 
 _COLUMNS = (
     Column("TYPE"),
@@ -45,7 +50,18 @@ def offers(gpu: str | None, *, provider: str | None, as_json: bool) -> int:
         if not is_known_kind(kind):
             raise unknown_kind(kind)
         click.echo("No offers found")
+        if gpu:
+            _say_what_run_does(client, gpu)
     return 0
+
+
+def _say_what_run_does(client: Flow, gpu: str) -> None:
+    """Of a GPU that is not there: it may be asked for all the same."""
+    used = client.provider()
+    if used.capabilities.emulates:
+        output.note(f"`flow run -i {gpu}` runs all the same, emulated (`local.strict` refuses this)")
+    elif used.capabilities.same_machine:
+        output.note(f"`flow run -i {gpu}` is refused: this machine has no such GPU (`local.strict`)")
 
 
 def _row(offer: Offer) -> tuple[str, ...]:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flow.cli import follow, output
+from flow.cli import copying, follow, output
 from flow.cli.group import UsageError
 from flow.cli.operand import ARGV, OperandCommand, read_operand
 from flow.cli.variables import read_variables
+from flow.errors import ValidationError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +85,8 @@ def run(
     argv = click.get_current_context().meta[ARGV]
     given = {name: value for name, value in {**fields, "ports": list(ports)}.items() if value not in (None, [])}
     _check_operand(operand, argv, given)
+    if idempotency_key == "":
+        raise UsageError("`--idempotency-key` is empty", suggestions=["give it a word of its own for each task"])
     what = None if operand is None else read_operand(operand)
     variables = read_variables(env, env_files)
     from flow.client import Flow
@@ -150,12 +153,21 @@ def _print_plan(client: Flow, config: TaskConfig, *, as_json: bool) -> int:
 
 def _watch(task: Task, *, as_json: bool) -> int:
     """Follow the task to its end. With `as_json` stdout holds its record alone, and what it writes goes to stderr."""
+    stderr = sys.stderr.buffer
+    copy = copying.Copy(stderr if as_json else sys.stdout.buffer, stderr, marked=copying.is_marked(task, None))
     with follow.attached(task):
         output.say(output.line_of(task))
         follow.until_started(task)
-        stderr = sys.stderr.buffer
-        follow.copy_output(task.merged(follow=True), stderr if as_json else sys.stdout.buffer, stderr)
-        task.wait()
+        try:
+            blocks = task.blocks(follow=True)
+        except ValidationError as error:  # an array too large to be read at once
+            output.note(error.message)
+            output.hint(error.suggestions[0])
+            follow.until_ended(task)
+        else:
+            copy.take(blocks, tell_attempts=True)
+            copy.end_line()
+            task.wait()
     if as_json:
         output.print_json(task.record())
     for line in follow.summary(task):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from flow.cli import output
-from flow.cli.group import FlowCommand, attach
+from flow.cli.group import FlowCommand
 from flow.cli.references import task_argument
 
 
@@ -26,5 +26,4 @@ def ssh(reference: str, command: tuple[str, ...], *, node: int) -> int:
     client = Flow()
     task = client.get_task(reference)
     output.notes(client.notes)
-    attach()
     return task.shell(command[0] if len(command) == 1 else command or None, node=node)

@@ -29,9 +29,9 @@ def wait(references: tuple[str, ...], *, timeout: float | None, as_json: bool) -
     tasks = [client.get_task(reference) for reference in references]
     output.notes(client.notes)
     attach()
-    deadline = None if timeout is None else time.monotonic() + timeout
+    began = time.monotonic()
     for task in tasks:
-        follow.until_ended(task, None if deadline is None else max(deadline - time.monotonic(), 0.0))
+        follow.until_ended(task, timeout, began=began)
         if not as_json:
             click.echo("\n".join(follow.summary(task)))
     if as_json:

@@ -20,6 +20,7 @@ ALL_FOR_NOW = 254  # as a stream: all that was there has been sent, once
 END_OF_FRAMES = 255  # all was sent, the connection was not cut
 LOGS = ("stdout.log", "stderr.log")
 MOST_BYTES = 1 << 20  # of one piece
+LONGEST_LINE = 1 << 24  # how far back the beginning of a line is looked for
 MOST_RECORDS = 4096  # of one look at the index
 
 
@@ -217,12 +218,15 @@ class Found(NamedTuple):
 
 
 def find_last_lines(folder: str, lines: int, stream: int | None = None) -> Found:
-    """Where the last `lines` lines begin, or a little before; reads backwards, and only what it must."""
+    """Where the last `lines` lines begin, or a little before; reads backwards, and only what it must.
+
+    Of a line longer than 16 MiB only that much is looked for.
+    """
     reader = Reader(folder)
     if not reader._open():
         return Found(Start(), 0)
     offset, count, total, records = reader._index_size(), 0, 0, 2
-    while offset and count < lines and total <= (lines + 1) * MOST_BYTES:  # no line is longer than that
+    while offset and count < lines and total <= lines * LONGEST_LINE:
         begin, records = max(0, offset - RECORD.size * records), min(records * 2, MOST_RECORDS)
         reader.offset, reader.ends = begin, reader._ends_before(begin)
         while reader.offset < offset:
@@ -232,7 +236,7 @@ def find_last_lines(folder: str, lines: int, stream: int | None = None) -> Found
                     count += piece.data.count(b"\n")
                     total += len(piece.data)
         offset = begin
-    start = _at_line_begin(reader, offset)
+    start = _at_line_begin(reader, offset, LONGEST_LINE)
     reader.close()
     return Found(start, count)
 
@@ -248,20 +252,30 @@ def find_time(folder: str, time_ns: int) -> Start:
             break
     else:
         offset = size
-    start = _at_line_begin(reader, offset)
+    start = _at_line_begin(reader, offset, MOST_BYTES)
     reader.close()
     return start
 
 
-def _at_line_begin(reader: Reader, offset: int) -> Start:
-    """The Start for `offset`, with what the lines that are unfinished there began with."""
+def _at_line_begin(reader: Reader, offset: int, most_bytes: int) -> Start:
+    """The Start for `offset`, with what the lines that are unfinished there began with, if that is not too much."""
     owed = []
     for fd, end in zip(reader.logs, reader._ends_before(offset)):
-        begin = max(0, end - MOST_BYTES)
-        before = os.pread(fd, end - begin, begin)
-        last = before.rfind(b"\n")
-        owed.append(end - begin - last - 1 if last >= 0 or begin == 0 else 0)
+        line = _line_begin(fd, end, most_bytes)
+        owed.append(0 if line is None else end - line)
     return Start(offset, *owed)
+
+
+def _line_begin(fd: int, end: int, most_bytes: int) -> int | None:
+    """Where the line begins that is unfinished at `end` of a file; None where that is more than `most_bytes` before."""
+    least, at = max(0, end - most_bytes), end
+    while at > least:
+        begin = max(least, at - MOST_BYTES)
+        found = os.pread(fd, at - begin, begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        at = begin
+    return 0 if at == 0 else None
 
 
 def _write_frames(folder: str, start: Start, *, follow: bool) -> None:

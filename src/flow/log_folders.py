@@ -1,0 +1,71 @@
+"""Where the output of a task lies: the folders of its attempts, of its nodes or of an array's elements."""
+
+from __future__ import annotations
+
+import os
+
+from flow.channel import Channel
+from flow.errors import ValidationError
+from flow.log_feeds import Folder
+from flow.machines import Allocation
+from flow.plan import Plan
+from flow.providers import Provider
+from flow.record import Records
+
+MOST_ELEMENTS = 256  # of an array, read at once: each may hold three files open and a MiB
+
+
+def check_rank(task_id: str, plan: Plan, rank: int | None, *, is_array: bool) -> None:
+    """Raises ValidationError where the task has no such node, or the array no such element, or too many at once."""
+    elements = plan.elements.indices if is_array and plan.elements else None
+    if elements is not None and (plan.nodes > 1 or (rank is None and len(elements) > MOST_ELEMENTS)):
+        many = f"{len(elements)} elements" if plan.nodes == 1 else f"elements of {plan.nodes} nodes"
+        raise ValidationError(
+            f"`{task_id}` is an array of {many}: their output is not shown together",
+            suggestions=[f"name an element: `flow logs {task_id}_{elements[0]}`"],
+        )
+    if rank is None or rank in (range(plan.nodes) if elements is None else elements):
+        return
+    if elements is None:
+        raise ValidationError(f"`{task_id}` has no node `{rank}`", suggestions=[nodes_there_are(plan)])
+    raise ValidationError(
+        f"`{task_id}` has no element `{rank}`", suggestions=[f"its elements are {elements[0]} to {elements[-1]}"]
+    )
+
+
+def nodes_there_are(plan: Plan) -> str:
+    """What to say to who named another node."""
+    return f"its nodes are 0 to {plan.nodes - 1}" if plan.nodes > 1 else "it has one node, `0`"
+
+
+def attempt_numbers(records: Records, task_id: str) -> list[int]:
+    """The attempts that have a folder in the record, oldest first."""
+    try:
+        names = os.listdir(records.folder(task_id, 1, 0).parent.parent)  # noqa: PTH208
+    except OSError:
+        return []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def log_folders(
+    provider: Provider, records: Records, task_id: str, plan: Plan, rank: int | None, *, is_array: bool
+) -> list[Folder]:
+    """The folders there are by now. Of an array those of its elements, each with its index as the rank."""
+    allocations: dict[str | None, Allocation] = {}
+    if not provider.capabilities.same_machine:
+        allocations = {one.task_id: one for one in provider.allocations([task_id])}
+    if is_array and plan.elements:
+        indices = plan.elements.indices if rank is None else (rank,)
+        places = [(f"{task_id}_{index}", index, 0) for index in indices]
+    else:
+        places = [(task_id, node, node) for node in range(plan.nodes)]
+    return [
+        Folder(number, shown, _channel(provider, allocations.get(one), node), str(records.folder(one, number, node)))
+        for one, shown, node in places
+        for number in attempt_numbers(records, one)
+    ]
+
+
+def _channel(provider: Provider, allocation: Allocation | None, rank: int) -> Channel:
+    """How to reach the files of a node; the record's own folder once the machine is gone."""
+    return provider.channel(allocation, rank) if allocation and allocation.nodes else Channel()
