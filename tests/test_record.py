@@ -436,7 +436,7 @@ def test_a_record_survives_a_fork(records: Records) -> None:
 
 
 def test_a_process_forked_meanwhile_keeps_no_lock(records: Records, home: Path) -> None:
-    """Forked by one thread while another has the lock; and what is forked can submit, though that thread is not there."""
+    """Forked by one thread while another has the lock. What is forked can take it, though that thread is not there."""
     records.add(submission())
     lock = Lock(home / "record" / ".lock")
     held, go = threading.Event(), threading.Event()

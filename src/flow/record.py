@@ -17,12 +17,15 @@ from flow.errors import FlowError, StorageError, TaskNotFoundError, ValidationEr
 from flow.record_format import (
     Submission,
     entry_from,
-    outcome_from,
+    first_intent,
     outcome_values,
+    read_final,
+    read_intent,
     request_of,
     submission_from,
     submission_values,
     to_json,
+    unreadable,
 )
 from flow.record_index import Entry, RecordIndex, Row
 from flow.references import find_task, split_element
@@ -100,19 +103,24 @@ class Records:
         """What the user wants of it now; for an element the later of its own and its array's, a cancel before all."""
         array, index = split_element(task_id)
         own = self._own_intent(task_id) if index is not None else None
-        whole = self._own_intent(array)
-        if whole is None:
-            values = self._read(array)
-            whole = Intent(Want(values["want"]), values["created"])
+        whole = self._own_intent(array) or first_intent(self._read(array))
         if own is None or whole.want is Want.CANCEL:
             return whole
         return own if own.want is Want.CANCEL or own.since >= whole.since else whole
 
     def set_intent(self, task_id: str, want: Want) -> Intent:
-        """Write down what the user wants from now on; what was cancelled stays cancelled."""
+        """Write down what the user wants from now on; what was cancelled stays cancelled.
+
+        A cancel takes the place of what cannot be read: it is the last word in any case.
+        """
         with self._alone():
             self._make_folder(task_id)
-            before = self.intent(task_id)
+            try:
+                before = self.intent(task_id)
+            except StorageError:
+                if want is not Want.CANCEL:
+                    raise
+                before = Intent(Want.RUN, 0.0)
             is_said = before.want is want and split_element(task_id)[1] is None  # an element may have it of its array
             if is_said or before.want is Want.CANCEL:
                 return before
@@ -123,13 +131,7 @@ class Records:
 
     def final(self, task_id: str) -> Outcome | None:
         """The final state, or None while none was recorded."""
-        path = self._path(task_id, "final.json")
-        try:
-            return outcome_from(json.loads(path.read_bytes()))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise _damaged(path, error) from error
+        return read_final(self._path(task_id, "final.json").parent)
 
     def set_final(self, task_id: str, outcome: Outcome) -> Outcome:
         """Record how it ended; the first one wins and is returned, one that contradicts it is kept beside it."""
@@ -316,14 +318,7 @@ class Records:
         return dataclasses.replace(entry, row=row, want=intent.want.value if intent else entry.want)
 
     def _own_intent(self, task_id: str) -> Intent | None:
-        path = self._path(task_id, "intent.json")
-        try:
-            values = json.loads(path.read_bytes())
-            return Intent(Want(values["want"]), float(values["since"]))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise _damaged(path, error) from error
+        return read_intent(self._path(task_id, "intent.json").parent)
 
     def _read(self, task_id: str) -> dict[str, Any]:
         """The values of a record file that is known to make a Submission."""
@@ -331,6 +326,7 @@ class Records:
         try:
             values: dict[str, Any] = json.loads(path.read_bytes())
             submission_from(values)
+            first_intent(values)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             is_known = bool(self._index.read("SELECT 1 FROM tasks WHERE task_id = ?", (task_id,)))
             if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not (is_known and path.parent.is_dir()):
@@ -339,7 +335,7 @@ class Records:
                 raise _not_found(task_id) from None
             if self._index.is_writable:
                 self._index.put(Entry(task_id, None, damage=(str(path), why(error))))
-            raise _damaged(path, error) from error
+            raise unreadable(path, error) from error
         return values
 
     def _path(self, task_id: str, name: str) -> Path:
@@ -376,7 +372,3 @@ def _take_back(folder: Path) -> None:
 
 def _not_found(task_id: str) -> TaskNotFoundError:
     return TaskNotFoundError(f"there is no task `{task_id}`", suggestions=["list them with `flow status --all`"])
-
-
-def _damaged(path: Path, error: Exception) -> StorageError:
-    return StorageError(f"`{path}` is damaged: {why(error)}", suggestions=["the other tasks are not affected"])

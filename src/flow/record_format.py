@@ -6,13 +6,17 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from flow.durable import why
+from flow.errors import StorageError
 from flow.plan import Plan, plan_from_dict
 from flow.record_index import Entry, Row
-from flow.status import Outcome, TaskStatus, Want
+from flow.status import Intent, Outcome, TaskStatus, Want
 
-_NEVER_THE_SAME = ("task_id", "notes", "not_before", "price_per_hour", "shell_env")  # in two submissions of a request
+# In two submissions of a request; the project may have changed by what the first one did there, as writing a log.
+_NEVER_THE_SAME = ("task_id", "notes", "not_before", "price_per_hour", "shell_env", "bundle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,42 @@ def submission_from(values: Mapping[str, Any]) -> Submission:
     return Submission(**{**fields, "plan": plan_from_dict(values["plan"])})
 
 
+def first_intent(values: Mapping[str, Any]) -> Intent:
+    """The intent that a `record.json` begins with; raises LookupError, TypeError or ValueError on anything else."""
+    return Intent(Want(values["want"]), float(values["created"]))
+
+
+def read_intent(folder: Path) -> Intent | None:
+    """What was asked since the submission of the task or element with this record; None where nothing was.
+
+    Raises StorageError where that cannot be read.
+    """
+    path = folder / "intent.json"
+    try:
+        values = json.loads(path.read_bytes())
+        return Intent(Want(values["want"]), float(values["since"]))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise unreadable(path, error) from error
+
+
+def read_final(folder: Path) -> Outcome | None:
+    """The final state in this record; None while none was recorded. Raises StorageError where it cannot be read."""
+    path = folder / "final.json"
+    try:
+        return outcome_from(json.loads(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> StorageError:
+    """What a file of a record that cannot be read is told with."""
+    return StorageError(f"`{path}` is damaged: {why(error)}", suggestions=["the other tasks are not affected"])
+
+
 def entry_from(values: Mapping[str, Any]) -> Entry:
     """What the index keeps of a record that has just begun."""
     plan = values["plan"]
@@ -56,7 +96,7 @@ def entry_from(values: Mapping[str, Any]) -> Entry:
     )
     after = tuple(dependency["task_id"] for dependency in plan["after"])
     key = values["idempotency_key"]
-    return Entry(row.task_id, row, key, want=values["want"], bundle=plan["bundle"], after=after)
+    return Entry(row.task_id, row, key, want=first_intent(values).want.value, bundle=plan["bundle"], after=after)
 
 
 def outcome_values(outcome: Outcome) -> dict[str, Any]:
