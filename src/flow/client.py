@@ -110,15 +110,16 @@ class Flow:
                 continue
         else:
             raise ValidationError("ten new task ids in a row were taken", suggestions=["is the clock right?"])
+        made = self._task(submission.task_id, submission)
         if submission.task_id in self.records.unallocated():
             try:
-                self._task(submission.task_id, submission).allocate()
+                made.allocate()
             except FlowError as error:
                 error.suggestions += (
                     f"it is recorded as `{submission.task_id}` and goes on with the next `flow` command",
                 )
                 raise
-        return self._task(submission.task_id, submission)
+        return made
 
     def _acknowledge(self, config: TaskConfig, task_id: str, idempotency_key: str | None) -> Submission:
         """Plan, upload and record: from here on the task cannot be lost."""

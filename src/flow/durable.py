@@ -7,7 +7,6 @@ import errno
 import fcntl
 import itertools
 import os
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +58,8 @@ def is_damage(error: sqlite3.DatabaseError) -> bool:
     """Whether a database's content is broken, not merely locked, full or forbidden. An I/O error may be that too."""
     text = str(error).lower()
     is_corrupt = type(error).__name__ == "DatabaseError"  # not one of its narrower kinds, as "locked" is
-    return is_corrupt or "malformed" in text or text.startswith(("no such", "unsupported file", "disk i/o"))
+    kinds = ("no such", "unsupported file", "could not decode", "disk i/o")
+    return is_corrupt or "malformed" in text or text.startswith(kinds)
 
 
 def leave_to_parent(connection: sqlite3.Connection) -> None:
@@ -117,6 +117,8 @@ class Lock:
         self._begin()
 
     def _begin(self) -> None:
+        import threading  # the scheduler, which needs no Lock, would do its work again at each fork
+
         self._threads = threading.RLock()
         self._depth = 0
         self._handle = -1

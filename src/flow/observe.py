@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flow.channel import Channel
+from flow.errors import StorageError
 from flow.machines import Allocation, Machines, Report
 from flow.providers import Provider
 from flow.record import Records
 from flow.status import Intent, Outcome, TaskStatus, Want, derive, fold, read_report, report_from_json
+
+_TRIED = (TaskStatus.FAILED, TaskStatus.LOST)
 
 
 def observe(
@@ -26,7 +30,28 @@ def observe(
         outcome = derive(records.intent(task_id), None, {}, nodes)
     if outcome.state.is_final and not provider.capabilities.same_machine:
         outcome = records.set_final(task_id, outcome)
+    elif outcome.state.is_final:
+        with contextlib.suppress(StorageError):  # a home that can only be read
+            _record_untold(records, {task_id: outcome, **outcomes}, task_id, nodes=nodes, allocations=allocations)
     return outcome, outcomes
+
+
+def _record_untold(
+    records: Records, outcomes: Mapping[str, Outcome], task_id: str, *, nodes: int, allocations: Collection[Allocation]
+) -> None:
+    """Record the end where neither the task's folders nor a cancel tell it: else only its provider would know."""
+    untold = [one for one in allocations if _is_untold(records, one, nodes)]
+    if untold and records.intent(task_id).want is not Want.CANCEL:
+        records.set_final(task_id, outcomes[task_id])
+        for element in untold:  # those that never started have the array's end
+            if element.task_id and element.task_id != task_id and outcomes[element.task_id].state in _TRIED:
+                records.set_final(element.task_id, outcomes[element.task_id])
+
+
+def _is_untold(records: Records, allocation: Allocation, nodes: int) -> bool:
+    if len(allocation.reports) == nodes and all(one.cause != "start" for one in allocation.reports.values()):
+        return False
+    return not (records.folder(allocation.task_id or "", allocation.attempt, 0) / "status.json").exists()
 
 
 def _derive(provider: Provider, records: Records, allocation: Allocation, nodes: int) -> Outcome:
@@ -35,7 +60,8 @@ def _derive(provider: Provider, records: Records, allocation: Allocation, nodes:
         report = _report(provider.channel(allocation, node.rank), node.folder)
         if report and node.rank not in reports:
             reports[node.rank] = report
-    asks_intent = allocation.machines is Machines.GONE and len(reports) < nodes  # a file less to read for the others
+    is_gone = allocation.machines is Machines.GONE and allocation.attempt > 0
+    asks_intent = is_gone and len(reports) < nodes  # a file less to read for the others
     intent = records.intent(allocation.task_id or "") if asks_intent else Intent(Want.RUN, 0.0)
     outcome = derive(intent, allocation, reports, nodes)
     if outcome.state.is_final and allocation.nodes and provider.capabilities.retries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -151,11 +152,11 @@ class Task:
         return "" if self.price_per_hour is None else f"${self.price_per_hour * (self.run_seconds or 0) / 3600:.2f}"
 
     @property
-    @property
     def is_array(self) -> bool:
         """Whether it is a whole array, not one task or one element."""
         return self.plan.elements is not None and self._index is None
 
+    @property
     def elements(self) -> dict[str, int] | None:
         """Of an array: how many elements are in each state."""
         if not self.is_array:
@@ -265,7 +266,9 @@ class Task:
 
     def cancel(self) -> None:
         """Ask for the end of the task and all its processes; durable when it returns. No effect on one that ended."""
-        if not self.refresh().status.is_final:
+        with contextlib.suppress(StorageError):  # what cannot be told is ended all the same
+            self.refresh()
+        if not self.status.is_final:
             self._records.set_intent(self.task_id, Want.CANCEL)
             self._provider.release(self.task_id)
 
@@ -273,9 +276,16 @@ class Task:
         """Let a held task start."""
         if self._records.intent(self.task_id).want is not Want.HOLD:
             raise ValidationError(f"`{self.task_id}` is not held")
-        self._records.set_intent(self.task_id, Want.RUN)
+        if self._records.set_intent(self.task_id, Want.RUN).want is not Want.RUN:
+            raise ValidationError(f"`{self.task_id}` was cancelled")
+        self.allocate()
+
+    def allocate(self) -> None:
+        """Ask the provider for the machines of a task that is acknowledged, again where that was cut short."""
         self._provider.allocate(self.plan)
         self._records.mark_allocated(self.task_id)
+        if self._records.intent(self.task_id).want is Want.CANCEL:  # by somebody else, with nothing there to release
+            self._provider.release(self.task_id)
 
     def result(self) -> Any:
         """What the command left in `$FLOW_OUTPUT/result.json`, read as JSON; None where it left nothing.
@@ -341,16 +351,6 @@ class Task:
         enter = [sys.executable, str(Path(tail.__file__)), "enter", allocation.nodes[node].folder]
         return subprocess.run([*enter, *(["--", *words] if words else [])], check=False).returncode
 
-    # -- how the above is known
-
-    @property
-    def _index(self) -> str | None:
-        """The index of an element, as text; None for a whole task or array."""
-        return self.task_id.partition("_")[2] or None
-
-    def _allocation(self) -> Allocation | None:
-        found = [one for one in self._provider.allocations([self.task_id]) if one.task_id == self.task_id]
-        return found[0] if found else None
     def _no_shell(self) -> str:
         if self.is_array:
             return "is an array: a shell needs one of its elements"
@@ -365,6 +365,16 @@ class Task:
             return f"name an element: `flow ssh {self.task_id}_{self.plan.elements.indices[0]}`"
         return f"wait until it runs: `flow status {self.task_id} --watch`"
 
+    # -- how the above is known
+
+    @property
+    def _index(self) -> str | None:
+        """The index of an element, as text; None for a whole task or array."""
+        return self.task_id.partition("_")[2] or None
+
+    def _allocation(self) -> Allocation | None:
+        found = [one for one in self._provider.allocations([self.task_id]) if one.task_id == self.task_id]
+        return found[0] if found else None
 
     def _attempt_numbers(self) -> list[int]:
         from flow.log_folders import attempt_numbers

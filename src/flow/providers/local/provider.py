@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from flow.channel import Channel
-from flow.durable import storage_error
+from flow.durable import is_damage, is_full, leave_to_parent, storage_error, writing
 from flow.errors import StorageError
 from flow.gpus import Gpu
 from flow.machines import Allocation, Capabilities, Machines, Node, Offer
 from flow.plan import Plan
 from flow.providers import Option
 from flow.providers.local.inventory import read_inventory
-from flow.providers.local.mend import is_damage, is_missing, lacks, mend_queue
-from flow.providers.local.queue import Queue, Row
+from flow.providers.local.mend import lacks, mend_queue, needs_mending
+from flow.providers.local.queue import Queue, Row, suspect_path
 from flow.providers.local.rank import loopback, rank_folder
+from flow.providers.local.restore import note_given
 from flow.providers.local.wake import is_locked, start_scheduler, wake_scheduler
+from flow.record_format import read_intent
+from flow.status import Want
 
 _T = TypeVar("_T")
 
@@ -43,8 +49,7 @@ class Local:
         self._cpus = options.get("cpus")
         self._gpus = options.get("gpus")
         self.folder = Path(str(options["state_dir"])) if options.get("state_dir") else home / "local"
-        self._queue: Queue | None = None
-        self._queue_stamp = (0, 0)
+        self._mine = threading.local()  # a connection for each thread, and what it was opened on
 
     @property
     def capabilities(self) -> Capabilities:
@@ -77,35 +82,41 @@ class Local:
 
     def allocate(self, plan: Plan, attempt: int = 1) -> None:
         """Queue the plan; later attempts are the scheduler's own doing. Durable when it returns."""
-        self._ask(lambda queue: queue.add(plan))
-        wake_scheduler(self.folder, self.home, self._limits())
+        self._ask(lambda queue: queue.add(plan, cancelled=lambda: self._cancelled(plan)))
+        note_given(self.home, self.folder, plan.task_id)
+        self._wake()
 
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """From the queue's rows; a scheduler that is needed and not alive is started."""
-        rows = self._rows(task_ids) if self._has_queue() else []
+        rows = self._rows(task_ids)
         if not rows:
             return []
         if any(row.state != "ended" for row in rows) and not is_locked(self.folder / "scheduler.lock"):
-            start_scheduler(self.folder, self.home, self._limits())
+            with contextlib.suppress(OSError):  # no room: what there is can be read all the same
+                start_scheduler(self.folder, self.home, self._limits())
         created = self._ask(lambda queue: queue.created({row.base for row in rows}))
         places = self._ask(lambda queue: queue.places(rows))
         return [self._allocation(row, *created[row.base], places.get(row.id, 0)) for row in rows]
 
     def _rows(self, task_ids: Collection[str] | None) -> list[Row]:
-        """The queue's rows; what it has lost of the tasks asked for (a log that was removed) is put back."""
-        rows = self._ask(lambda queue: queue.rows(task_ids))
+        """The queue's rows; what it has lost of the tasks asked for (its log was removed, say) is put back."""
+        may_have = self._has_queue() or (task_ids is None and needs_mending(self.home, self.folder))
+        rows = self._ask(lambda queue: queue.rows(task_ids)) if may_have else []
         missing = {one.partition("_")[0] for one in task_ids or ()} - {row.base for row in rows}
         if missing and lacks(self.home, self.folder, missing):
-            mend_queue(self.home, self.folder)
+            self._mend()
             rows = self._ask(lambda queue: queue.rows(task_ids))
         return rows
 
     def release(self, task_id: str, attempt: int | None = None) -> None:
         """End the task and its processes; the scheduler does it, and is woken for it."""
-        if not self._has_queue():
-            return
+        base = task_id.partition("_")[0]
+        if not (self._has_queue() and self._ask(lambda queue: queue.holds(base))):
+            if not lacks(self.home, self.folder, [base]):
+                return
+            self._mend()
         self._ask(lambda queue: queue.ask_cancel(task_id, now=time.time()))
-        wake_scheduler(self.folder, self.home, self._limits())
+        self._wake()
 
     def channel(self, allocation: Allocation, rank: int = 0) -> Channel:
         """This machine: nothing stands before the command."""
@@ -113,6 +124,8 @@ class Local:
 
     def _allocation(self, row: Row, created: float, plan_hash: str, place: int) -> Allocation:
         machines = {"started": Machines.UP, "ended": Machines.GONE}.get(row.state, Machines.QUEUED)
+        if row.cancel is not None and row.attempt == 0:  # the scheduler looks at that first: it never starts
+            machines, row = Machines.GONE, replace(row, reason=row.reason if row.state == "ended" else "")
         return Allocation(
             task_id=row.id,
             attempt=row.attempt,
@@ -142,23 +155,52 @@ class Local:
             return "waits for " + ", ".join(f"{upstream} to be {state}" for upstream, state in waits)
         return ""
 
+    def _cancelled(self, plan: Plan) -> list[str]:
+        """What of a task or array the user has cancelled: itself, or elements of it."""
+        record, elements = self.home / "record", plan.elements.indices if plan.elements else ()
+        touched = [f"{plan.task_id}_{one}" for one in elements if os.path.isdir(f"{record}/{plan.task_id}_{one}")]  # noqa: PTH112  # may be 10,000
+        intents = ((task_id, read_intent(record / task_id)) for task_id in (plan.task_id, *touched))
+        return [task_id for task_id, intent in intents if intent and intent.want is Want.CANCEL]
+
+    def _wake(self) -> None:
+        with writing(self.home):
+            wake_scheduler(self.folder, self.home, self._limits())
+
+    # -- the queue
+
     def _ask(self, question: Callable[[Queue], _T]) -> _T:
-        """Ask the queue; one that is damaged is rebuilt from the records and asked once more, as is a new one."""
-        try:
-            answer, asked = question(self._open()), self._queue_stamp
-            return answer if asked == self._stamp() else question(self._open())
-        except sqlite3.DatabaseError as error:
-            if not is_damage(error):
-                raise self._unusable(error) from error
-        self._queue = None
+        """Ask the queue; again, if it was replaced meanwhile, and after it was rebuilt where it is damaged."""
+        failures = 0
+        while True:
+            try:
+                answer, asked = question(self._open()), self._mine.stamp
+                return answer if asked == self._stamp() else question(self._open())
+            except sqlite3.DatabaseError as error:
+                failures += 1
+                if failures > 2 or not self._is_answered(error, is_first=failures == 1):
+                    raise self._unusable(error) from error
+
+    def _is_answered(self, error: sqlite3.DatabaseError, *, is_first: bool) -> bool:
+        """Whether the same may be asked again."""
+        text, stamp = str(error).lower(), getattr(self._mine, "stamp", None)
+        self._mine.queue = None
+        if "readonly" in text and stamp != self._stamp():  # the file was replaced under us
+            return True
+        if not is_damage(error) or is_full(self.folder):
+            return False
+        if "disk i/o" not in text or not is_first:  # those may pass
+            self._mend()
+        return True
+
+    def _mend(self) -> None:
+        self._mine.queue = None
         try:
             mend_queue(self.home, self.folder)
-            return question(self._open())
         except sqlite3.DatabaseError as error:
             raise self._unusable(error) from error
 
     def _unusable(self, error: sqlite3.DatabaseError) -> StorageError:
-        if "full" in str(error):
+        if "full" in str(error) or is_full(self.folder):
             return storage_error(self.home, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         return StorageError(
             f"the local queue `{self.folder / 'local.db'}` cannot be used: {error}",
@@ -166,20 +208,26 @@ class Local:
         )
 
     def _has_queue(self) -> bool:
-        return (self.folder / "local.db").exists() or is_missing(self.home, self.folder)
+        return (self.folder / "local.db").exists()
 
     def _open(self) -> Queue:
-        """The connection: another one in a forked process, as SQLite's must not be carried over, and on a new file."""
-        if self._queue is None or self._queue_stamp != self._stamp():
-            if is_missing(self.home, self.folder):
-                mend_queue(self.home, self.folder)
+        """This thread's connection, on the file that is there now."""
+        queue: Queue | None = getattr(self._mine, "queue", None)
+        stamp = self._stamp()
+        if queue and self._mine.stamp == stamp and not suspect_path(queue.path).exists():
+            return queue
+        if queue and self._mine.stamp[0] != stamp[0]:
+            leave_to_parent(queue.db)
+        if needs_mending(self.home, self.folder):
+            self._mend()
+        with writing(self.home):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._queue = Queue(self.folder / "local.db")
-            self._queue_stamp = self._stamp()
-        return self._queue
+        queue = self._mine.queue = Queue(self.folder / "local.db")
+        self._mine.stamp = self._stamp()
+        return queue
 
     def _stamp(self) -> tuple[int, int]:
-        """Another one when the queue must be opened again."""
+        """Another one when the queue must be opened again: in a forked process, or on a new file."""
         try:
             return os.getpid(), (self.folder / "local.db").stat().st_ino
         except OSError:

@@ -6,11 +6,12 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from flow.durable import is_damage
 from flow.machines import Report
 from flow.plan import Plan, plan_from_dict
 
@@ -95,21 +96,30 @@ class Queue:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing; taken for writing at once, so that it waits its turn here and not in the middle."""
-        self.db.execute("BEGIN IMMEDIATE")
         try:
+            self.db.execute("BEGIN IMMEDIATE")
             yield
-        except BaseException:
-            self.db.execute("ROLLBACK")
+            self.db.execute("COMMIT")
+        except BaseException as error:
+            with suppress(sqlite3.Error):  # there is none any more where the disk is full
+                self.db.execute("ROLLBACK")
+            note_damage(self.path, error)
             raise
-        self.db.execute("COMMIT")
 
-    def add(self, plan: Plan, *, created: float | None = None) -> bool:
-        """Queue the plan's task or its whole array; False, and nothing done, where it is there already."""
+    def add(self, plan: Plan, *, cancelled: Callable[[], Iterable[str]] = tuple) -> bool:
+        """Queue the plan's task or its whole array; False, and nothing done, where it is there already.
+
+        `cancelled` gives what of it the user has cancelled, on record before `ask_cancel` is called. As it is asked
+        when nobody else can write, one of the two sees the other.
+        """
         with self.transaction():
-            return self.insert(plan, created=created)
+            is_new = self.insert(plan)
+            for task_id in cancelled():
+                self.note_cancel(task_id, now=time.time())
+        return is_new
 
     def insert(self, plan: Plan, *, created: float | None = None) -> bool:
-        """The same, for use inside `transaction`."""
+        """Queue it, inside `transaction`; `created`: when it was submitted, seconds since the epoch."""
         if self.holds(plan.task_id):
             return False
         text = json.dumps(plan.to_dict(), separators=(",", ":"))
@@ -131,11 +141,27 @@ class Queue:
     def plan(self, base: str) -> Plan:
         """The plan of a task or array, kept in memory once read."""
         if base not in self._plans:
-            (text,) = self.db.execute("SELECT plan FROM plan WHERE base = ?", (base,)).fetchone()
             if len(self._plans) > 2000:
                 self._plans.clear()
-            self._plans[base] = plan_from_dict(json.loads(text))
+            try:
+                (text,) = self.db.execute("SELECT plan FROM plan WHERE base = ?", (base,)).fetchone() or ("",)
+                self._plans[base] = _plan(base, text)
+            except sqlite3.DatabaseError as error:
+                note_damage(self.path, error)
+                raise
         return self._plans[base]
+
+    def check(self) -> None:
+        """Raises sqlite3.DatabaseError where anything in the file cannot be read."""
+        (found,) = self.db.execute("PRAGMA quick_check").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"malformed: {found}")
+        for values in self.db.execute(f"SELECT {_COLUMNS} FROM task"):
+            _row(values)
+        for base, text in self.db.execute(
+            "SELECT base, coalesce(plan, '') FROM (SELECT DISTINCT base FROM task) LEFT JOIN plan USING (base)"
+        ):
+            _plan(base, text)
 
     def created(self, bases: Collection[str]) -> dict[str, tuple[float, str]]:
         """(created, plan hash) of each plan named."""
@@ -328,11 +354,33 @@ def _new_rows(plan: Plan) -> Iterator[tuple[str, str, int | None, str, int, floa
         yield f"{plan.task_id}_{index}", plan.task_id, index, state, plan.priority, plan.not_before
 
 
+def suspect_path(path: Path) -> Path:
+    """The file that is there while the queue in `path` is known to be damaged."""
+    return path.with_name(f"{path.name}.suspect")
+
+
+def note_damage(path: Path, error: BaseException) -> None:
+    """Leave word that the queue must be mended, for whoever opens it next; nothing where `error` is not about that."""
+    if isinstance(error, sqlite3.DatabaseError) and is_damage(error) and "disk i/o" not in str(error).lower():
+        with suppress(OSError):
+            suspect_path(path).touch(mode=0o600)
+
+
+def _plan(base: str, text: str) -> Plan:
+    try:
+        return plan_from_dict(json.loads(text))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise sqlite3.DatabaseError(f"malformed plan of {base}") from error
+
+
 def _row(values: tuple[object, ...]) -> Row:
     row = list(values)
     gpu_ids, reports = str(row[11]), str(row[14])
-    row[11] = tuple(json.loads(gpu_ids)) if gpu_ids != "[]" else ()
-    row[14] = {int(rank): _report(one) for rank, one in json.loads(reports).items()} if reports != "{}" else {}
+    try:
+        row[11] = tuple(json.loads(gpu_ids)) if gpu_ids != "[]" else ()
+        row[14] = {int(rank): _report(one) for rank, one in json.loads(reports).items()} if reports != "{}" else {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise sqlite3.DatabaseError(f"malformed row of {row[1]}") from error
     return Row(*row)  # type: ignore[arg-type]  # SQLite gives the types of the schema
 
 

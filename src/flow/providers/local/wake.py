@@ -10,29 +10,36 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from flow.durable import unlock
+
+_START_SECONDS = 5.0  # for the scheduler that another process starts, until it listens
+
 
 def wake_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]) -> None:
-    """Tell the scheduler that the queue changed; start one where none listens.
+    """Tell the scheduler that the queue changed; start one where none listens. Raises OSError.
 
     A scheduler that is about to leave closes the FIFO before it looks at the queue a last time: whoever could write
-    is seen, and whoever could not starts the next one.
+    is seen, and whoever could not starts the next one. One that is being started is waited for, as it may die before
+    it listens.
     """
-    if not _poke(folder / "wake"):
-        start_scheduler(folder, home, limits)
+    deadline = time.monotonic() + _START_SECONDS
+    while not _poke(folder / "wake") and not start_scheduler(folder, home, limits):
+        if time.monotonic() > deadline:
+            return  # it still holds `start.lock`, and looks at the queue once it listens
+        time.sleep(0.005)
 
 
-def start_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]) -> None:
-    """Start a scheduler process, detached from this one and its terminal, unless one is being started.
+def start_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]) -> bool:
+    """Start a scheduler process, detached from this one and its terminal; False where one is being started.
 
-    The one that is being started holds `start.lock` until it listens; as it looks at the queue after that, it sees
-    what was put there before we found the lock taken. `limits`: "cpus" and "gpus" to give out. Started by a task, it
-    does not carry that one's mark, by which its processes are found when they are to end.
+    The one that is being started holds `start.lock` until it listens. `limits`: "cpus" and "gpus" to give out. Started
+    by a task, it does not carry that one's mark, by which its processes are found when they are to end.
     """
     import subprocess  # see scheduler.py on what is imported there
 
     starting = take_lock(folder / "start.lock")
     if starting is None:
-        return
+        return False
     program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("start.py"))]
     try:
         with (folder / "scheduler.log").open("ab") as log:
@@ -46,8 +53,11 @@ def start_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]
                 pass_fds=[starting],
                 start_new_session=True,
             )
-    finally:
-        os.close(starting)
+    except BaseException:
+        unlock(starting)
+        raise
+    os.close(starting)  # it is the scheduler's now
+    return True
 
 
 def _unmarked(environ: Mapping[str, str]) -> dict[str, str]:
@@ -84,7 +94,7 @@ def is_locked(path: Path) -> bool:
     except BlockingIOError:
         return True
     finally:
-        os.close(descriptor)
+        unlock(descriptor)
     return False
 
 
