@@ -450,7 +450,10 @@ def test_a_task_of_bytes_that_are_no_text_runs_and_stops_nobody(project: Path) -
     command = [sys.executable, "-m", "flow", "run", "--watch", "--name"]
     ended = subprocess.run([*command, "raw", "--", "printf", f"a{not_text}b\n"], capture_output=True)
     assert (ended.returncode, ended.stdout) == (0, b"a\xffb\n")
-    assert subprocess.run([*command, "lost", "--working-dir", not_text, "true"], capture_output=True).returncode == 126
+    assert (
+        subprocess.run([*command, "lost", "--working-dir", f"/{not_text}", "true"], capture_output=True).returncode
+        == 126
+    )
     for task in ("raw", "lost"):
         for more in ([], ["--json"]):
             assert flow("info", task, *more).returncode == 0

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -402,7 +403,8 @@ class _Story:
         process = self.processes.get("follower")
         if process is None or process.returncode == -signal.SIGKILL:
             return
-        seen = (self.folder / "follower").read_text().splitlines()
+        text = (self.folder / "follower").read_text()
+        seen = [re.sub(r"^\[\d+\] ", "", line) for line in text.splitlines()]  # of an array, each has its index
         whole = [line.text.decode() for line in tasks[self.followed].lines(stream="stdout")]
         if sorted(seen) != sorted(whole):
             self._wrong(f"{self.followed}: the follower saw {seen}, written was {whole}")
