@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -15,11 +16,13 @@ from typing import Any
 import pytest
 
 from flow.client import Flow
+from flow.durable import NoRoomError
 from flow.errors import FlowError, ValidationError
 from flow.machines import Machines
 from flow.providers.local import mend
 from flow.providers.local.queue import Queue
 from flow.providers.local.wake import is_locked
+from flow.record import Records
 from flow.task import Task
 from tests.support.hardship import small_disk
 from tests.support.processes import end, end_scheduler, is_alive, wait_until
@@ -289,3 +292,43 @@ def test_the_same_key_is_the_same_request_though_the_project_changed(
     with pytest.raises(ValidationError, match="used for another request"):
         client.run("echo two", idempotency_key="k")
     assert first.wait(timeout=20) == "completed"
+
+
+_FIVE_TASKS = """
+from flow.client import Flow
+client = Flow()
+def run(command, **fields):
+    return client.run(command, upload_code=False, **fields)
+large = "head -c 100000 /dev/zero > $FLOW_OUTPUT/large"
+ended = [run(large, array="1-3"), run(large), run("exit 1", retries=1)]
+for task in ended:
+    task.wait(timeout=20)
+print(*ended, run("true", hold=True), run("true", depends_on=[ended[1].task_id], hold=True))
+"""
+
+
+def test_prune_makes_room_on_a_disk_without_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with small_disk(tmp_path / "disk", megabytes=6) as disk:
+        home = disk / "flow"
+        monkeypatch.setenv("FLOW_HOME", str(home))
+        array, awaited, again, *open_ = subprocess.check_output([sys.executable, "-c", _FIVE_TASKS], text=True).split()
+        end_scheduler(home, tmp_path)
+        assert not list(home.glob("*.db-*"))  # SQLite has to make its files again
+        (home / "local" / "spare").unlink()
+        fill(disk / "ballast")
+        with pytest.raises(NoRoomError):
+            Records(home).rows()
+        assert Flow().prune(keep=0, dry_run=True).task_ids == (array, again)
+        pruned = Flow().prune(keep=0)
+        assert (pruned.task_ids, pruned.bytes > 300_000) == ((array, again), True)
+        assert {task.task_id for task in Flow().tasks()} == {awaited, *open_}
+        assert run(Flow(), "echo room").wait(timeout=20) == "completed"
+        end_scheduler(home, tmp_path)
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        for size in (65536, 4096, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)) == size:
+                    pass

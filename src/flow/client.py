@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flow.durable import NoRoomError
 from flow.errors import FlowError, ResourceNotFoundError, StorageError, ValidationError
 from flow.observe import observe
 from flow.providers import Provider
@@ -235,9 +236,10 @@ class Flow:
         """Remove records of ended tasks: by age, all but the newest `keep`, or down to `max_bytes`."""
         with suppress(OSError):  # room to work in on a full disk: the local scheduler keeps it, and makes it anew
             (self.home / "local" / "spare").unlink(missing_ok=True)
-        self._finish_interrupted()
-        self._look_at(row.task_id for row in self.records.rows(unfinished=True))
-        self._record_ends()
+        with suppress(NoRoomError):  # then what has ended by its own files goes
+            self._finish_interrupted()
+            self._look_at(row.task_id for row in self.records.rows(unfinished=True))
+            self._record_ends()
         return self.records.prune(
             older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run
         )
@@ -296,8 +298,12 @@ class Flow:
         ended = [row.task_id for row in self.records.rows(states=FINAL) if self._has_no_final(row.task_id)]
         for task_id, outcome in self._look_at(ended).items():
             if outcome.state.is_final:
-                with suppress(FlowError):
+                try:
                     self.records.set_final(task_id, outcome)
+                except NoRoomError:
+                    raise
+                except FlowError:
+                    continue  # damaged, and told of
 
     def _has_no_final(self, task_id: str) -> bool:
         """Whether its end is not on record; one that is damaged stays as it is."""

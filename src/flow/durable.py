@@ -22,6 +22,10 @@ _LEAST_BYTES = 65536  # free on the disk, for SQLite to open a file
 _PARENTS: list[sqlite3.Connection] = []
 
 
+class NoRoomError(StorageError):
+    """The disk that holds Flow's folder is full, or the user's share of it."""
+
+
 @contextlib.contextmanager
 def writing(store: Path) -> Iterator[None]:
     """Turns an OSError into a StorageError that names the store and says what to do."""
@@ -38,11 +42,12 @@ def why(error: Exception) -> str:
 
 def storage_error(store: Path, error: OSError) -> StorageError:
     """What stands in the way of writing to Flow's folder."""
+    kind: type[StorageError]
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        suggestions = ["make room there: `flow prune` removes what old tasks left"]
+        kind, suggestion = NoRoomError, "make room there: `flow prune` removes what old tasks left"
     else:
-        suggestions = ["point FLOW_HOME at a folder that you can write to"]
-    return StorageError(f"cannot write to Flow's folder `{store}`: {why(error)}", suggestions=suggestions)
+        kind, suggestion = StorageError, "point FLOW_HOME at a folder that you can write to"
+    return kind(f"cannot write to Flow's folder `{store}`: {why(error)}", suggestions=[suggestion])
 
 
 def is_full(folder: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import time
@@ -10,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flow.blobs import collect_garbage
-from flow.durable import why
+from flow.durable import NoRoomError, why
 from flow.errors import StorageError
+from flow.plan import Plan
+from flow.record_format import entry_from, read_final, submission_from
 from flow.record_index import RecordIndex, Row
 from flow.references import split_element
-from flow.status import FINAL, Outcome, TaskStatus
+from flow.status import FINAL, Outcome, TaskStatus, attempt_outcome, read_report
 
+_UNREADABLE = (OSError, StorageError, ValueError, LookupError, TypeError, AttributeError)
 _DOOMED = ".pruned-"  # a record's folder is named so before it is emptied, so that a crash leaves no half of one
 
 
@@ -43,23 +48,39 @@ def doom(
 
     To be called by the holder of the index's lock. `final` reads the recorded end of a task: the index may err.
     """
-    folders = _folders(record)
     awaited = _awaited(index)
     ended = [
         (row, end)
         for row in index.rows({}, states=sorted(FINAL))
-        if row.task_id not in awaited and (end := _end_of(row, final)) is not None
+        if row.task_id not in awaited and (end := _end_of(record, row, final)) is not None
     ]
-    sizes = {row.task_id: sum(map(_size, folders.get(row.task_id, ()))) for row, _ in ended}
-    total = sum(_size(folder) for those in folders.values() for folder in those) if limits.max_bytes is not None else 0
-    doomed = choose(ended, sizes, total, limits=limits, now=time.time())
+    gone = _doom(record, ended, limits=limits, dry_run=dry_run)
     if not dry_run:
-        for task_id in doomed:
-            # elements first: while the record itself is there, a crash leaves a task that can be pruned again
-            for folder in sorted(folders.get(task_id, ()), key=lambda path: path.name == task_id):
-                folder.rename(record / f"{_DOOMED}{folder.name}")
-        index.remove(doomed)
-    return Pruned(tuple(doomed), sum(sizes[task_id] for task_id in doomed))
+        with contextlib.suppress(NoRoomError):  # it is dropped when it is asked for
+            index.remove(gone.task_ids)
+    return gone
+
+
+def doom_without_index(record: Path, *, limits: Limits, dry_run: bool) -> Pruned:
+    """The same on a full disk, where only reading and removing is possible: records and task folders tell the ends.
+
+    A task whose end only its provider knows stays.
+    """
+    ended: list[tuple[Row, float]] = []
+    awaited: set[str] = set()
+    for path in sorted(record.glob("*/record.json"), reverse=True):
+        try:
+            values = json.loads(path.read_bytes())
+            plan, row = submission_from(values).plan, entry_from(values).row
+            end = _end_on_disk(record, plan)
+        except _UNREADABLE:
+            continue
+        if end is None:
+            awaited.update(split_element(one.task_id)[0] for one in plan.after)
+        elif row:
+            ended.append((row, end))
+    may_go = [(row, end) for row, end in ended if row.task_id not in awaited]
+    return _doom(record, may_go, limits=limits, dry_run=dry_run)
 
 
 def empty(record: Path) -> list[str]:
@@ -108,13 +129,51 @@ def choose(
     return [task_id for task_id in oldest_first if task_id in doomed]
 
 
-def _end_of(row: Row, final: Callable[[str], Outcome | None]) -> float | None:
-    """When a task ended, or None when its record does not say that it did."""
+def _doom(record: Path, ended: list[tuple[Row, float]], *, limits: Limits, dry_run: bool) -> Pruned:
+    folders = _folders(record)
+    sizes = {row.task_id: sum(map(_size, folders.get(row.task_id, ()))) for row, _ in ended}
+    total = sum(_size(folder) for those in folders.values() for folder in those) if limits.max_bytes is not None else 0
+    doomed = choose(ended, sizes, total, limits=limits, now=time.time())
+    if not dry_run:
+        for task_id in doomed:
+            # elements first: while the record itself is there, a crash leaves a task that can be pruned again
+            for folder in sorted(folders.get(task_id, ()), key=lambda path: path.name == task_id):
+                folder.rename(record / f"{_DOOMED}{folder.name}")
+    return Pruned(tuple(doomed), sum(sizes[task_id] for task_id in doomed))
+
+
+def _end_on_disk(record: Path, plan: Plan) -> float | None:
+    """When a task or every element of an array ended for good, or None. Raises StorageError on a damaged end."""
+    final = read_final(record / plan.task_id)
+    if final:
+        return final.ended or 0.0
+    indices = plan.elements.indices if plan.elements else ()
+    ids = [f"{plan.task_id}_{index}" for index in indices] or [plan.task_id]
+    ends = [_last_end(record / task_id, plan) for task_id in ids]
+    known = [end for end in ends if end is not None]
+    return max(known) if len(known) == len(ends) else None
+
+
+def _last_end(folder: Path, plan: Plan) -> float | None:
+    """When the last attempt ended; None while it has not, or where another may follow."""
+    numbers = [int(one.name) for one in folder.glob("[0-9]*") if one.name.isdigit()]
+    last = max(numbers, default=0)
+    found = {rank: read_report(folder / str(last) / str(rank)) for rank in range(plan.nodes)}
+    reports = {rank: report for rank, report in found.items() if report}
+    outcome = attempt_outcome(reports, plan.nodes, attempt=last)
+    if outcome is None or (outcome.state in (TaskStatus.FAILED, TaskStatus.LOST) and last <= plan.retries):
+        return None
+    return outcome.ended or 0.0
+
+
+def _end_of(record: Path, row: Row, final: Callable[[str], Outcome | None]) -> float | None:
+    """When a task ended, or None when neither its record nor its folders say that it did."""
     try:
         outcome = final(row.task_id)
-    except StorageError:
-        return None
-    if outcome is None:
+        if outcome is None:
+            values = json.loads((record / row.task_id / "record.json").read_bytes())
+            return _end_on_disk(record, submission_from(values).plan)
+    except _UNREADABLE:
         return None
     return outcome.ended if outcome.ended is not None else row.created
 
@@ -147,4 +206,9 @@ def _remove_tree(folder: Path) -> None:
 
 
 def _size(folder: Path) -> int:
-    return sum(os.lstat(f"{path}/{name}").st_size for path, _, names in os.walk(folder) for name in names)
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # it belongs to a task that runs
+                total += os.lstat(f"{path}/{name}").st_size
+    return total

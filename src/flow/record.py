@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flow.durable import create_durably, sync_path, why, write_durably, writing
+from flow.durable import NoRoomError, create_durably, sync_path, why, write_durably, writing
 from flow.errors import FlowError, StorageError, TaskNotFoundError, ValidationError
 from flow.record_format import (
     Submission,
@@ -230,17 +230,25 @@ class Records:
         Uploaded projects that no task names any more go too.
         """
         from flow.blobs import store_lock  # what a list of tasks does not need
-        from flow.prune import Limits, Pruned, collect, doom, empty
+        from flow.prune import Limits, Pruned, collect, doom, doom_without_index, empty
 
         limits = Limits(older_than_seconds, keep, max_bytes)
-        with self._alone():
-            self._index.catch_up()
-            gone = doom(self._folder, self._index, self.final, limits=limits, dry_run=dry_run)
+        try:
+            with self._alone():
+                self._index.catch_up()
+                gone = doom(self._folder, self._index, self.final, limits=limits, dry_run=dry_run)
+        except NoRoomError:
+            with self._alone():
+                gone = doom_without_index(self._folder, limits=limits, dry_run=dry_run)
         if not dry_run:
             self.notes.extend(empty(self._folder))
-        with store_lock(self.home, shared=False), self._alone():  # in the order of one who submits
-            self._index.catch_up()
-            return Pruned(gone.task_ids, gone.bytes + collect(self.home, self._index, gone.task_ids, dry_run=dry_run))
+        try:
+            with store_lock(self.home, shared=False), self._alone():  # in the order of one who submits
+                self._index.catch_up()
+                more = collect(self.home, self._index, gone.task_ids, dry_run=dry_run)
+        except NoRoomError:  # still: the index drops what is gone when it is asked for it
+            return gone
+        return Pruned(gone.task_ids, gone.bytes + more)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

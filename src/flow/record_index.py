@@ -183,7 +183,7 @@ class RecordIndex:
         """Take in every record that is on disk, whatever the index believes."""
         self.write(lambda db: db.execute("DELETE FROM meta WHERE key = 'boot'"))
         self._mine.connection = None
-        self._opened()
+        self._try(lambda db: None)
 
     def _try(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         try:
