@@ -56,7 +56,7 @@ _SECTIONS = {
 @click.option("-t", "--max-run-time-hours", type=float, metavar="HOURS", help="End it when it has run so long.")
 @click.option("--retries", type=click.IntRange(min=0), metavar="N", help="How often to run again after a failure.")
 @click.option("--priority", type=int, metavar="N", help="Higher goes first.")
-@click.option("--idempotency-key", metavar="KEY", help="Asked twice with the same key, submit once.")
+@click.option("--idempotency-key", metavar="KEY", help="Asked twice with it, submit once, though files changed.")
 @click.option("-w", "--watch", is_flag=True, help="Follow it to the end and exit with its code.")
 @click.option("-d", "--dry-run", is_flag=True, help="Print what would be submitted; submit nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
