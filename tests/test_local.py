@@ -245,7 +245,7 @@ def test_output_and_error_go_to_files_of_the_submitter_too(
     monkeypatch.chdir(tmp_path)
     task = submit("echo out; echo err >&2", name="train", output="%x-%j.out", error="err-%a.txt", array=[4])
     assert task.wait(timeout=30) == "completed"
-    assert (tmp_path / f"train-{task.task_id}.out").read_text() == "out\n"
+    assert (tmp_path / f"train-{task.task_id}_4.out").read_text() == "out\n"
     assert (tmp_path / "err-4.txt").read_text() == "err\n"
 
 

@@ -273,7 +273,12 @@ class Task:
             self._provider.release(self.task_id)
 
     def resume(self) -> None:
-        """Let a held task start."""
+        """Let a held task start. Raises ValidationError where it is not held, or is but an element of an array."""
+        if self._index is not None:
+            raise ValidationError(
+                f"`{self.task_id}` is an element of an array",
+                suggestions=[f"let all of it start with `flow resume {self._submission.task_id}`"],
+            )
         if self._records.intent(self.task_id).want is not Want.HOLD:
             raise ValidationError(f"`{self.task_id}` is not held")
         if self._records.set_intent(self.task_id, Want.RUN).want is not Want.RUN:

@@ -81,7 +81,7 @@ class Local:
         ]
 
     def allocate(self, plan: Plan, attempt: int = 1) -> None:
-        """Queue the plan; later attempts are the scheduler's own doing. Durable when it returns."""
+        """Queue the plan; later attempts are the scheduler's own doing."""
         self._ask(lambda queue: queue.add(plan, cancelled=lambda: self._cancelled(plan)))
         note_given(self.home, self.folder, plan.task_id)
         self._wake()

@@ -79,13 +79,13 @@ class Row:
 class Queue:
     """A connection to the queue. Raises sqlite3.DatabaseError where the file is damaged; the caller mends that."""
 
-    def __init__(self, path: Path, *, durable: bool = True) -> None:
-        """Open, and make where missing. `durable`: a commit survives a power cut, not only the death of processes."""
+    def __init__(self, path: Path) -> None:
+        """Open, and make where missing."""
         self.path = path
         with suppress(OSError):  # plans hold secrets; never opened if it is there: closing frees SQLite's locks
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         self.db = sqlite3.connect(path, timeout=60, isolation_level=None)
-        self.db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        self.db.execute("PRAGMA synchronous = NORMAL")  # what a power cut takes back is in the records and the folders
         self._make_schema()
         self._plans: dict[str, Plan] = {}
 

@@ -81,6 +81,7 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         "image": plan.image,
         "engine": plan.engine,
         "gpu_ids": None,
+        "given_gpus": list(row.gpu_ids),  # also where `env` chooses what the command sees
         "ports": plan.ports,
         "memory_gb": plan.memory_gb,
         "limit_seconds": limit,

@@ -140,7 +140,7 @@ def _reports_of(final: Outcome, nodes: int) -> dict[int, Report]:
 def _gpu_ids(folder: Path) -> list[int]:
     """The GPUs that an attempt was given."""
     try:
-        return [int(one) for one in json.loads((folder / "task.json").read_bytes())["gpu_ids"] or ()]
+        return [int(one) for one in json.loads((folder / "task.json").read_bytes())["given_gpus"]]
     except (OSError, ValueError, LookupError, TypeError):
         return []
 

@@ -18,11 +18,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from flow.durable import unlock
 from flow.machines import Report
 from flow.plan import Plan
 from flow.providers.local import burial
 from flow.providers.local.inventory import Inventory, read_inventory
-from flow.providers.local.queue import Queue, Row
+from flow.providers.local.queue import Queue, Row, note_damage
 from flow.providers.local.rank import new_meeting, rank_folder, write_job
 from flow.providers.local.waiting import Waiting
 from flow.providers.local.wake import open_fifo, take_lock
@@ -60,7 +61,7 @@ def run(home: Path, folder: Path, starting: int, *, cpus: float | None = None, g
     if lock is None:
         return
     fifo = open_fifo(folder / "wake")
-    os.close(starting)
+    unlock(starting)
     inventory = read_inventory(cpus=cpus, gpus=gpus)
     try:
         while not _serve(home, folder, inventory, fifo=fifo):
@@ -82,6 +83,7 @@ def _serve(home: Path, folder: Path, inventory: Inventory, *, fifo: int) -> bool
             scheduler.serve()
     except sqlite3.DatabaseError as error:
         _log(f"queue `{folder / 'local.db'}`: {error}")
+        note_damage(folder / "local.db", error)
         with contextlib.suppress(OSError):
             spare.unlink(missing_ok=True)
         return not any(word in str(error) for word in ("full", "locked"))  # else the next flow command mends it
@@ -102,7 +104,7 @@ class Scheduler:
     def __init__(self, home: Path, folder: Path, inventory: Inventory, fifo: int) -> None:
         self.home = home
         self.folder = folder
-        self.queue = Queue(folder / "local.db", durable=False)  # what a power cut takes back is in the folders
+        self.queue = Queue(folder / "local.db")
         self.inventory = inventory
         self.attempts: dict[str, _Attempt] = {}
         self.workers = Workers()
