@@ -100,7 +100,8 @@ def _without_env(job: Mapping[str, Any], is_kept: Callable[[str], bool]) -> tupl
 def _files_for(task: Mapping[str, Any]) -> list[str]:
     """The files of `node/` that this task needs on its machine."""
     wanted = {"unpack.py": task.get("code"), "container.py": task.get("image"), "peers.py": task.get("nodes", 1) > 1}
-    return ["runner.py", "processes.py", *(name for name, is_needed in wanted.items() if is_needed)]
+    always = ["runner.py", "processes.py", "loop.py", "log.py"]
+    return always + [name for name, is_needed in wanted.items() if is_needed]
 
 
 def _stripped(source: str) -> str:

@@ -14,7 +14,8 @@ import time
 from typing import TYPE_CHECKING, Any, Callable
 
 if TYPE_CHECKING:
-    from flow.node.runner import Loop, Rank
+    from flow.node.loop import Loop
+    from flow.node.runner import Rank
 
 LOST_PEER_SECONDS = 10  # a rank whose connection was cut is lost after this
 LOST_MAIN_SECONDS = 60  # and rank 0 after this

@@ -12,14 +12,11 @@ import fcntl
 import importlib
 import json
 import os
-import selectors
 import signal
-import struct
 import sys
 import time
 from typing import Any, Callable
 
-RECORD = struct.Struct("<QQQ")  # of log.idx: time in ns, end of stdout.log, end of stderr.log
 OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LAST_WORD_SECONDS = 3  # how long a cancelled rank tries to reach the others
@@ -31,7 +28,7 @@ def _beside(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
-processes = _beside("processes")
+log, loop, processes = map(_beside, ("log", "loop", "processes"))
 if __package__:  # a scheduler forks one runner after the other: what most tasks need is loaded once
     _beside("unpack")
 
@@ -54,81 +51,13 @@ def run(folder: str, lock_fd: int | None = None, keep: int | None = None) -> boo
         rank.end(*end.args)
     except Exception as error:  # whatever it is, the task must not stay "running" for ever
         rank.command.kill()
-        rank.end(126, None, "lost" if rank.started else "start", _say(error))
+        rank.end(126, None, "lost" if rank.started else "start", log.say(error))
     rank.see_peers_end()
     return rank.close(keep)
 
 
 class Ended(Exception):  # noqa: N818  # an end is not always an error
     """The task ends before its command runs: code, signal, cause, reason."""
-
-
-class Loop:
-    """What is waited for: descriptors and points in time, each with what to do then."""
-
-    def __init__(self) -> None:
-        self.selector = selectors.DefaultSelector()
-        self.times: dict[str, tuple[float, Callable[[], Any]]] = {}
-
-    def on(self, source: Any, act: Callable[[], Any], event: int = selectors.EVENT_READ) -> None:
-        """Do `act` each time that `source` has something to read, or whatever `event` says."""
-        self.selector.register(source, event, act)
-
-    def off(self, source: Any) -> None:
-        """No longer wait for `source`."""
-        self.selector.unregister(source)
-
-    def after(self, seconds: float, name: str, act: Callable[[], Any]) -> None:
-        """Do `act` once, that much later, unless `name` is set anew or taken out of `times` before."""
-        self.times[name] = (time.monotonic() + seconds, act)
-
-    def step(self, most: float | None = None) -> None:
-        """Wait for the next thing, at most `most` seconds, and do what is to be done."""
-        waits = [when - time.monotonic() for when, _ in self.times.values()] + ([] if most is None else [most])
-        for key, _ in self.selector.select(max(0, min(waits)) if waits else None):
-            if self.selector.get_map().get(key.fd) == key:  # not taken out by what was done before it
-                key.data()
-        now = time.monotonic()
-        for name, (when, act) in list(self.times.items()):
-            if when <= now and self.times.get(name) == (when, act):
-                del self.times[name]
-                act()
-
-
-class Log:
-    """The command's output on disk: two files of bytes, and an index that keeps the order of their arrival."""
-
-    def __init__(self, folder: str, copies: list[str | None]) -> None:
-        self.cut = ""  # why output was dropped
-        names = ["stdout.log", "stderr.log", "log.idx"]
-        self.files = [_append_to(os.path.join(folder, name)) for name in names]
-        self.copies = [_append_to(path) if path else None for path in copies]
-        self.ends = [os.fstat(fd).st_size for fd in self.files]
-
-    def append(self, stream: int, data: bytes) -> None:
-        """Never fails: what the disk does not take is dropped and remembered in `cut`."""
-        begin, end = self.ends[stream], self.ends[stream] + self._write(self.files[stream], data)
-        self.ends[stream] = end
-        if end > begin:
-            torn = self._write(self.files[2], RECORD.pack(time.time_ns(), self.ends[0], self.ends[1]))
-            if torn == RECORD.size:
-                self.ends[2] += torn
-            else:  # bytes without a record would be taken for the next record's
-                self.ends[stream] = begin
-                os.ftruncate(self.files[stream], begin)
-                os.ftruncate(self.files[2], self.ends[2])
-        copy = self.copies[stream]
-        if copy is not None:
-            self._write(copy, data)
-
-    def _write(self, fd: int, data: bytes) -> int:
-        written = 0
-        try:
-            while written < len(data):
-                written += os.write(fd, data[written:])
-        except OSError as error:
-            self.cut = _say(error)
-        return written
 
 
 class Rank:
@@ -139,8 +68,8 @@ class Rank:
         self.task: dict[str, Any] = {}
         self.status: dict[str, Any] = {"v": 1, "phase": "", "code": None, "signal": None, "cause": "", "reason": ""}
         self.status.update(needs=[], started=None, ended=None, ran_seconds=0, runner_pid=os.getpid())
-        self.loop = Loop()
-        self.log: Log | None = None
+        self.loop = loop.Loop()
+        self.log: Any = None
         self.peers: Any = None
         self.processes = processes.Processes()
         self.command = self.processes  # or the container: what can be told to end
@@ -198,13 +127,16 @@ class Rank:
                     manifest, self.path(code["blobs"]), self.path("workspace"), self._check_stopped
                 )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Ended(126, None, "start", "cannot unpack the code: " + _say(error)) from None
+            raise Ended(126, None, "start", "cannot unpack the code: " + log.say(error)) from None
         self._check_stopped()
 
     def _start(self) -> None:
         """Execute the command, once `running` is on disk."""
         argv, env, cwd = self._command()
-        self.log = log = Log(self.folder, [self.task.get("stdout_copy"), self.task.get("stderr_copy")])
+        try:
+            self.log = output = log.Log(self.folder, [self.task.get("stdout_copy"), self.task.get("stderr_copy")])
+        except OSError as error:
+            raise Ended(126, None, "start", "cannot write " + log.say(error)) from None
         held = _locked(self.path("command.lock"))
         if held is None:
             raise Ended(126, None, "start", "a process of this attempt is alive already")
@@ -214,8 +146,8 @@ class Rank:
             stdout, stderr = self.processes.start(argv, env, cwd, lock=held)
         except processes.CannotStart as error:
             raise _start_failure(*error.args) from None
-        self._listen(stdout, lambda data: log.append(0, data))
-        self._listen(stderr, lambda data: log.append(1, data))
+        self._listen(stdout, lambda data: output.append(0, data))
+        self._listen(stderr, lambda data: output.append(1, data))
         self._set_limits()
 
     def _command(self) -> tuple[list[str], dict[str, str], str]:
@@ -466,13 +398,6 @@ def _close_inherited(keep: set[int | None]) -> None:
             return os.close(fd)
 
 
-def _append_to(path: str) -> int:
-    try:
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise Ended(126, None, "start", "cannot write " + _say(error)) from None
-
-
 def _start_failure(where: str, what: str, number: int, text: str) -> Ended:
     """The end of a task whose command could not be executed, with the code that a shell would give."""
     missing = number in (errno.ENOENT, errno.ENOTDIR)
@@ -511,13 +436,6 @@ def _quietly(act: Callable[..., Any], *args: Any) -> bool:
     except OSError:
         return False
     return True
-
-
-def _say(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        text = error.strerror[0].lower() + error.strerror[1:]
-        return f"`{error.filename}`: {text}" if error.filename else text
-    return str(error) or type(error).__name__
 
 
 if __name__ == "__main__":

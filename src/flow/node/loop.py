@@ -1,0 +1,39 @@
+"""Waiting for descriptors and points in time, each with what to do then. Standard library, Python 3.8 and up."""
+
+from __future__ import annotations
+
+import selectors
+import time
+from typing import Any, Callable
+
+
+class Loop:
+    """What is waited for: descriptors and points in time, each with what to do then."""
+
+    def __init__(self) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.times: dict[str, tuple[float, Callable[[], Any]]] = {}
+
+    def on(self, source: Any, act: Callable[[], Any], event: int = selectors.EVENT_READ) -> None:
+        """Do `act` each time that `source` has something to read, or whatever `event` says."""
+        self.selector.register(source, event, act)
+
+    def off(self, source: Any) -> None:
+        """No longer wait for `source`."""
+        self.selector.unregister(source)
+
+    def after(self, seconds: float, name: str, act: Callable[[], Any]) -> None:
+        """Do `act` once, that much later, unless `name` is set anew or taken out of `times` before."""
+        self.times[name] = (time.monotonic() + seconds, act)
+
+    def step(self, most: float | None = None) -> None:
+        """Wait for the next thing, at most `most` seconds, and do what is to be done."""
+        waits = [when - time.monotonic() for when, _ in self.times.values()] + ([] if most is None else [most])
+        for key, _ in self.selector.select(max(0, min(waits)) if waits else None):
+            if self.selector.get_map().get(key.fd) == key:  # not taken out by what was done before it
+                key.data()
+        now = time.monotonic()
+        for name, (when, act) in list(self.times.items()):
+            if when <= now and self.times.get(name) == (when, act):
+                del self.times[name]
+                act()
