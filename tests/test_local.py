@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -16,7 +17,8 @@ import flow as flow_module
 from flow.client import Flow
 from flow.errors import ValidationError
 from flow.providers.local.inventory import Card, card_kind, parse_nvidia_smi, visible_cards
-from flow.status import TaskStatus
+from flow.providers.local.queue import Queue
+from flow.status import TaskStatus, Want
 from flow.task import Task
 from tests.support.contract import ProviderContract
 from tests.support.processes import wait_until
@@ -372,11 +374,13 @@ def test_an_array_goes_on_when_elements_that_held_its_places_are_cancelled(
     client = Flow()
     blocker = until(client.run(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done", upload_code=False), "running")
     task = client.run("true", array="1-4%1", upload_code=False)
-    os.kill(scheduler_pid(client), signal.SIGSTOP)  # so that it sees both cancels at once
-    pid = scheduler_pid(client)
-    for index in (1, 2):
-        client.get_task(f"{task.task_id}_{index}").cancel()
-    os.kill(pid, signal.SIGCONT)
+    elements = [f"{task.task_id}_{index}" for index in (1, 2)]
+    for element in elements:
+        client.records.set_intent(element, Want.CANCEL)
+    with contextlib.closing(Queue(client.home / "local" / "local.db")) as queue, queue.transaction():
+        for element in elements:  # in one, so that the scheduler sees both at once
+            queue.note_cancel(element, now=time.time())
+    client.provider().release(elements[0])
     (tmp_path / "go").touch()
     assert blocker.wait(timeout=30) == "completed"
     assert task.wait(timeout=30) == "cancelled"
