@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from flow.channel import Channel
 from flow.errors import ProviderError, ValidationError
 from flow.logs import Folder, Line, read_blocks, read_lines
-from flow.node.runner import Log
+from flow.node.log import Log
 from tests.support.processes import wait_until
 
 Pieces = list[tuple[int, bytes]]

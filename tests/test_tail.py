@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flow.node import tail
-from flow.node.runner import Log
+from flow.node.log import Log
 from flow.node.tail import ALL_FOR_NOW, END_OF_FRAMES, FRAME, Piece, Reader, Start
 from tests.support.processes import wait_until
 
