@@ -248,6 +248,30 @@ def test_damage_of_the_queue_under_a_living_scheduler_loses_nothing(home: Path) 
     assert states() == {"long": "cancelled", "next": "completed"}
 
 
+def test_what_a_power_cut_takes_from_the_queue_is_on_record(home: Path, tmp_path: Path) -> None:
+    """It takes back the newest rows and marks, and leaves an older queue that is whole."""
+    ledger = tmp_path / "ledger"
+    client = Flow()
+    done = client.run(f"echo done >> {ledger}")
+    assert done.wait(timeout=20) == "completed"
+    _kill_scheduler(home)
+    lock = take_lock(home / "local" / "scheduler.lock")
+    assert lock is not None  # no other scheduler works meanwhile
+    dropped = client.run(f"echo dropped >> {ledger}")
+    dropped.cancel()
+    with contextlib.closing(Queue(home / "local" / "local.db")) as queue, queue.transaction():
+        queue.db.execute("UPDATE task SET cancel = NULL")
+        for table in ("task", "plan"):
+            queue.db.execute(f"DELETE FROM {table} WHERE base = ?", (done.task_id,))
+    for lost in (home / "record" / done.task_id / "allocated", home / "local" / "boot", *home.glob("index.db*")):
+        lost.unlink()
+    os.close(lock)
+    assert flow("run", "--watch", "--name", "next", "echo fine").stdout == "fine\n"
+    client = Flow()
+    assert [client.get_task(task.task_id).wait(timeout=20) for task in (done, dropped)] == ["completed", "cancelled"]
+    assert ledger.read_text() == "done\n"
+
+
 def test_a_damaged_record_is_told_of_and_the_others_live(home: Path) -> None:
     first = flow("run", "--watch", "--name", "first", "true").stderr.split()[0]
     assert flow("run", "--watch", "--name", "second", "true").returncode == 0

@@ -59,6 +59,14 @@ def is_full(folder: Path) -> bool:
     return disk.f_bavail * disk.f_frsize < _LEAST_BYTES
 
 
+def boot_id() -> str:
+    """Another one after each start of the machine; "" where there is none to be had."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def is_damage(error: sqlite3.DatabaseError) -> bool:
     """Whether a database's content is broken, not merely locked, full or forbidden. An I/O error may be that too."""
     text = str(error).lower()

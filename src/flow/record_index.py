@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flow.durable import Lock, is_damage, is_full, leave_to_parent, storage_error, writing
+from flow.durable import Lock, boot_id, is_damage, is_full, leave_to_parent, storage_error, writing
 from flow.errors import StorageError
 from flow.status import FINAL, Outcome, TaskStatus
 
@@ -246,7 +246,7 @@ class RecordIndex:
 
     def _catch_up(self, db: sqlite3.Connection) -> None:
         """After the machine went down the newest rows may be missing, though their records are there."""
-        boot = _boot_id()
+        boot = boot_id()
         if db.execute("SELECT value FROM meta WHERE key = 'boot'").fetchone() == (boot,):
             return
         with writing(self._home):
@@ -296,7 +296,7 @@ class RecordIndex:
             if entry:
                 _put(db, entry)
                 count += 1
-        db.execute("REPLACE INTO meta VALUES ('boot', ?)", (_boot_id(),))
+        db.execute("REPLACE INTO meta VALUES ('boot', ?)", (boot_id(),))
         db.execute("COMMIT")
         return count
 
@@ -339,7 +339,7 @@ def _connect(path: str) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     db.create_function("matches", 2, fnmatch.fnmatchcase, deterministic=True)
     # a crash of the machine may take the newest rows, never a record: `_catch_up` finds them
-    db.execute(f"PRAGMA synchronous = {'NORMAL' if _boot_id() else 'FULL'}")
+    db.execute(f"PRAGMA synchronous = {'NORMAL' if boot_id() else 'FULL'}")
     return db
 
 
@@ -348,14 +348,6 @@ def _written(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
-
-
-def _boot_id() -> str:
-    """Another one after each start of the machine; "" where there is none to be had."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _row(*fields: Any) -> Row:

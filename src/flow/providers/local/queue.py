@@ -199,6 +199,10 @@ class Queue:
         sql = f"SELECT {_COLUMNS} FROM task WHERE state = 'queued' ORDER BY priority DESC, seq LIMIT ? OFFSET ?"
         return map(_row, self.db.execute(sql, (limit, skip)).fetchall())
 
+    def uncancelled(self) -> list[tuple[str, str]]:
+        """(id, id of its array or itself) of the rows that have not ended and are not to."""
+        return self.db.execute("SELECT id, base FROM task WHERE cancel IS NULL AND state <> 'ended'").fetchall()
+
     def cancelled(self) -> list[Row]:
         """Rows that are to end and have not."""
         sql = f"SELECT {_COLUMNS} FROM task WHERE cancel IS NOT NULL AND state <> 'ended'"

@@ -40,6 +40,14 @@ def fill(home: Path, folder: Path, path: Path) -> None:
                         _restore(home, queue, plan, intent)
 
 
+def recall_cancels(home: Path, queue: Queue) -> None:
+    """Cancel what is cancelled on record: a power cut takes the newest rows back, not the records."""
+    with queue.transaction():
+        for task_id, base in queue.uncancelled():
+            if _is_cancelled(home / "record" / base) or (task_id != base and _is_cancelled(home / "record" / task_id)):
+                queue.note_cancel(task_id, now=time.time())
+
+
 def note_given(home: Path, folder: Path, task_id: str) -> None:
     """Write in the record which queue has the task, where it is not the one beside the records."""
     if folder.parent != home:

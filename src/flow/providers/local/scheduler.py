@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flow.durable import unlock
+from flow.durable import boot_id, unlock
 from flow.machines import Report
 from flow.plan import Plan
 from flow.providers.local import burial
@@ -122,6 +122,7 @@ class Scheduler:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._leave)
+        self._recall_cancels()
         self._adopt()
         gc.freeze()  # so that a forked runner's collector leaves our pages shared
         idle_since = time.monotonic()
@@ -198,6 +199,21 @@ class Scheduler:
         return pause if later is None else min(pause, max(later - time.time(), 0.001))
 
     # -- attempts under way
+
+    def _recall_cancels(self) -> None:
+        """Once after each start of the machine: only that can have taken rows back."""
+        note = self.folder / "boot"
+        boot = boot_id()
+        try:
+            if boot and note.read_text() == boot:
+                return
+        except (OSError, ValueError):
+            pass
+        from flow.providers.local.restore import recall_cancels
+
+        recall_cancels(self.home, self.queue)
+        with contextlib.suppress(OSError):
+            note.write_text(boot)
 
     def _adopt(self) -> None:
         """Take over what an earlier scheduler had started."""
