@@ -52,7 +52,7 @@ def hold(home: Path, count: int) -> str:
         again = text.replace(task.task_id, task_id).replace(repr(created), repr(created + number / 100))
         (copy / "record.json").write_text(again)
         (copy / "allocated").touch(mode=0o600)
-    queue = Queue(home / "local" / "local.db", durable=False)
+    queue = Queue(home / "local" / "local.db")
     with queue.transaction():
         plan = "INSERT INTO plan SELECT ?1, created, hash, replace(plan, base, ?1) FROM plan WHERE base = ?2"
         queue.db.executemany(plan, [(task_id, task.task_id) for task_id in task_ids])
