@@ -657,3 +657,11 @@ def test_one_spelling_of_the_machine_replaces_the_other() -> None:
     config = TaskConfig(instance_type="8xa100")
     assert config.copy_with(gpu="h100:2").to_dict() == {"gpu": config.copy_with(gpu="h100:2").gpu}
     assert config.copy_with(gpu="h100").copy_with(instance_type="a10").to_dict() == {"instance_type": "a10"}
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    error = refused(TaskConfig, name="n\udcff", command="ls")
+    assert "name: holds bytes that are no text" in error.message
+    config = TaskConfig(name="kept")
+    refused(setattr, config, "name", "n\udcff")
+    assert config.name == "kept"

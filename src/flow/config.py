@@ -63,6 +63,8 @@ class _Checked(BaseModel):
                 super().__init__(**fields)
             except pydantic.ValidationError as error:
                 mistakes += from_pydantic(error.errors(), type(self).model_fields)
+            except UnicodeEncodeError:
+                mistakes += _not_text(fields)
             if mistakes:
                 raise MistakesError.of(mistakes, _CALLED)
 
@@ -74,6 +76,8 @@ class _Checked(BaseModel):
                     return super().__setattr__(name, value)
                 except pydantic.ValidationError as error:
                     mistakes = from_pydantic(error.errors(), type(self).model_fields)
+                except UnicodeEncodeError:
+                    mistakes = _not_text({name: value})
             raise MistakesError.of(mistakes, _CALLED)
 
     @field_validator("*", mode="before")
@@ -89,6 +93,14 @@ class _Checked(BaseModel):
     def _contradictions(cls, fields: Mapping[str, Any]) -> list[Mistake]:
         """What is wrong with fields together; they may be wrong themselves."""
         return []
+
+
+def _not_text(fields: Mapping[str, Any]) -> list[Mistake]:
+    """The fields that hold bytes which are no UTF-8, as a shell may pass them on."""
+    wrong = [name for name, value in fields.items() if "\\udc" in ascii(value)]
+    return [
+        Mistake(f"{name}: holds bytes that are no text", ("write it in UTF-8",), (name,)) for name in wrong or fields
+    ]
 
 
 class VolumeMount(_Checked):
