@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from flow.client import run as run
     from flow.client import tasks as tasks
     from flow.config import TaskConfig as TaskConfig
+    from flow.functions import FlowApp as FlowApp
+    from flow.functions import function as function
+    from flow.functions import invoke as invoke
     from flow.status import TaskStatus as TaskStatus
     from flow.task import Task as Task
 
@@ -25,11 +28,27 @@ _HOME = {
     "run": "flow.client",
     "tasks": "flow.client",
     "TaskConfig": "flow.config",
+    "FlowApp": "flow.functions",
+    "function": "flow.functions",
+    "invoke": "flow.functions",
     "TaskStatus": "flow.status",
     "Task": "flow.task",
 }
 
-__all__ = ["Flow", "Task", "TaskConfig", "TaskStatus", "cancel", "errors", "get_task", "run", "tasks"]
+__all__ = [
+    "Flow",
+    "FlowApp",
+    "Task",
+    "TaskConfig",
+    "TaskStatus",
+    "cancel",
+    "errors",
+    "function",
+    "get_task",
+    "invoke",
+    "run",
+    "tasks",
+]
 
 
 def __getattr__(name: str) -> Any:

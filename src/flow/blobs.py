@@ -120,7 +120,7 @@ class Incoming:
             if not stat.S_ISREG(before.st_mode):
                 raise SourceChangedError(path)
             first = os.read(source, _CHUNK_BYTES)
-            digest = self._hold(first) if len(first) < _CHUNK_BYTES else self._hold_large(first, source)
+            digest = self.add_content(first) if len(first) < _CHUNK_BYTES else self._hold_large(first, source)
             after = os.fstat(source)
         finally:
             os.close(source)
@@ -131,6 +131,13 @@ class Incoming:
         ):
             raise SourceChangedError(path)
         return digest, before
+
+    def add_content(self, content: bytes) -> str:
+        """The SHA-256 of this content, which is now held for the store."""
+        digest = hashlib.sha256(content).hexdigest()
+        if not self.has(digest):
+            self._keep(digest, self._write(iter((content,))), len(content))
+        return digest
 
     def has(self, digest: str) -> bool:
         """Whether the store holds this content, or will after `commit`."""
@@ -149,12 +156,6 @@ class Incoming:
             self._waiting.clear()
             if moves:
                 _sync([*folders, self._blobs, str(self._store)])
-
-    def _hold(self, content: bytes) -> str:
-        digest = hashlib.sha256(content).hexdigest()
-        if not self.has(digest):
-            self._keep(digest, self._write(iter((content,))), len(content))
-        return digest
 
     def _hold_large(self, first: bytes, source: int) -> str:
         """Hashed and written in one reading, in constant memory."""

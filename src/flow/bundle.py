@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,27 @@ def make_bundle(project: Path, store: Path, *, exclude: Collection[Path] = ()) -
         for folder, file in walk.unread:
             _read(walk, root, folder, file, incoming)
         return _store(walk, store, incoming, index_path)
+
+
+def add_files(store: Path, bundle: Bundle, files: Mapping[str, bytes], *, beside: str) -> Bundle:
+    """The bundle with these files (path in the project -> content) too; to be called under the same `store_lock`.
+
+    Raises ValidationError where `beside` is no file of the bundle, StorageError when the store cannot take more.
+    """
+    manifest = read_manifest(store, bundle.id)
+    kept = [tuple(one) for one in manifest["files"] if one[0] not in files]
+    if not any(name == beside for name, *_ in kept):
+        raise ValidationError(
+            f"`{beside}` is left out of the upload by the project's ignore file",
+            suggestions=["take the line that names it out of `.flowignore` (or `.gitignore`)"],
+        )
+    with store_lock(store), Incoming(store) as incoming:
+        added = [(path, 0o644, incoming.add_content(content), len(content)) for path, content in files.items()]
+        incoming.commit()
+    content = json.dumps({**manifest, "files": sorted([*kept, *added])}, separators=(",", ":")).encode()
+    bundle_id = _keep_manifest(store, content)
+    sizes = sum(map(len, files.values()))
+    return replace(bundle, id=bundle_id, files=len(kept) + len(added), bytes=bundle.bytes + sizes)
 
 
 def read_manifest(store: Path, bundle_id: str) -> dict[str, Any]:
@@ -151,17 +172,24 @@ def _read(walk: Walk, root: str, folder: Folder, file: File, incoming: Incoming)
 
 def _store(walk: Walk, store: Path, incoming: Incoming, index_path: Path) -> Bundle:
     content = _manifest(walk.folders.values())
-    bundle_id = hashlib.sha256(content).hexdigest()
     sizes = [file.signature[0] for _, file in _all_files(walk)]
     incoming.commit()
-    path = manifest_path(store, bundle_id)
+    bundle_id = _keep_manifest(store, content)
     with writing(store):
-        for folder in (path.parent, index_path.parent):
-            folder.mkdir(mode=0o700, exist_ok=True)
-        if not path.exists():
-            write_durably(path, content)
+        index_path.parent.mkdir(mode=0o700, exist_ok=True)
         write_index(index_path, walk.index(bundle_id, len(sizes), sum(sizes)))
     return Bundle(bundle_id, len(sizes), sum(sizes), incoming.new_files, incoming.new_bytes, _notes(walk))
+
+
+def _keep_manifest(store: Path, content: bytes) -> str:
+    """Put a manifest into the store; its id."""
+    bundle_id = hashlib.sha256(content).hexdigest()
+    path = manifest_path(store, bundle_id)
+    with writing(store):
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if not path.exists():
+            write_durably(path, content)
+    return bundle_id
 
 
 def _manifest(folders: Collection[Folder]) -> bytes:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flow.durable import NoRoomError
 from flow.errors import FlowError, ResourceNotFoundError, StorageError, ValidationError
+from flow.importing import refuse_while_importing
 from flow.observe import observe
 from flow.providers import Provider
 from flow.providers.registry import open_provider
@@ -23,6 +24,7 @@ from flow.task import Task
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from flow.calls import Call
     from flow.config import TaskConfig
     from flow.gpus import Gpu
     from flow.machines import Offer
@@ -97,15 +99,23 @@ class Flow:
         """
         from flow.config import TaskConfig
 
+        refuse_while_importing()
         if isinstance(task, TaskConfig):
             config = task.copy_with(**fields)
         elif isinstance(task, list):
             config = self.load(None, task, **fields)
         else:
             config = self.load(task, **fields)
+        return self._submit(config, idempotency_key=idempotency_key)
+
+    def run_call(self, config: TaskConfig, call: Call) -> Task:
+        """Submit a task that makes this call of a function, whose files are sent along with the project."""
+        return self._submit(config, call=call)
+
+    def _submit(self, config: TaskConfig, *, idempotency_key: str | None = None, call: Call | None = None) -> Task:
         for _ in range(10):
             try:
-                submission = self._acknowledge(config, new_task_id(), idempotency_key)
+                submission = self._acknowledge(config, new_task_id(), idempotency_key, call)
                 break
             except TaskIdTaken:
                 continue
@@ -122,10 +132,12 @@ class Flow:
                 raise
         return made
 
-    def _acknowledge(self, config: TaskConfig, task_id: str, idempotency_key: str | None) -> Submission:
+    def _acknowledge(
+        self, config: TaskConfig, task_id: str, idempotency_key: str | None, call: Call | None
+    ) -> Submission:
         """Plan, upload and record: from here on the task cannot be lost."""
         from flow.blobs import store_lock
-        from flow.bundle import check_upload_limit, make_bundle
+        from flow.bundle import add_files, check_upload_limit, make_bundle
 
         plan = self._resolve(config, task_id)
         provider = self.provider(plan.provider)
@@ -133,9 +145,17 @@ class Flow:
         with store_lock(self.home, shared=True):
             if config.upload_code and self._has_project():
                 bundle = make_bundle(_here(), self.home, exclude=[self.home])
+                if call:
+                    bundle = add_files(self.home, bundle, call.files, beside=call.file)
+                    plan = replace(plan, function=call.function)
                 if limit:
                     check_upload_limit(self.home, bundle, limit)
                 plan = replace(plan, bundle=bundle.id, notes=(*plan.notes, *bundle.notes))
+            elif call:
+                raise ValidationError(
+                    f"`{call.file}` is not sent to the machine: {_why_not_sent(config)}",
+                    suggestions=["run from a project's folder, with `upload_code` as it is by default"],
+                )
             submission = Submission(
                 task_id=task_id,
                 plan=plan,
@@ -319,6 +339,10 @@ class Flow:
                 self._task(task_id).allocate()
             except FlowError as error:  # what stands in the way of one must not hide the others
                 self.notes.append(f"`{task_id}` is recorded, and not yet given to its provider: {error.message}")
+
+
+def _why_not_sent(config: TaskConfig) -> str:
+    return "the current folder is no project" if config.upload_code else "`upload_code` is false"
 
 
 def _here() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 
@@ -74,6 +74,63 @@ class StorageError(FlowError):
     """Flow's own folder cannot be read or written: permissions, a full disk, a damaged file."""
 
     code = "storage"
+
+
+class SubmittedWhileImportedError(ValidationError):
+    """A module submits a task while it is imported on the machine that runs a function of it."""
+
+    code = "importing"
+
+
+class RemoteError(FlowError):
+    """A function that ran elsewhere raised an error, or its process ended before it returned.
+
+    `remote_type` names the error's class ("" where the process ended), `remote_message` is its text, `traceback` where
+    it was raised over there, `task_id` the task; `logs` are the last lines of its output.
+    """
+
+    code = "remote"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        suggestions: Sequence[str] = (),
+        remote_type: str = "",
+        remote_message: str = "",
+        traceback: str = "",
+        task_id: str = "",
+        read_logs: Callable[[], str] = str,
+    ) -> None:
+        super().__init__(message, suggestions=suggestions)
+        self.remote_type, self.remote_message, self.traceback = remote_type, remote_message, traceback
+        self.task_id = task_id
+        self._logs: str | Callable[[], str] = read_logs
+
+    @property
+    def logs(self) -> str:
+        """The last lines of the task's output, read when first asked for; without the traceback."""
+        if not isinstance(self._logs, str):
+            try:
+                text = self._logs()
+            except FlowError:  # pruned meanwhile, say
+                text = ""
+            self._logs = text.replace(self.traceback, "") if self.traceback else text
+        return self._logs
+
+    def __str__(self) -> str:
+        parts = (("on the machine", self.traceback), (f"last output of `{self.task_id}`", self.logs))
+        said = "\n".join([self.message, *(f"hint: {one}" for one in self.suggestions)])
+        return "\n\n".join([said, *(f"{name}:\n{text.rstrip()}" for name, text in parts if text)])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _remote_error, (self.message, {**self.__dict__, "_logs": self.logs})
+
+
+def _remote_error(message: str, facts: dict[str, object]) -> RemoteError:
+    error = RemoteError(message)
+    error.__dict__.update(facts)
+    return error
 
 
 class TimeoutError(  # noqa: A001  # users catch it by either name

@@ -42,6 +42,7 @@ class Plan:
     name: str
     provider: str
     argv: tuple[str, ...]
+    function: str = ""  # where the task is one call of a function: its name; the task's result is what it returns
     env: Mapping[str, str] = field(default_factory=dict)
     shell_env: Mapping[str, str] = field(default_factory=dict)
     working_dir: str = ""  # relative to the workspace, or absolute

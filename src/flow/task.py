@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from flow.record import Records, Submission
 from flow.status import Outcome, TaskStatus, Want, attempt_outcome, read_report
 
 if TYPE_CHECKING:
+    from flow.channel import Channel
     from flow.config import TaskConfig
     from flow.logs import Block, Folder, Line
 
@@ -295,15 +295,16 @@ class Task:
     def result(self) -> Any:
         """What the command left in `$FLOW_OUTPUT/result.json`, read as JSON; None where it left nothing.
 
-        Raises StorageError when the file is not JSON.
+        Of a task that is one call of a function: waits for its end, and gives what the function returned.
+        Raises StorageError when the file is not JSON, RemoteError where the function raised an error or did not return.
         """
+        from flow.returned import read_json, returned_value
+
+        if self.plan.function:
+            self.wait()
+            return returned_value(self.plan.function, self.task_id, self.outcome, self.outputs(), self.last_lines)
         path = self.outputs("result.json")
-        if path is None:
-            return None
-        try:
-            return json.loads(path.read_text())
-        except (ValueError, OSError) as error:
-            raise StorageError(f"the result `{path}` is not JSON: {error}") from error
+        return path and read_json(path)
 
     def outputs(self, path: str = "") -> Path | None:
         """A file or folder that the command left under `$FLOW_OUTPUT` of the first node; None where there is none."""
@@ -318,6 +319,10 @@ class Task:
         lines = self.lines(follow=follow, tail=tail, stream="stderr" if stderr else None)
         texts = (line.text.decode(errors="replace") for line in lines)
         return texts if follow else "".join(f"{text}\n" for text in texts)
+
+    def last_lines(self, count: int) -> str:
+        """The last lines of the output, as text."""
+        return "".join(self.logs(tail=count))
 
     def lines(self, **choice: Any) -> Iterator[Line]:
         """The output line by line, each with its attempt, node, stream, time and cursor; see `flow.logs.read_lines`.
@@ -369,6 +374,13 @@ class Task:
         if self.is_array and self.plan.elements:
             return f"name an element: `flow ssh {self.task_id}_{self.plan.elements.indices[0]}`"
         return f"wait until it runs: `flow status {self.task_id} --watch`"
+
+    def reach(self) -> tuple[Channel, str] | None:
+        """The channel to its first node, and its folder there; None while it has no machine that is up."""
+        allocation = self._allocation()
+        if not allocation or not allocation.nodes:
+            return None
+        return self._provider.channel(allocation, 0), allocation.nodes[0].folder
 
     # -- how the above is known
 
