@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator
 
 SOCKET = "worker.sock"  # in the folder of invoke.py
 FIRST_CLIENT_SECONDS = 60  # how long a worker waits for its client
-GRACE_SECONDS = 10  # what a call may go on when its client is gone
+GRACE_SECONDS = 5  # what a call may go on when its client is gone
 BEGUN = b"+\n"
 
 
