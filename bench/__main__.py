@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 
-from bench import boot_size, bundle, logs, package, startup, status, submit, throughput
+from bench import boot_size, bundle, functions, logs, package, startup, status, submit, throughput
 from bench.figures import Figure
 from bench.peers import measure_peers
 from bench.place import remove_homes
@@ -21,6 +21,8 @@ MEASURES: dict[str, Callable[..., list[Figure]]] = {
     "submit": submit.measure_submit,
     "result": submit.measure_result,
     "array": submit.measure_array,
+    "remote": functions.measure_remote,
+    "warm": functions.measure_warm,
     "throughput": throughput.measure,
     "status": status.measure,
     "replay": logs.measure_replay,

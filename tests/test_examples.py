@@ -60,3 +60,24 @@ def test_two_nodes_train_one_model() -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     told = json.loads(flow("info", "two-nodes", "--json").stdout)["result"]
     assert (told["world_size"], told["accuracy"] > 0.9) == (2, True)
+
+
+def example(name: str, *words: str) -> str:
+    argv = [sys.executable, f"examples/{name}", *words]
+    run = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def test_a_sweep_runs_one_training_for_each_seed_and_names_the_best() -> None:
+    told = example("05_sweep.py", "1", "2").splitlines()
+    assert [line.partition(" accuracy 0.")[0] for line in told[:2]] == ["seed 1:", "seed 2:"]
+    assert told[2] in ("best: seed 1", "best: seed 2")
+    assert json.loads(flow("status", "--all", "--json").stdout)["tasks"][0]["name"] == "sweep-seed-2"
+
+
+def test_functions_are_called_here_and_elsewhere() -> None:
+    told = example("06_functions.py").splitlines()
+    assert told[:3] == ["here: 778", "as a task: 778", "pi is about 3.14"]
+    assert told[3:6] == ["9", "`hits` raised ValueError: -1 samples", "17"]
+    assert told[6].startswith("the spawned one: 7")
