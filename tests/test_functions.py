@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 import signal
-import sys
+import subprocess
 from collections import OrderedDict, namedtuple
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flow
+from flow.calls import Target, encode_arguments, make_call
 from flow.errors import FlowError, RemoteError, ResourceNotFoundError, ValidationError
 from flow.node.values import NotJson, encode
+from tests.support.containers import import_python_image
 from tests.support.processes import wait_until
 from tests.support.programs import Project
+from tests.support.pythons import old_pythons
 
 TRAIN = """
     def train_model(data_path: str, epochs: int = 100):
@@ -518,11 +521,11 @@ def test_ctrl_c_at_a_remote_call_ends_its_task(project: Project) -> None:
     assert wait_until(lambda: [str(task.status) for task in flow.tasks()] == ["cancelled"], seconds=30)
 
 
-def test_where_flow_is_not_installed_something_stands_in_for_it(project: Project, tmp_path: Path) -> None:
-    """By a Python that has nothing but its standard library."""
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    (bare / "python").symlink_to(os.path.realpath(sys.executable))
+@pytest.mark.parametrize("python", old_pythons())
+@pytest.mark.parametrize("mode", ["once", "serve"])
+def test_an_old_python_that_has_no_flow_makes_calls_too(
+    project: Project, tmp_path: Path, *, python: str, mode: str
+) -> None:
     project.write(
         app="""
         import flow, flow.errors
@@ -542,17 +545,39 @@ def test_where_flow_is_not_installed_something_stands_in_for_it(project: Project
             f.remote(1)
         """
     )
-    from flow.calls import Target, encode_arguments, make_call
-
-    call = make_call(Target(project.folder / "app.py", "app", "f"), project.folder, encode_arguments([2], {}))
+    arguments = encode_arguments([2], {})
+    target = Target(project.folder / "app.py", "app", "f")
+    call = make_call(target, project.folder, arguments if mode == "once" else None)
     for path, content in call.files.items():
         (project.folder / path).parent.mkdir(parents=True, exist_ok=True)
         (project.folder / path).write_bytes(content)
-    import subprocess
+    environment = {"FLOW_OUTPUT": str(tmp_path), "PATH": os.environ["PATH"], "HOME": os.environ["HOME"]}
+    place: dict[str, Any] = {"cwd": project.folder, "env": environment, "stdout": subprocess.PIPE}
+    argv = [python, "-S", ".flow/call/invoke.py"]
+    with subprocess.Popen([*argv, mode], **place) as machine:
+        if mode == "once":
+            assert machine.wait(30) == 0
+            told = (tmp_path / "result.json").read_bytes()
+        else:
+            talk = subprocess.run([*argv, "connect"], input=arguments + b"\n.\n", **place)
+            assert machine.wait(30) == 0
+            told = talk.stdout.removeprefix(b"+\n=")
+    assert json.loads(told) == [2, "a task is submitted, and flow is not installed on this machine", "flow_stub.py"]
 
-    env = {"FLOW_OUTPUT": str(bare), "PATH": os.environ["PATH"], "HOME": str(bare)}
-    argv = [str(bare / "python"), "-S", ".flow/call/invoke.py", "once"]
-    run = subprocess.run(argv, cwd=project.folder, env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    told = json.loads((bare / "result.json").read_text())
-    assert told == [2, "a task is submitted, and flow is not installed on this machine", "flow_stub.py"]
+
+def test_functions_run_in_containers_once_and_warm(project: Project, containers: str) -> None:
+    image = import_python_image(dict(os.environ))
+    project.write(
+        app=f"""
+        import os
+        from flow import FlowApp
+        app = FlowApp()
+        @app.function(image="{image}")
+        def f(x): return [x, os.getcwd(), os.path.exists("/usr/bin/gcc"), os.getpid()]
+        if __name__ == "__main__":
+            print(f.remote("é")[:3])
+            with app.run():
+                print(f.remote(1)[:3], len({{value[3] for value in f.map(range(100))}}))
+        """
+    )
+    assert project.run("app.py") == "['é', '/workspace', False]\n[1, '/workspace', False] 1\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -51,6 +52,28 @@ def _configure(folder: Path) -> dict[str, str]:
         "CONTAINERS_CONF": str(folder / "containers.conf"),
         "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
     }
+
+
+def import_python_image(environment: dict[str, str]) -> str:
+    """The name of an image that holds the system's own Python, made where podman does not have it yet."""
+    name = "localhost/flow-test/python:1"
+    if subprocess.run(["podman", "image", "exists", name], env=environment).returncode != 0:
+        subprocess.run(["podman", "import", "-", name], input=_python_image(), env=environment, check=True)
+    return name
+
+
+def _python_image() -> bytes:
+    """busybox, Python, its modules and the libraries that it is linked with."""
+    python = os.path.realpath("/usr/bin/python3")
+    linked = subprocess.run(["ldd", python], capture_output=True, text=True, check=True).stdout
+    archive = io.BytesIO(_image())
+    with tarfile.open(fileobj=archive, mode="a") as tar:
+        tar.add(python, "usr/bin/python3")
+        for library in re.findall(r"(/\S+) \(0x", linked):
+            tar.add(os.path.realpath(library), library[1:])
+        modules = f"usr/lib/{Path(python).name}"
+        tar.add(f"/{modules}", modules, filter=lambda entry: None if "/test" in entry.name else entry)
+    return archive.getvalue()
 
 
 def _image() -> bytes:

@@ -39,10 +39,11 @@ def serve(invoke: Any, call: dict[str, Any], folder: str) -> int:
     os.register_at_fork(after_in_child=client.close)  # the client shall see this process's end, not a child's
     threading.Thread(target=_watch, args=(client,), daemon=True).start()
     with contextlib.suppress(OSError):
-        for calls in _lines(client):
-            if b"." in calls:
-                return 0
+        for lines in _lines(client):
+            calls = [line for line in lines if line != b"."]
             _answer_all(client, calls, lambda line: _answer(invoke, function, line))
+            if len(calls) < len(lines):
+                return 0
     sys.stderr.write("the client is gone\n")
     return 1
 
@@ -120,10 +121,9 @@ def _lines(client: socket.socket) -> Iterator[list[bytes]]:
 
 def _answer_all(client: socket.socket, calls: list[bytes], answer: Callable[[bytes], bytes]) -> None:
     """One message after each call: its answer, and that the next one begins."""
-    client.sendall(BEGUN)
-    for line in calls[:-1]:
-        client.sendall(answer(line) + BEGUN)
-    client.sendall(answer(calls[-1]))
+    client.sendall(BEGUN * bool(calls))
+    for number, line in enumerate(calls, 1):
+        client.sendall(answer(line) + BEGUN * (number < len(calls)))
 
 
 def _answer(invoke: Any, function: Callable[..., Any], line: bytes) -> bytes:
