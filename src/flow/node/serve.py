@@ -41,7 +41,8 @@ def serve(invoke: Any, call: dict[str, Any], folder: str) -> int:
     with contextlib.suppress(OSError):
         for lines in _lines(client):
             calls = [line for line in lines if line != b"."]
-            _answer_all(client, calls, lambda line: _answer(invoke, function, line))
+            if calls:
+                _answer_all(client, calls, lambda line: _answer(invoke, function, line))
             if len(calls) < len(lines):
                 return 0
     sys.stderr.write("the client is gone\n")
@@ -121,7 +122,7 @@ def _lines(client: socket.socket) -> Iterator[list[bytes]]:
 
 def _answer_all(client: socket.socket, calls: list[bytes], answer: Callable[[bytes], bytes]) -> None:
     """One message after each call: its answer, and that the next one begins."""
-    client.sendall(BEGUN * bool(calls))
+    client.sendall(BEGUN)
     for number, line in enumerate(calls, 1):
         client.sendall(answer(line) + BEGUN * (number < len(calls)))
 
