@@ -298,17 +298,17 @@ def test_a_running_task_is_given_a_volume_without_a_restart(client: Flow) -> Non
     name = f"late-{os.getpid()}"
     client.create_volume(1, name)
     task = running(client, f"while ! test -e /mnt/{name}/go; do sleep 0.02; done; echo found > /mnt/{name}/answer")
-    try:
-        assert flow.mount_volume(name, task.task_id) == f"/mnt/{name}"
-        assert flow.mount_volume(name, task) == f"/mnt/{name}", "twice is once"
-        (contents(client.get_volume(name)) / "go").touch()
-        assert task.wait(timeout=30) == "completed"
-        assert (contents(client.get_volume(name)) / "answer").read_text() == "found\n"
-        assert task.attempts[-1].number == 1
-    finally:
-        place = Path("/mnt") / name
-        if place.exists():
-            place.rmdir()  # made by the test's own task, empty on this machine
+    before = task.shell(["sh", "-c", "ls /mnt > mnt-before"])
+    assert flow.mount_volume(name, task.task_id) == f"/mnt/{name}"
+    assert flow.mount_volume(name, task) == f"/mnt/{name}", "twice is once"
+    client.create_volume(1, "second")
+    assert flow.mount_volume("second", task) == "/mnt/second"
+    assert task.shell(["sh", "-c", f"ls /mnt | grep -vx -e {name} -e second | cmp - mnt-before"]) == before == 0
+    (contents(client.get_volume(name)) / "go").touch()
+    assert task.wait(timeout=30) == "completed"
+    assert (contents(client.get_volume(name)) / "answer").read_text() == "found\n"
+    assert task.attempts[-1].number == 1
+    assert not Path("/mnt", name).exists()
 
 
 def test_a_volume_is_mounted_only_where_a_task_runs_and_may_have_it(client: Flow, at: Callable[[str], str]) -> None:
@@ -371,13 +371,10 @@ def test_mount_takes_names_ids_and_lines_of_the_last_lists(client: Flow) -> None
     task = running(client, "sleep 1000", name="train")
     command("volume", "list")
     command("status")
-    try:
-        for words in ((name, "train"), (volume.volume_id, task.task_id), (":1", ":1")):
-            assert command("mount", *words)[:2] == (0, f"{task.task_id}  /mnt/{name}\n")
-        assert task.shell(["touch", f"/mnt/{name}/file"]) == 0
-        assert (contents(volume) / "file").exists()
-    finally:
-        cancelled(task)
-        Path("/mnt", name).rmdir()  # made by the task's own mount, empty on this machine
+    for words in ((name, "train"), (volume.volume_id, task.task_id), (":1", ":1")):
+        assert command("mount", *words)[:2] == (0, f"{task.task_id}  /mnt/{name}\n")
+    assert task.shell(["touch", f"/mnt/{name}/file"]) == 0
+    assert (contents(volume) / "file").exists()
+    cancelled(task)
     code, _, told = command("mount", name, "nothing")
     assert (code, told.splitlines()[0]) == (4, "error: there is no task `nothing`")

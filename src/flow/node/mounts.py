@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 WORKSPACE = "/workspace"
+OURS = b"flow"  # what the file systems are called that are put over others
 # Of unshare(2), mount(2), umount2(2) and the calls that have no function in older C libraries.
 NEWNS, NEWUSER = 0x20000, 0x10000000
 RDONLY, REMOUNT, BIND, REC, SLAVE, RELATIME = 0x1, 0x20, 0x1000, 0x4000, 0x80000, 0x200000
@@ -185,7 +186,7 @@ def _show_anew(folder: str) -> None:
         return _show_root_anew()
     held = os.open(folder, os.O_PATH | os.O_CLOEXEC)
     names = os.listdir(folder)
-    _call("mount", b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"mode=555")
+    _call("mount", OURS, os.fsencode(folder), b"tmpfs", 0, b"mode=555")
     _bind_entries(f"/proc/self/fd/{held}", names, folder)
     os.close(held)
     return None
@@ -193,7 +194,7 @@ def _show_anew(folder: str) -> None:
 
 def _show_root_anew() -> None:
     """The same for `/`, which cannot be covered: it is exchanged, twice, so that nothing covers what is to be seen."""
-    _call("mount", b"tmpfs", b"/tmp", b"tmpfs", 0, b"mode=755")
+    _call("mount", OURS, b"/tmp", b"tmpfs", 0, b"mode=755")
     os.mkdir("/tmp/old")
     os.mkdir("/tmp/new", 0o555)  # nobody could write there before, and what is written there now would be lost
     os.chdir("/tmp")
@@ -206,6 +207,11 @@ def _show_root_anew() -> None:
     _pivot(b".", b".")
     _call("umount2", b".", DETACH)
     os.chdir("/")
+
+
+def _is_shown_anew(folder: str) -> bool:
+    with open("/proc/self/mountinfo", "rb") as file:
+        return any(line.split()[4] == os.fsencode(folder) and b" - tmpfs " + OURS + b" " in line for line in file)
 
 
 def _bind_entries(source: str, names: list[str], target: str) -> None:
@@ -267,7 +273,10 @@ def add(folder: str, source: str, name: str) -> None:
                 "`volumes`, or with `options: {private_mounts: true}`"
             )
         join(place["namespace_of"])
-        _make_place(target)
+        if not _is_shown_anew("/mnt"):
+            _hold_place("/mnt")
+            _show_anew("/mnt")  # so that nothing is left there when the task has ended
+        os.makedirs(target, exist_ok=True)
         if not os.path.samefile(source, target):
             _bind(source, target)
     except FileNotFoundError as error:
