@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flow.client import Flow
-from flow.errors import TaskNotFoundError
+from flow.errors import TaskNotFoundError, ValidationError
 from flow.machines import Machines
 from flow.record import new_task_id
 from flow.status import TaskStatus
@@ -218,6 +218,33 @@ class ProviderContract:
         assert task.shell('[ "$WORD" = "a b" ] && [ $FLOW_TASK_ID = ' + task.task_id + " ] && exit 7") == 7
         task.cancel()
         task.wait(timeout=self.patience)
+
+    def test_a_volume_outlives_its_tasks_and_is_held_by_them(self, client: Flow) -> None:
+        if not client.provider().capabilities.volumes:
+            with pytest.raises(ValidationError):
+                client.create_volume(1, "contract")
+            return
+        volume = client.create_volume(1, "contract")
+        volumes = {"/flow-contract": "contract"}
+        first = self.running(client, "echo kept > /flow-contract/file; sleep 1000", volumes=volumes)
+        with pytest.raises(ValidationError, match=f"is held by `{first.task_id}`"):
+            self.run(client, "true", volumes=volumes)
+        with pytest.raises(ValidationError, match=f"is used by `{first.task_id}`"):
+            client.delete_volume("contract")
+        first.cancel()
+        first.wait(timeout=self.patience)
+        assert self.finished(client, "cat /flow-contract/file", volumes=volumes).logs() == "kept\n"
+        client.delete_volume(volume.volume_id)
+        assert "contract" not in [one.name for one in client.volumes()]
+
+    def test_a_running_task_is_given_a_volume(self, client: Flow) -> None:
+        if not client.provider().capabilities.volumes:
+            return
+        client.create_volume(1, "later")
+        command = "until test -d /mnt/later; do sleep 0.05; done; echo x > /mnt/later/file && cat /mnt/later/file"
+        task = self.running(client, command)
+        assert client.mount_volume("later", task) == "/mnt/later"
+        assert (task.wait(timeout=self.patience), task.logs()) == ("completed", "x\n")
 
     def test_two_at_once(self, client: Flow) -> None:
         began = time.time()
