@@ -25,6 +25,7 @@ import flow
 from flow.calls import Target, encode_arguments, make_call
 from flow.errors import FlowError, RemoteError, ResourceNotFoundError, ValidationError
 from flow.node.values import NotJson, encode
+from tests.support.components import require
 from tests.support.containers import import_python_image
 from tests.support.processes import wait_until
 from tests.support.programs import Project
@@ -581,3 +582,31 @@ def test_functions_run_in_containers_once_and_warm(project: Project, containers:
         """
     )
     assert project.run("app.py") == "['é', '/workspace', False]\n[1, '/workspace', False] 1\n"
+
+
+def test_a_function_sees_its_volumes_and_a_map_makes_do_with_one_worker_where_only_one_may_hold_them(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("root", "a function sees its volumes", found=os.getuid() == 0)
+    monkeypatch.setenv("FLOW_LOCAL_CPUS", "4")
+    flow.create_volume(1, name="training-data")
+    project.write(
+        app="""
+        import time
+        from flow import FlowApp
+        app = FlowApp()
+
+        @app.function(gpu="h100:8", volumes={"/data": "training-data"}, env={"WANDB_API_KEY": "..."})
+        def distributed_training(config_path: str):
+            time.sleep(0.1)
+            with open("/data/runs", "a+") as runs:
+                runs.write(config_path)
+                runs.seek(0)
+                return {"status": runs.read()}
+
+        task_id = distributed_training.spawn("a")
+        print(task_id.result(), distributed_training.remote("b"))
+        print(list(distributed_training.map("cdef", concurrency=3))[-1])
+        """
+    )
+    assert project.run("app.py") == "{'status': 'a'} {'status': 'ab'}\n{'status': 'abcdef'}\n"

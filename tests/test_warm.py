@@ -177,7 +177,10 @@ with app.run():
     ended("failed", "failed", "failed")
 
 
-def test_a_map_is_ordered_bounded_lazy_and_in_several_processes_where_that_helps(project: Project) -> None:
+def test_a_map_is_ordered_bounded_lazy_and_in_several_processes_where_that_helps(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_LOCAL_CPUS", "4")
     text = """
 from itertools import count, islice
 slow = ["import threading; time.sleep(0.3)" for _ in range(8)]
@@ -195,9 +198,7 @@ try: next(values)
 except RemoteError as error: print(error.remote_type)
 print(list(values), list(f.map([])))
 """
-    os.environ["FLOW_LOCAL_CPUS"] = "4"
     assert program(project, text) == "True\n[0, 1, 2, 3, 4] True\nZeroDivisionError\n[] []\n"
-    del os.environ["FLOW_LOCAL_CPUS"]
     assert wait_until(lambda: all(task.status.is_final for task in flow.tasks()))
 
 

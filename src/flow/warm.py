@@ -232,8 +232,10 @@ class Session:
             if pool.is_short():
                 try:
                     pool.start()
-                except FlowError as error:
-                    pool.fail(error)
+                except FlowError as error:  # a block volume, say, that one task holds at a time
+                    pool.most = len(pool.workers)
+                    if not pool.workers:
+                        pool.fail(error)
         self._retire_idle()
 
     def _listen(self, pool: Pool, worker: Worker) -> None:
