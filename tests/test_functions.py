@@ -462,6 +462,27 @@ def test_a_function_may_submit_tasks_when_it_is_called(project: Project) -> None
     assert flow.invoke("app.py", "f", cpus=0.1, env=home) == "completed"
 
 
+def test_a_function_that_submits_itself_from_its_own_task_is_refused(project: Project) -> None:
+    project.write(
+        app="""
+        import atexit
+        from flow import function
+        @function(cpus=0.1)
+        def f(n): return g.remote(n - 1)
+        @function(cpus=0.1)
+        def g(n): return f.remote(n - 1)
+        @function
+        def h(): atexit.register(h.spawn)
+        if __name__ == "__main__":
+            h.remote()
+            f.remote(9)
+        """
+    )
+    told = project.run("app.py", code=1)
+    assert "ValidationError: `f` submits itself from its own task" in told
+    assert len(flow.tasks()) == 2  # the nested one has a home of its own
+
+
 def test_the_task_of_a_spawned_call_keeps_its_meaning_for_who_finds_it_later(project: Project) -> None:
     project.write(app="from flow import function\n@function\ndef f(x): return x")
     project.write(use="from app import f\nprint(f.spawn(None), f.spawn([1]))")
@@ -509,8 +530,16 @@ def test_a_decorated_function_is_what_it_was(project: Project) -> None:
     project.write(
         app='from flow import function\n@function(cpus=1)\ndef f(x: int) -> int:\n    "Twice."\n    return 2 * x'
     )
-    project.write(use="from app import f\nimport inspect\nprint(f(2), f.__name__, f.__doc__, inspect.signature(f))")
-    assert project.run("use.py") == "4 f Twice. (x: int) -> int\n"
+    project.write(
+        use="""
+        import inspect, multiprocessing
+        from app import f
+        if __name__ == "__main__":
+            print(f(2), f.__name__, f.__doc__, inspect.signature(f))
+            print(multiprocessing.get_context("spawn").Pool(1).map(f, [1, 2]))
+        """
+    )
+    assert project.run("use.py") == "4 f Twice. (x: int) -> int\n[2, 4]\n"
 
 
 def test_ctrl_c_at_a_remote_call_ends_its_task(project: Project) -> None:

@@ -197,8 +197,10 @@ values = f.map(["1/0", 1, 2], concurrency=1)
 try: next(values)
 except RemoteError as error: print(error.remote_type)
 print(list(values), list(f.map([])))
+left = f.map(range(9))
+print(next(left))
 """
-    assert program(project, text) == "True\n[0, 1, 2, 3, 4] True\nZeroDivisionError\n[] []\n"
+    assert program(project, text) == "True\n[0, 1, 2, 3, 4] True\nZeroDivisionError\n[] []\n0\n"
     assert wait_until(lambda: all(task.status.is_final for task in flow.tasks()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 from flow.calls import FOLDER, Target, make_call
 from flow.client import Flow
-from flow.errors import RemoteError
+from flow.errors import RemoteError, ValidationError
 from flow.task import Task
 from flow.warm import Pool, Session
 from flow.worker import PendingCall
@@ -28,6 +29,14 @@ def submit(target: Target, arguments: bytes | None, fields: Mapping[str, Any], c
 
     client = client or Flow()
     call = make_call(target, Path.cwd(), arguments)
+    chain = os.environ.get("FLOW_CALLED", "")  # set where a function runs as a task
+    if f"{call.file}:{target.function}\n" in chain:
+        raise ValidationError(
+            f"`{target.function}` submits itself from its own task",
+            suggestions=[f"call it as a plain function there: `{target.function}(…)`"],
+        )
+    if chain:
+        fields = {**fields, "env": {**fields.get("env", {}), "FLOW_CALLED": chain}}
     is_ours = client.provider(fields.get("provider")).capabilities.same_machine and not fields.get("image")
     python = sys.executable if is_ours and sys.executable else "python3"
     command = [python, f"$FLOW_WORKSPACE/{FOLDER}/invoke.py", "serve" if arguments is None else "once"]
@@ -89,7 +98,8 @@ def session_of(session: Session | None) -> Iterator[Session]:
 
 def _pool(session: Session, target: Target, fields: Mapping[str, Any]) -> Pool:
     own = {name: value for name, value in fields.items() if name != "retries"}  # those are of the calls
-    return session.pool(target, target.function, lambda: submit(target, None, own, session.client))
+    key = (target, repr(sorted(own.items())))
+    return session.pool(key, target.function, lambda: submit(target, None, own, session.client))
 
 
 def _pending(arguments: bytes, fields: Mapping[str, Any]) -> PendingCall:

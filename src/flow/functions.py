@@ -63,6 +63,9 @@ class Function(Generic[P, R]):
         if not getattr(function, "__qualname__", "").isidentifier() or isinstance(function, type):
             _ = self._target  # says what is wrong with it
 
+    def __reduce__(self) -> str:
+        return self._function.__qualname__  # what it is called in its module, as of any function
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call it here."""
         return self._function(*args, **kwargs)

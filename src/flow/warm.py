@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import selectors
@@ -117,15 +118,18 @@ class Session:
 
     def __init__(self, client: Flow) -> None:
         self.client = client
-        self._guests: list[Task] = []
+        self._guests: deque[Task] = deque()
+        self._look_at = 0.0
         self._pools: dict[Hashable, Pool] = {}
         self._lock = threading.RLock()
         self._selector = selectors.DefaultSelector()
+        self._wake: int | None  # None once it is closed
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._thread: threading.Thread | None = None
         self._is_closed = False
+        atexit.register(self._close_at_exit)  # what is left of a map that was not read to its end
 
     def pool(self, key: Hashable, name: str, start: Callable[[], Task]) -> Pool:
         """The pool of this key, made by what follows where there is none yet."""
@@ -158,7 +162,10 @@ class Session:
 
     def close(self, *, at_once: bool = False) -> None:
         """End every worker, whatever it is at if `at_once`, and wait until they have ended."""
+        atexit.unregister(self._close_at_exit)
         with self._lock:
+            if self._wake is None:
+                return
             self._is_closed = True
             workers = [worker for pool in self._pools.values() for worker in pool.workers]
             for worker in workers:
@@ -179,6 +186,10 @@ class Session:
         self._selector.close()
         os.close(self._wake)
         os.close(self._waker)
+        self._wake = None
+
+    def _close_at_exit(self) -> None:
+        self.close(at_once=True)
 
     def _rouse(self) -> None:
         with suppress(BlockingIOError):
@@ -206,7 +217,7 @@ class Session:
     def _attend(self, key: selectors.SelectorKey) -> None:
         """Read what has come."""
         if key.fileobj == self._wake:
-            os.read(self._wake, 1 << 16)
+            os.read(key.fd, 1 << 16)
             return
         with self._lock:
             pool, worker = key.data
@@ -252,7 +263,10 @@ class Session:
             self._selector.unregister(worker.link)
 
     def _retire_idle(self) -> None:
-        self._guests = [task for task in self._guests if task.refresh().status is TaskStatus.PENDING]
+        if time.monotonic() > self._look_at:
+            self._look_at = time.monotonic() + _STARVED_SECONDS
+            while self._guests and self._guests[0].refresh().status is not TaskStatus.PENDING:
+                self._guests.popleft()
         is_needed = bool(self._guests) or any(pool.is_starved for pool in self._pools.values())
         patience = _STARVED_SECONDS if is_needed else IDLE_SECONDS
         for pool in self._pools.values():

@@ -123,7 +123,7 @@ class Worker:
         """The answers that have come; None where the connection is lost."""
         assert self.link
         try:
-            data = self.link.recv(1 << 18)
+            data = self.link.recv(1 << 16)
         except BlockingIOError:
             return []
         except OSError:

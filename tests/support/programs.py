@@ -31,6 +31,9 @@ class Project:
     def run(self, *words: str, code: int = 0) -> str:
         """What `python words…` prints, of stderr where it is to fail; asserts its exit code."""
         program = self.start(*words)
-        out, err = program.communicate(timeout=100)
+        try:
+            out, err = program.communicate(timeout=60)
+        finally:
+            program.kill()
         assert program.returncode == code, f"{out}\n{err}"
         return err if code else out

@@ -93,10 +93,10 @@ def failure_of(error: BaseException) -> dict[str, Any]:
 def say(failure: dict[str, Any]) -> None:
     """Put it in the task's log too."""
     text = failure["traceback"] or f"{failure['type']}: {failure['message']}\n"
-    with contextlib.suppress(Exception):  # the function may have closed it
-        sys.stdout.flush()
-        sys.stderr.write(text)
-        sys.stderr.flush()
+    for stream, said in ((sys.stdout, ""), (sys.stderr, text)):
+        with contextlib.suppress(Exception):  # the function may have closed it
+            stream.write(said)
+            stream.flush()
 
 
 def _traceback(error: BaseException) -> str:
@@ -105,8 +105,8 @@ def _traceback(error: BaseException) -> str:
 
     trace = error.__traceback__
     decorator = getattr(sys.modules.get("flow.functions"), "__file__", "")
-    ours = (os.path.abspath(__file__), importlib.__file__, decorator)
-    while trace and (trace.tb_frame.f_code.co_filename.startswith("<frozen importlib") or _file_of(trace) in ours):
+    ours = (HERE, "<frozen importlib", str(importlib.__file__), decorator or HERE)
+    while trace and trace.tb_frame.f_code.co_filename.startswith(ours):
         trace = trace.tb_next
     try:
         return _cut("".join(traceback.format_exception(type(error), error, trace)))
@@ -139,11 +139,14 @@ def load(call: dict[str, Any]) -> Callable[..., Any]:
     """The function, its module imported as the user's own program would import it; a submission in it ends that."""
     workspace = os.path.dirname(os.path.dirname(HERE))
     path = os.path.join(workspace, call["file"])
-    ours = [one for one in (os.path.join(workspace, one) for one in call["paths"]) if os.path.isdir(one)]
+    folders = (os.path.normpath(os.path.join(workspace, one)) for one in call["paths"])
+    ours = [one for one in folders if os.path.isdir(one)]
     sys.path[:] = [*ours, *(one for one in sys.path if os.path.abspath(one) != HERE)]
     sys.path += [one for one in (os.path.dirname(path), workspace) if one not in sys.path]
     sys.argv = [path]
     sys.meta_path.append(StandIn())
+    chain = os.environ.get("FLOW_CALLED", "")
+    os.environ["FLOW_CALLED"] = f"{chain}{call['file']}:{call['function']}\n"
     os.environ["FLOW_IMPORTING"] = call["file"]
     try:
         found = _namespace(call["module"], path, call["function"])

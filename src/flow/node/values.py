@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 DEEPEST = 500  # levels of lists and dicts; Python's own reader gives up somewhat later
-LEAST_CUT = 300  # characters of a path or a message that are always shown
+MOST_PATH = 300  # characters
 
 _WHOLE = {type(None), bool, int, str}
 _ADVICE = {  # the first that holds counts
@@ -63,9 +63,8 @@ def encode(value: Any, name: str) -> bytes:
         _check(value, 0)
     except NotJson as refused:
         path = name + refused.path
-        raise NotJson(
-            path if len(path) <= LEAST_CUT else path[:LEAST_CUT] + "…", refused.what, refused.advice
-        ) from None
+        short = path if len(path) <= MOST_PATH else path[:MOST_PATH] + "…"
+        raise NotJson(short, refused.what, refused.advice) from None
     try:
         text = json.dumps(value, ensure_ascii=False, check_circular=False, separators=(",", ":"))
     except ValueError:  # Python writes no longer ones
