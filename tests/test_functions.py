@@ -92,8 +92,8 @@ def test_a_file_in_a_package_may_import_relatively_and_a_nested_script_its_neigh
             "pkg/__init__.py": "",
             "pkg/sizes.py": "WIDTH = 64",
             "pkg/model.py": "from .sizes import WIDTH\ndef f(): return WIDTH",
-            "scripts/near.py": "DEPTH = 3",
-            "scripts/run.py": "import near\ndef f(): return [near.DEPTH, __name__]",
+            "scripts/values.py": "DEPTH = 3",
+            "scripts/run.py": "import values\ndef f(): return [values.DEPTH, __name__]",
             "tools/01-start.py": "import json\ndef f(): return [__name__, __file__[-18:]]",
             "json.py": "def f(): return __name__",
         }
