@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flow.client import cancel as cancel
     from flow.client import get_task as get_task
     from flow.client import run as run
+    from flow.client import submit as submit
     from flow.client import tasks as tasks
     from flow.config import TaskConfig as TaskConfig
     from flow.status import TaskStatus as TaskStatus
@@ -23,13 +24,14 @@ _HOME = {
     "cancel": "flow.client",
     "get_task": "flow.client",
     "run": "flow.client",
+    "submit": "flow.client",
     "tasks": "flow.client",
     "TaskConfig": "flow.config",
     "TaskStatus": "flow.status",
     "Task": "flow.task",
 }
 
-__all__ = ["Flow", "Task", "TaskConfig", "TaskStatus", "cancel", "errors", "get_task", "run", "tasks"]
+__all__ = ["Flow", "Task", "TaskConfig", "TaskStatus", "cancel", "errors", "get_task", "run", "submit", "tasks"]
 
 
 def __getattr__(name: str) -> Any:
