@@ -76,6 +76,12 @@ class StorageError(FlowError):
     code = "storage"
 
 
+class TaskFailedError(FlowError):
+    """The task that was waited for did not complete."""
+
+    code = "task_failed"
+
+
 class TimeoutError(  # noqa: A001  # users catch it by either name
     FlowError, builtins.TimeoutError
 ):
