@@ -18,13 +18,7 @@ from flow import Task
 from flow.endpoints import NoEndpointError
 from flow.errors import ResourceNotFoundError
 from tests.support.components import require
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+from tests.support.processes import free_port
 
 
 @pytest.fixture
