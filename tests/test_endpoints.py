@@ -15,8 +15,7 @@ import pytest
 
 import flow
 from flow import Task
-from flow.endpoints import NoEndpointError
-from flow.errors import ResourceNotFoundError
+from flow.errors import NoEndpointError, ResourceNotFoundError
 from tests.support.components import require
 from tests.support.processes import free_port
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flow.errors import ResourceNotFoundError, did_you_mean
+from flow.errors import NoEndpointError, did_you_mean
 from flow.status import TaskStatus
 
 if TYPE_CHECKING:
@@ -27,13 +27,6 @@ _ANNOUNCED = re.compile(
     r"\s*(?:\[[^\]]*\])?\s*(?:or )?(?P<scheme>https?)://[^\s/]+:(?P<port>\d+)(?P<path>/[^\s?]*)(?:\?token=(?P<token>\S*))?\s*"
 )
 _IS_JUPYTER = re.compile(r"App\]|\?token=")
-
-
-class NoEndpointError(ResourceNotFoundError, KeyError):
-    """The task has no such endpoint, and will have none. Also a KeyError."""
-
-    code = "no_endpoint"
-    __str__ = ResourceNotFoundError.__str__  # KeyError would put quotes around the sentence
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,13 @@ class TaskNotFoundError(ResourceNotFoundError):
     code = "task_not_found"
 
 
+class NoEndpointError(ResourceNotFoundError, KeyError):
+    """The task has no such endpoint, and will have none. Also a KeyError."""
+
+    code = "no_endpoint"
+    __str__ = ResourceNotFoundError.__str__  # KeyError would put quotes around the sentence
+
+
 class AuthenticationError(FlowError):
     """The provider does not accept who we say we are, or what that one may do."""
 

@@ -319,7 +319,9 @@ class Task:
         try:
             return json.loads(path.read_text())
         except (ValueError, OSError) as error:
-            raise StorageError(f"the result `{path}` is not JSON: {error}") from error
+            raise StorageError(
+                f"the result `{path}` is not JSON: {error}", suggestions=["have the command write it by `json.dump`"]
+            ) from error
 
     def outputs(self, path: str = "") -> Path | None:
         """A file or folder that the command left under `$FLOW_OUTPUT` of the first node; None where there is none."""
