@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "flow"
 # A module imports from its own row and those above it. A package's name stands for all that is in it.
 ROWS = (
     "errors masking",
-    "gpus mistakes durable operand users",
+    "gpus mistakes durable connection operand users",
     "machines mounts channel ignore tree blobs bundle",
     "plan settings spellings yaml_positions yaml_text field_types task_fields config slurm_script",
     "status boot log_feeds log_reading logs references record_index record_format record prune",

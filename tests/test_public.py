@@ -178,6 +178,7 @@ def test_tasks_and_cancel_take_words_names_and_tasks() -> None:
     held = [flow.run("true", name=f"held-{n}", hold=True, upload_code=False) for n in range(3)]
     assert flow.tasks(states="pending") == flow.tasks(states=["pending", "running"], limit=None) == held[::-1]
     assert flow.tasks(name_pattern="*-1") == [held[1]]
+    assert flow.tasks(states=[]) == []
     with pytest.raises(ValidationError) as raised:
         flow.tasks(states=["runing"])
     assert (raised.value.message, raised.value.suggestions[0]) == ("no state `runing`", "did you mean `running`?")
@@ -214,6 +215,26 @@ def test_one_task_is_watched_by_many_threads() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert set(map(str, pool.map(watch, range(16)))) == {str(("completed", ["1", "2", "3"], task))}
+
+
+def test_python_warns_of_nothing_that_was_left_open() -> None:
+    code = """
+import gc, threading
+import flow
+
+def use():
+    task = flow.run("echo hi", upload_code=False)
+    task.wait()
+    flow.tasks()
+
+use()
+thread = threading.Thread(target=use)
+thread.start()
+thread.join()
+gc.collect()
+"""
+    run = subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_a_forked_process_uses_the_task_of_its_parent() -> None:

@@ -191,10 +191,10 @@ class Flow:
         """
         states = _states(states)
         self._finish_interrupted()
-        if refresh and states:
+        if refresh and states is not None:
             self._look_at(row.task_id for row in self.records.rows(unfinished=True))
         rows = self.records.rows(limit=limit, states=states, name_pattern=name_pattern)
-        if refresh and not states:
+        if refresh and states is None:
             self._look_at(row.task_id for row in rows if not row.state.is_final)
             rows = self.records.rows(limit=limit, name_pattern=name_pattern)
         tasks = []
