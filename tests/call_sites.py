@@ -46,6 +46,8 @@ def a_task(task: Task, follow: bool) -> None:
     either: str | Iterator[str] = task.logs(follow=follow)
     text = task.logs(follow=True)  # error: assignment
     lines = task.logs()  # error: assignment
+    lines = (line.text.decode() for line in task.lines(follow=True, stream="stderr", node=1))
+    task.lines(stream="both")  # error: arg-type
     code: int = task.shell("nvidia-smi", node=1)
     ran: subprocess.CompletedProcess[str] = task.shell(["ls", "-l"], capture=True)
     task.shell(capture=True)  # error: call-overload

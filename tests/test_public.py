@@ -16,6 +16,7 @@ import pytest
 
 import flow
 from flow import Flow, Task, TaskConfig
+from flow.config import VolumeMount
 from flow.errors import FlowError, ResourceNotFoundError, TaskNotFoundError, ValidationError
 
 CALL_SITES = Path(__file__).with_name("call_sites.py")
@@ -142,7 +143,13 @@ def test_a_wrong_config_is_a_validation_error_however_it_is_made(project: Path) 
         lambda: setattr(config, "no_such_field", 1),
         lambda: config.copy_with(retries="lots"),  # type: ignore[arg-type]
         lambda: TaskConfig.from_dict({"retries": "lots"}),
+        lambda: TaskConfig.from_dict(7),  # type: ignore[arg-type]
         lambda: TaskConfig.from_yaml("wrong.yaml"),
+        lambda: TaskConfig.model_validate({"retries": "lots"}),
+        lambda: TaskConfig.model_validate(7),
+        lambda: TaskConfig.model_validate_json('{"retries": "lots"}'),
+        lambda: TaskConfig.model_validate_json("{"),
+        lambda: VolumeMount.model_validate({"size_gb": -1}),
         lambda: flow.run("wrong.yaml"),
     ]
     for way in ways:

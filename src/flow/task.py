@@ -26,9 +26,11 @@ from flow.users import User
 if TYPE_CHECKING:
     import subprocess
 
+    from typing_extensions import Unpack
+
     from flow.config import TaskConfig
     from flow.endpoints import Endpoints
-    from flow.logs import Block, Folder, Line
+    from flow.logs import Block, Folder, Line, LogChoice
     from flow.observe import Instance
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.25  # seconds between looks while waiting
@@ -348,7 +350,7 @@ class Task:
         texts = (line.text.decode(errors="replace") for line in lines)
         return texts if follow else "".join(f"{text}\n" for text in texts)
 
-    def lines(self, **choice: Any) -> Iterator[Line]:
+    def lines(self, **choice: Unpack[LogChoice]) -> Iterator[Line]:
         """The output line by line, each with its attempt, node, stream, time and cursor; see `flow.logs.read_lines`.
 
         Of an array that of its elements, their index in place of the node. `node`: only that one's.
@@ -356,13 +358,15 @@ class Task:
         """
         from flow.logs import read_lines
 
-        return read_lines(self._folders(choice), is_final=self._is_final, **choice)
+        chosen: dict[str, Any] = {**choice}
+        return read_lines(self._folders(chosen), is_final=self._is_final, **chosen)
 
-    def blocks(self, **choice: Any) -> Iterator[Block]:
+    def blocks(self, **choice: Unpack[LogChoice]) -> Iterator[Block]:
         """The same, as blocks of whole lines of one stream, in the order of arrival: the fast way."""
         from flow.logs import read_blocks
 
-        return read_blocks(self._folders(choice), is_final=self._is_final, **choice)
+        chosen: dict[str, Any] = {**choice}
+        return read_blocks(self._folders(chosen), is_final=self._is_final, **chosen)
 
     # -- access
 
