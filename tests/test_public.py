@@ -28,12 +28,16 @@ def test_the_surface_is_exactly_this() -> None:
         "Task",
         "TaskConfig",
         "TaskStatus",
+        "Volume",
         "cancel",
+        "create_volume",
         "errors",
         "get_task",
+        "mount_volume",
         "run",
         "submit",
         "tasks",
+        "volumes",
     ]
     assert dir(flow) == flow.__all__
 

@@ -9,11 +9,15 @@ if TYPE_CHECKING:
     from flow import errors as errors
     from flow.client import Flow as Flow
     from flow.client import cancel as cancel
+    from flow.client import create_volume as create_volume
     from flow.client import get_task as get_task
+    from flow.client import mount_volume as mount_volume
     from flow.client import run as run
     from flow.client import submit as submit
     from flow.client import tasks as tasks
+    from flow.client import volumes as volumes
     from flow.config import TaskConfig as TaskConfig
+    from flow.machines import Volume as Volume
     from flow.status import TaskStatus as TaskStatus
     from flow.task import Task as Task
 
@@ -22,16 +26,35 @@ __version__ = "0.1.0"
 _HOME = {
     "Flow": "flow.client",
     "cancel": "flow.client",
+    "create_volume": "flow.client",
     "get_task": "flow.client",
+    "mount_volume": "flow.client",
     "run": "flow.client",
     "submit": "flow.client",
     "tasks": "flow.client",
+    "volumes": "flow.client",
+    "Volume": "flow.machines",
     "TaskConfig": "flow.config",
     "TaskStatus": "flow.status",
     "Task": "flow.task",
 }
 
-__all__ = ["Flow", "Task", "TaskConfig", "TaskStatus", "cancel", "errors", "get_task", "run", "submit", "tasks"]
+__all__ = [
+    "Flow",
+    "Task",
+    "TaskConfig",
+    "TaskStatus",
+    "Volume",
+    "cancel",
+    "create_volume",
+    "errors",
+    "get_task",
+    "mount_volume",
+    "run",
+    "submit",
+    "tasks",
+    "volumes",
+]
 
 
 def __getattr__(name: str) -> Any:

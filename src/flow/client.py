@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from flow.config import TaskConfig
     from flow.gpus import Gpu
-    from flow.machines import Offer
+    from flow.machines import Offer, Volume
     from flow.plan import Plan
     from flow.prune import Pruned
     from flow.record import Row
@@ -129,6 +129,7 @@ class Flow:
         """Plan, upload and record: from here on the task cannot be lost."""
         from flow.blobs import store_lock
         from flow.bundle import check_upload_limit, make_bundle
+        from flow.task_volumes import make_volumes, store_of
 
         plan, user = self._resolve(config, task_id), submitter(_here())
         provider = self.provider(plan.provider)
@@ -139,6 +140,8 @@ class Flow:
                 if limit:
                     check_upload_limit(self.home, bundle, limit)
                 plan = replace(plan, bundle=bundle.id, notes=(*plan.notes, *bundle.notes))
+            if plan.mounts and not (idempotency_key and self.records.has_key(idempotency_key)):
+                plan = make_volumes(plan, store_of(provider))
             submission = Submission(
                 task_id=task_id,
                 plan=plan,
@@ -233,6 +236,60 @@ class Flow:
 
         asked = parse_gpu(gpu) if isinstance(gpu, str) else gpu
         return self.provider().offers(asked)
+
+    # -- volumes
+
+    def create_volume(
+        self, size_gb: int, name: str | None = None, *, interface: str = "block", region: str | None = None
+    ) -> Volume:
+        """Make a volume. interface: "block" is for one task at a time, "file" is shared.
+
+        Raises ValidationError for a name that is taken or not allowed.
+        """
+        from flow.config import VolumeMount
+        from flow.task_volumes import store_of
+
+        name = name if name is not None else f"volume-{os.urandom(3).hex()}"
+        asked: dict[str, Any] = {"name": name, "size_gb": size_gb, "interface": interface}
+        checked = VolumeMount(**asked)
+        return store_of(self.provider()).create(name, checked.size_gb or 0, interface=checked.interface, region=region)
+
+    def volumes(self) -> list[Volume]:
+        """The volumes there are, newest first."""
+        from flow.task_volumes import store_of
+
+        return list(store_of(self.provider()).list())
+
+    def get_volume(self, reference: str) -> Volume:
+        """The volume of an id, a name, or `:1` of the last listing. Raises ResourceNotFoundError."""
+        from flow.task_volumes import find_volume, listed_volume
+
+        return find_volume(self.volumes(), listed_volume(self.home, reference))
+
+    def save_volume_listing(self, volumes: Sequence[Volume]) -> None:
+        """Make `:1`, `:2`, … name these volumes."""
+        from flow.task_volumes import save_listing
+
+        save_listing(self.home, volumes)
+
+    def delete_volume(self, reference: str) -> Volume:
+        """Remove a volume with all that is in it. Raises ValidationError while a task that has not ended uses it."""
+        from flow.task_volumes import store_of
+
+        volume = self.get_volume(reference)
+        store_of(self.provider()).delete(volume.volume_id)
+        return volume
+
+    def mount_volume(self, volume: str | Volume, task: str | Task) -> str:
+        """Give a running task one more volume, at once; the path at which it is seen, `/mnt/<name>`.
+
+        Raises ValidationError for a task that does not run, a block volume that another one holds, or where the task
+        cannot be reached so.
+        """
+        from flow.task_volumes import store_of
+
+        found = self.get_volume(volume if isinstance(volume, str) else volume.volume_id)
+        return self.get_task(str(task)).mount(found, store_of(self.provider()))
 
     def prune(
         self,
@@ -377,6 +434,23 @@ def tasks(
 ) -> list[Task]:
     """The newest tasks; see `Flow.tasks`."""
     return Flow().tasks(states=states, limit=limit, name_pattern=name_pattern, refresh=refresh)
+
+
+def create_volume(
+    size_gb: int, name: str | None = None, *, interface: str = "block", region: str | None = None
+) -> Volume:
+    """Make a volume; see `Flow.create_volume`."""
+    return Flow().create_volume(size_gb, name, interface=interface, region=region)
+
+
+def volumes() -> list[Volume]:
+    """The volumes there are, newest first."""
+    return Flow().volumes()
+
+
+def mount_volume(volume: str | Volume, task: str | Task) -> str:
+    """Give a running task one more volume; the path at which it is seen, `/mnt/<name>`. See `Flow.mount_volume`."""
+    return Flow().mount_volume(volume, task)
 
 
 def cancel(*tasks: str | Task) -> None:

@@ -304,6 +304,9 @@ def _is_text(location: Location) -> bool:
 def _targets(fields: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     """Where things are to be mounted, as far as it can be told of fields not checked yet."""
     volumes, mounts = fields.get("volumes"), fields.get("mounts")
+    for target in volumes if isinstance(volumes, Mapping) else ():
+        if str(target).startswith("/"):
+            yield ("volumes", str(target)), str(target).rstrip("/")
     for index, one in enumerate(volumes if isinstance(volumes, (list, tuple)) else ()):
         get = one.get if isinstance(one, Mapping) else lambda key, one=one: getattr(one, key, None)
         target = get("mount_path") or (get("name") and f"/mnt/{get('name')}")

@@ -23,6 +23,8 @@ from flow.spellings import parse_array, parse_begin, parse_dependency, parse_sig
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _WORD = re.compile(r"[^\s\0]+")
 _SOURCE = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*(/[^\0]*)?|volume://[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_KERNEL = ("dev", "proc", "sys")
+_SYSTEM = ("bin", "boot", "etc", "lib", "lib32", "lib64", "run", "sbin", "usr", "var")
 _DEFAULT_TARGET = "/data"  # where a mount given without a target appears
 
 
@@ -60,9 +62,12 @@ def _not_bool(value: Any) -> Any:
 
 def _absolute(value: Any) -> str:
     text = _text(value)
-    if not text.startswith("/") or ".." in text.split("/") or not text.strip("/"):
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    if not text.startswith("/") or ".." in parts or not parts or ":" in text:
         raise _refuse(f"{shown_value(text)} is no place to mount at", "write an absolute path, as `/data`")
-    return "/" + "/".join(part for part in text.split("/") if part not in ("", "."))
+    if parts[0] in _KERNEL or (parts[0] in _SYSTEM and len(parts) == 1):
+        raise _refuse(f"{shown_value(text)} is no place to mount at: programs need what is there", "take `/data`")
+    return "/" + "/".join(parts)
 
 
 def _plain_text(value: Any, name: str = "") -> str:

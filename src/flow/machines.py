@@ -55,6 +55,21 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Volume:
+    """Storage that outlives tasks. Its name is unique at its provider."""
+
+    volume_id: str
+    name: str
+    size_gb: int
+    interface: str = "block"  # "block": one task, one machine at a time; "file": shared
+    region: str | None = None
+    created: float | None = None  # seconds since the epoch
+    price_per_month: float | None = None  # US dollars, of the whole volume; 0 where it costs nothing
+    used_by: tuple[str, ...] = ()  # tasks that have not ended
+    folder: str | None = None  # where its files lie, if that is on this machine
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """A runner's `status.json`, as read. Times are seconds since the epoch by that machine's clock.
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flow.mounts import Mount, mount_from_dict
+
 
 @dataclass(frozen=True, slots=True)
 class Elements:
@@ -56,6 +58,7 @@ class Plan:
     nodes: int = 1
     region: str | None = None
     ports: tuple[int, ...] = ()
+    mounts: tuple[Mount, ...] = ()  # outer before inner
     price_per_hour: float | None = None  # of all nodes together, US dollars
     max_price_per_hour: float | None = None
     limit_seconds: float | None = None  # summed over attempts
@@ -79,6 +82,7 @@ class Plan:
         values["elements"] = self.elements and _fields(self.elements)
         values["signal"] = self.signal and _fields(self.signal)
         values["after"] = tuple(_fields(one) for one in self.after)
+        values["mounts"] = tuple(_fields(one) for one in self.mounts)
         return values
 
     @property
@@ -88,7 +92,7 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _fields(one: Plan | Elements | SignalBefore | Dependency) -> dict[str, Any]:
+def _fields(one: Plan | Elements | SignalBefore | Dependency | Mount) -> dict[str, Any]:
     return {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
 
 
@@ -101,6 +105,7 @@ def plan_from_dict(values: Mapping[str, Any]) -> Plan:
     fields["ports"] = tuple(fields.get("ports", ()))
     fields["notes"] = tuple(fields.get("notes", ()))
     fields["after"] = tuple(Dependency(**one) for one in fields.get("after", ()))
+    fields["mounts"] = tuple(mount_from_dict(one) for one in fields.get("mounts", ()))
     fields["elements"] = elements and Elements(tuple(elements["indices"]), elements["at_once"])
     fields["signal"] = signal and SignalBefore(**signal)
     return Plan(**fields)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flow.durable import NoRoomError, create_durably, sync_path, why, write_durably, writing
 from flow.errors import FlowError, StorageError, TaskNotFoundError, ValidationError
+from flow.outbox import empty_outbox, fill_outbox
 from flow.record_format import (
     Submission,
     entry_from,
@@ -62,9 +63,12 @@ class Records:
         """What the user should know: a name that several tasks have, an index made anew."""
         return self._index.notes
 
-    def add(self, submission: Submission, want: Want = Want.RUN) -> Submission:
+    def add(
+        self, submission: Submission, want: Want = Want.RUN, *, outbox: Mapping[str, bytes] | None = None
+    ) -> Submission:
         """Acknowledge a task: it is on disk when this returns. The same idempotency key gives the earlier submission.
 
+        outbox: secret files by name, 0600, which are brought to the machines and kept until the task has ended.
         Raises TaskIdTaken, or ValidationError when the key was used for another request.
         """
         if not _TASK_ID.fullmatch(submission.task_id):
@@ -74,7 +78,7 @@ class Records:
             self._adopt_what_a_crash_left()
             earlier = self._earlier(submission)
             if earlier is None:
-                self._write(submission, want)
+                self._write(submission, want, outbox or {})
         return earlier or submission
 
     def mark_allocated(self, task_id: str) -> None:
@@ -258,7 +262,7 @@ class Records:
             with self._index.lock:
                 yield
 
-    def _write(self, submission: Submission, want: Want) -> None:
+    def _write(self, submission: Submission, want: Want, outbox: Mapping[str, bytes]) -> None:
         values = submission_values(submission, want)
         folder = self._folder / submission.task_id
         if folder.exists():
@@ -266,6 +270,7 @@ class Records:
         self._index.lock.note = submission.task_id
         try:
             folder.mkdir(mode=0o700)
+            fill_outbox(folder, outbox)
             write_durably(folder / "record.json", to_json(values))
             sync_path(str(self._folder))
             self._index.put(entry_from(values))
@@ -286,6 +291,10 @@ class Records:
         else:
             _take_back(self._folder / task_id)
         self._index.lock.note = ""
+
+    def has_key(self, idempotency_key: str) -> bool:
+        """Whether a task was submitted with this key."""
+        return bool(self._index.read("SELECT 1 FROM tasks WHERE idempotency_key = ?", (idempotency_key,)))
 
     def _earlier(self, submission: Submission) -> Submission | None:
         key = submission.idempotency_key
@@ -374,6 +383,7 @@ def _take_back(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for left in folder.glob(".record.json.*"):
             left.unlink()
+        empty_outbox(folder)
         (folder / "record.json").unlink(missing_ok=True)
         folder.rmdir()
 

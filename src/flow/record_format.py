@@ -11,6 +11,7 @@ from typing import Any
 
 from flow.durable import why
 from flow.errors import StorageError
+from flow.mounts import VOLUME
 from flow.plan import Plan, plan_from_dict
 from flow.record_index import Entry, Row
 from flow.status import Intent, Outcome, TaskStatus, Want
@@ -114,6 +115,9 @@ def outcome_from(values: Mapping[str, Any]) -> Outcome:
 def request_of(plan: Plan) -> dict[str, Any]:
     """What was asked for, without what differs between two submissions of the same."""
     values = json.loads(to_json(plan.to_dict()))
+    for mount in values["mounts"]:  # the first submission may have made the volume, and named it after itself
+        if mount["kind"] == VOLUME:
+            mount.update(source="", size_gb=None, name=mount["name"].replace(plan.task_id[-6:], ""))
     return {key: value for key, value in values.items() if key not in _NEVER_THE_SAME}
 
 

@@ -19,6 +19,7 @@ from flow.gpus import MEMORY_GB, Gpu, is_known_kind, parse_gpu
 from flow.machines import Offer
 from flow.plan import Dependency, Plan
 from flow.providers import Provider
+from flow.task_volumes import plan_mounts
 
 # What the submitting shell lends to tasks of the same machine; everything else is passed by `env`.
 _LENT = ("PATH", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "USER", "SHELL", "LANG", "TERM", "TMPDIR")
@@ -66,6 +67,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         nodes=config.num_instances,
         region=machine.offer.region if machine.offer else None,
         ports=tuple(config.ports),
+        mounts=plan_mounts(config, provider, task_id=task_id, name=name, notes=notes) if _has_mounts(config) else (),
         price_per_hour=_price(config, machine.offer),
         max_price_per_hour=config.max_price_per_hour,
         limit_seconds=config.max_run_time_hours and config.max_run_time_hours * 3600,
@@ -160,6 +162,10 @@ def _check_abilities(config: TaskConfig, provider: Provider) -> None:
             f"`num_instances` is `{config.num_instances}`, and {provider.name} runs at most {can.max_nodes}",
             suggestions=[f"ask for {can.max_nodes} or fewer"],
         )
+
+
+def _has_mounts(config: TaskConfig) -> bool:
+    return bool(config.volumes or config.mounts)
 
 
 def _argv(config: TaskConfig, *, same_machine: bool) -> tuple[str, ...]:

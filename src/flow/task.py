@@ -12,13 +12,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from flow.errors import StorageError, TaskFailedError, ValidationError
+from flow.errors import FlowError, StorageError, TaskFailedError, ValidationError
 from flow.errors import TimeoutError as FlowTimeoutError
-from flow.machines import Allocation, Report
+from flow.machines import Allocation, Report, Volume
 from flow.masking import masked
 from flow.observe import instances, observe
 from flow.plan import Plan
-from flow.providers import Provider
+from flow.providers import Provider, VolumeStore
 from flow.record import Records, Submission
 from flow.status import Outcome, TaskStatus, Want, attempt_outcome, read_report
 from flow.users import User
@@ -430,6 +430,40 @@ class Task:
         if self.is_array and self.plan.elements:
             return f"name an element: `flow ssh {self.task_id}_{self.plan.elements.indices[0]}`"
         return f"wait until it runs: `flow status {self.task_id} --watch`"
+
+    def mount(self, volume: Volume, store: VolumeStore) -> str:
+        """Give the running task one more volume, on each of its nodes; the path at which it is seen.
+
+        Raises ValidationError where it does not run, the volume is held, or the machine does not allow it.
+        """
+        if volume.interface == "block" and self.plan.nodes > 1:
+            raise ValidationError(
+                f"the block volume `{volume.name}` cannot be mounted by {self.plan.nodes} nodes",
+                suggestions=["use a volume made with `--interface file`"],
+            )
+        allocation = self._allocation()
+        if self.refresh().status is not TaskStatus.RUNNING or not allocation or not allocation.nodes:
+            what = "an array: a volume is for one of its elements" if self.is_array else f"{self.status}, not running"
+            raise ValidationError(f"`{self.task_id}` is {what}", suggestions=[self._way_to_a_shell()])
+        source = store.attach(volume.volume_id, self.plan)
+        try:
+            for node in allocation.nodes:
+                self._bind(node.folder, source, volume.name)
+        except FlowError:
+            if volume.volume_id not in [one.source for one in self.plan.mounts]:
+                store.detach(volume.volume_id, self.plan.task_id)
+            raise
+        return f"/mnt/{volume.name}"
+
+    def _bind(self, folder: str, source: str, name: str) -> None:
+        import subprocess
+
+        from flow.node import mounts
+
+        words = [sys.executable, str(Path(mounts.__file__)), "add", folder, source, name]
+        told = subprocess.run(words, capture_output=True, text=True, check=False)
+        if told.returncode:
+            raise ValidationError(f"`{self.task_id}` cannot be given the volume `{name}`: {told.stderr.strip()}")
 
     # -- how the above is known
 

@@ -87,10 +87,15 @@ def parse_document(text: str, name: str, is_text: Callable[[Location], bool] = l
             placed = [Mistake(told, place=_place(name, lines, mark)) for told, mark in walk.mistakes]
             raise MistakesError.of(sorted(placed, key=_order), f"`{name}`")
         return Document(name, lines, loader.construct_document(root), root)
-    except yaml.MarkedYAMLError as error:
-        raise _malformed(error, name, lines) from None
     except (RecursionError, OverflowError):
-        raise ValidationError(f"`{name}` is nested too deep, or holds itself") from None
+        raise _too_deep(name) from None
+    except yaml.MarkedYAMLError as error:
+        is_deep = "maximum nesting" in str(error.problem)  # libyaml's own limit, since 0.2.6
+        raise (_too_deep(name) if is_deep else _malformed(error, name, lines)) from None
+
+
+def _too_deep(name: str) -> ValidationError:
+    return ValidationError(f"`{name}` is nested too deep, or holds itself")
 
 
 class _Walk:

@@ -23,7 +23,9 @@ COMMANDS = {
     "cancel": Entry("flow.cli.cancel:cancel", "End tasks.", _TASKS),
     "resume": Entry("flow.cli.resume:resume", "Let held tasks start.", _TASKS),
     "ssh": Entry("flow.cli.ssh:ssh", "A shell, or one command, where a task runs.", _TASKS),
+    "mount": Entry("flow.cli.mount:mount", "Give a running task one more volume.", _TASKS),
     "offers": Entry("flow.cli.offers:offers", "The machines to be had now, and their price.", _MACHINES),
+    "volume": Entry("flow.cli.volume:volume", "Storage that outlives tasks: create, list, info, delete.", _MACHINES),
     "config": Entry("flow.cli.config:config", "Show the settings and where each comes from.", _SETUP),
     "schema": Entry("flow.cli.schema:schema", "Print the JSON schema of a task file.", _SETUP),
     "completion": Entry("flow.cli.completion:completion", "Print the completion script of a shell.", _SETUP),
@@ -34,6 +36,7 @@ SYNONYMS = {
     "delete": "cancel", "describe": "info", "exec": "ssh", "kill": "cancel", "launch": "run", "list": "status",
     "log": "logs", "ls": "status", "ps": "status", "rm": "cancel", "sbatch": "run", "scancel": "cancel", "shell": "ssh",
     "show": "info", "sinfo": "offers", "squeue": "status", "stop": "cancel", "submit": "run", "tail": "logs",
+    "volumes": "volume",
 }  # fmt: skip
 
 flow = TaskGroup(

@@ -84,7 +84,7 @@ class FlowCommand(click.Command):
 
 
 class TaskGroup(click.Group):
-    """The group behind `flow`, made from its table; a command's module is imported when the command is called."""
+    """`flow`, or a command with commands of its own, made from a table; a module is imported when it is called."""
 
     def __init__(self, table: Mapping[str, Entry], synonyms: Mapping[str, str], *, example: str, **kwargs: Any) -> None:
         version = click.Option(
@@ -96,7 +96,7 @@ class TaskGroup(click.Group):
             help="Show the version and exit.",
         )
         super().__init__(
-            params=[version],
+            params=[version] if kwargs["name"] == "flow" else [],
             callback=_show_help,
             invoke_without_command=True,
             context_settings={"help_option_names": ["-h", "--help"]},
@@ -133,7 +133,7 @@ class TaskGroup(click.Group):
         """click's own, but an unknown name is an error that knows what was meant."""
         name = args[0]
         if name not in self.table and not ctx.resilient_parsing:
-            raise self._unknown(name)
+            raise self._unknown(name, ctx.command_path)
         return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -158,12 +158,12 @@ class TaskGroup(click.Group):
             return click.Command.shell_complete(self, ctx, incomplete)
         return [CompletionItem(n, help=entry.help) for n, entry in self.table.items() if n.startswith(incomplete)]
 
-    def _unknown(self, name: str) -> UsageError:
+    def _unknown(self, name: str, path: str) -> UsageError:
         if name.startswith("-"):
-            return UsageError(f"no such option `{name}`", suggestions=["see `flow --help`"])
+            return UsageError(f"no such option `{name}`", suggestions=[f"see `{path} --help`"])
         near = self.synonyms.get(name) or _nearest(name, self.table)
-        meant = [f"did you mean `flow {near}`?"] if near else []
-        return UsageError(f"no command `{name}`", suggestions=[*meant, "see `flow --help`"])
+        meant = [f"did you mean `{path} {near}`?"] if near else []
+        return UsageError(f"no command `{name}`", suggestions=[*meant, f"see `{path} --help`"])
 
 
 def write_example(formatter: click.HelpFormatter, lines: Sequence[str]) -> None:

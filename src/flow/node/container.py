@@ -57,6 +57,8 @@ class Container:
         words += ["--init"] if self.has_init else []
         words += ["--network", "host", "--ipc", "host", "--security-opt", "label=disable", "--workdir", self.cwd]
         words += ["-v", f"{self.rank.path('workspace')}:{WORKSPACE}", "-v", f"{output}:{output}"]
+        for bind in self.rank.binds:
+            words += ["-v", f"{bind['source']}:{bind['target']}{':ro' if bind.get('read_only') else ''}"]
         words += self._user() + self._gpus()
         for name in self.env:
             words += ["-e", f"{name}={self.env[name]}" if _is_read_by_client(name) else name]

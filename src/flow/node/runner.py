@@ -31,6 +31,7 @@ def _beside(name: str) -> Any:
 log, loop, processes = map(_beside, ("log", "loop", "processes"))
 if __package__:  # a scheduler forks one runner after the other: what most tasks need is loaded once
     _beside("unpack")
+    _beside("mounts")
 
 
 def run(folder: str, lock_fd: int | None = None, keep: int | None = None) -> bool:
@@ -71,6 +72,8 @@ class Rank:
         self.loop = loop.Loop()
         self.log: Any = None
         self.peers: Any = None
+        self.binds: list[Any] = []  # folders of this machine, and where the command sees them
+        self.namespace: Any = None
         self.processes = processes.Processes()
         self.command = self.processes  # or the container: what can be told to end
         self.is_terminated = False  # by a signal to the runner
@@ -89,6 +92,7 @@ class Rank:
             self.peers = _beside("peers").join(self)
         self._await_needs()
         self._unpack()
+        self._mount()
         self._start()
         while self.processes.wait_status is None or self._has_leftovers():
             self.loop.step()
@@ -130,9 +134,19 @@ class Rank:
             raise Ended(126, None, "start", "cannot unpack the code: " + log.say(error)) from None
         self._check_stopped()
 
+    def _mount(self) -> None:
+        """Make what the command is to see at paths of its own choice; in a container that is left to the engine."""
+        if self.task.get("mounts") or (self.task.get("private_mounts") and not self.task.get("image")):
+            try:
+                self.binds, self.namespace = _beside("mounts").arrange(self.task, self.folder)
+            except ValueError as error:
+                raise Ended(126, None, "start", str(error)) from None
+            self._check_stopped()
+
     def _start(self) -> None:
         """Execute the command, once `running` is on disk."""
         argv, env, cwd = self._command()
+        self._remove_secrets()
         try:
             self.log = output = log.Log(self.folder, [self.task.get("stdout_copy"), self.task.get("stderr_copy")])
         except OSError as error:
@@ -167,7 +181,7 @@ class Rank:
         if self.task.get("gpu_ids") is not None:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.task["gpu_ids"]))
         cwd = self.path("workspace", self.task.get("cwd") or "")
-        self.write("env.json", {"env": env, "cwd": cwd})
+        self.write("env.json", {"env": env, "cwd": cwd, "namespace_of": os.getpid() if self.namespace else None})
         return self.task["argv"], env, cwd
 
     def _set_limits(self) -> None:
@@ -239,8 +253,9 @@ class Rank:
         signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
         signal.set_wakeup_fd(-1)
         self.loop.selector.close()
+        is_outside = self.namespace is None or self.namespace.leave()
         _close_inherited({keep})
-        return self.peers is None and self.command is self.processes and self.processes.childless
+        return is_outside and self.peers is None and self.command is self.processes and self.processes.childless
 
     def _has_leftovers(self) -> bool:
         """Whether processes of the attempt outlive the command; when first seen, they are told to end."""
@@ -289,6 +304,12 @@ class Rank:
     def path(self, *parts: str) -> str:
         """A file of the task folder; an absolute one stays what it is."""
         return os.path.join(self.folder, *parts)
+
+    def _remove_secrets(self) -> None:
+        """What was delivered has been used."""
+        for need in self.task.get("needs", []):
+            if need.startswith("inbox/") and need.endswith(".json"):
+                _quietly(os.unlink, self.path(need))
 
     def _delivered_variables(self) -> dict[str, str]:
         if "inbox/env.json" not in self.task.get("needs", []):

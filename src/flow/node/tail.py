@@ -6,6 +6,7 @@ and up; the formats are in docs/ARCHITECTURE.md.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -315,6 +316,9 @@ def _enter(folder: str, argv: Sequence[str]) -> None:
         terminal = ["-it"] if os.isatty(0) and os.isatty(1) else ["-i"]
         engine, name = place["container"]
         os.execvp(engine, [engine, "exec", *terminal, "-w", place["cwd"], name, *(argv or ["sh"])])
+    if place.get("namespace_of"):
+        mounts = importlib.import_module("mounts")  # beside this file, which runs as a program here
+        mounts.join(place["namespace_of"])
     os.chdir(place["cwd"])
     words = list(argv) or [env.get("SHELL") or "/bin/sh"]
     try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from flow.channel import Channel
 from flow.gpus import Gpu
-from flow.machines import Allocation, Capabilities, Offer
+from flow.machines import Allocation, Capabilities, Offer, Volume
 from flow.plan import Plan
 
 
@@ -24,6 +24,38 @@ class Option:
     secret: bool = False
 
 
+class VolumeStore(Protocol):
+    """The volumes of a provider. What an unknown id names raises ResourceNotFoundError."""
+
+    def create(self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None) -> Volume:
+        """Make an empty one. Raises ValidationError where the name is taken, QuotaExceededError where there is no room.
+
+        Made again with the same name, size and interface by who was cut off, it is the same volume.
+        """
+        ...
+
+    def list(self) -> Sequence[Volume]:
+        """All of them, newest first."""
+        ...
+
+    def delete(self, volume_id: str) -> None:
+        """Remove it with what is in it. Raises ValidationError while a task that has not ended uses it."""
+        ...
+
+    def attach(self, volume_id: str, plan: Plan, *, ephemeral: bool = False) -> str:
+        """Hold it for the plan's task until that has ended; `ephemeral`: then remove it. Idempotent.
+
+        What the task's machines find it by: the path of a folder or of a device.
+
+        Raises ValidationError for a block volume that another task holds which this one does not wait for.
+        """
+        ...
+
+    def detach(self, volume_id: str, task_id: str) -> None:
+        """Hold it no more for the task. Idempotent."""
+        ...
+
+
 class Provider(Protocol):
     """Five methods, four attributes; no logs, copying, results or status words: those live once, above."""
 
@@ -33,6 +65,11 @@ class Provider(Protocol):
     @property
     def capabilities(self) -> Capabilities:
         """What it can do, computed from its settings."""
+        ...
+
+    @property
+    def volumes(self) -> VolumeStore | None:
+        """Where its volumes are kept; None where it has none."""
         ...
 
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:

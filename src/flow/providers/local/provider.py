@@ -25,6 +25,7 @@ from flow.providers.local.mend import lacks, mend_queue, needs_mending
 from flow.providers.local.queue import Queue, Row, suspect_path
 from flow.providers.local.rank import loopback, rank_folder
 from flow.providers.local.restore import note_given
+from flow.providers.local.volumes import LocalVolumes
 from flow.providers.local.wake import is_locked, start_scheduler, wake_scheduler
 from flow.record_format import read_intent
 from flow.status import Want
@@ -57,6 +58,7 @@ class Local:
         return Capabilities(
             max_nodes=64,
             same_machine=True,
+            volumes=True,
             containers=True,
             shared_folder=True,
             arrays=True,
@@ -64,6 +66,11 @@ class Local:
             emulates=not self._strict,
             retries=True,
         )
+
+    @property
+    def volumes(self) -> LocalVolumes:
+        """Folders of this machine."""
+        return LocalVolumes(self.home, self._has_ended, self._waits_for)
 
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:
         """The machine without its GPUs, and with 1, 2, … of each kind it has. Price 0."""
@@ -154,6 +161,30 @@ class Local:
             waits = self._ask(lambda queue: queue.waits(row.base))
             return "waits for " + ", ".join(f"{upstream} to be {state}" for upstream, state in waits)
         return ""
+
+    def _has_ended(self, task_id: str) -> bool | None:
+        """Whether a task or array has; None where it is not on record."""
+        if self._has_queue() and self._ask(lambda queue: queue.holds(task_id)):
+            return not self._ask(lambda queue: queue.is_open(task_id))
+        record = self.home / "record" / task_id
+        if not (record / "record.json").exists():
+            return None
+        intent = read_intent(record)
+        return (record / "final.json").exists() or bool(intent and intent.want is Want.CANCEL)
+
+    def _waits_for(self, plan: Plan) -> set[str]:
+        """The tasks that have ended before this one starts."""
+        found: set[str] = set()
+        ahead = [one.task_id for one in plan.after if one.state != "started"]
+        for task_id in ahead:
+            base = task_id.partition("_")[0]
+            if base not in found:
+                found.add(base)
+                ahead += [upstream for upstream, state in self._waits(base) if state != "started"]
+        return found
+
+    def _waits(self, base: str) -> list[tuple[str, str]]:
+        return self._ask(lambda queue: queue.waits(base)) if self._has_queue() else []
 
     def _cancelled(self, plan: Plan) -> list[str]:
         """What of a task or array the user has cancelled: itself, or elements of it."""

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flow.mounts import VOLUME, Mount
+from flow.outbox import deliver
 from flow.plan import Plan
 from flow.providers.local.queue import Row
+from flow.providers.local.volumes import volume_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,13 @@ def write_job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting, 
     folder = rank_folder(home, row.id, row.attempt, rank)
     os.makedirs(folder, mode=0o700, exist_ok=True)  # noqa: PTH103  # half the system calls of pathlib's
     job = _job(home, row, plan, rank=rank, meeting=meeting)
+    if plan.mounts or plan.image:  # a look at the disk less for the many
+        job["needs"] = deliver(home / "record" / row.base, folder)
     if has_gpus and "CUDA_VISIBLE_DEVICES" not in plan.env:
         job["gpu_ids"] = list(row.gpu_ids)  # none given: none seen
     descriptor = os.open(folder / "task.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(json.dumps(job))  # `json.dump` does not use the encoder in C
+    with os.fdopen(descriptor, "w") as text:
+        text.write(json.dumps(job))  # `json.dump` does not use the encoder in C
     return folder
 
 
@@ -78,6 +83,8 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         "cwd": plan.working_dir,
         "code": code,
         "needs": [],
+        "mounts": [_mount(home, one) for one in plan.mounts],
+        "private_mounts": os.getuid() == 0 or bool(plan.options.get("private_mounts")),
         "image": plan.image,
         "engine": plan.engine,
         "gpu_ids": None,
@@ -96,6 +103,12 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         "stderr_copy": _path_for(plan.stderr, row, rank),
         "delivery_timeout_seconds": 1800,
     }
+
+
+def _mount(home: Path, mount: Mount) -> dict[str, Any]:
+    if mount.kind == VOLUME:
+        return {"kind": "folder", "source": str(volume_path(home, mount.source)), "target": mount.target}
+    return {"kind": mount.kind, "source": mount.source, "target": mount.target, "cache": str(home / "cache")}
 
 
 def _path_for(pattern: str | None, row: Row, rank: int) -> str | None:

@@ -20,11 +20,14 @@ from pathlib import Path
 
 from flow.durable import boot_id, unlock
 from flow.machines import Report
+from flow.mounts import VOLUME
+from flow.outbox import empty_outbox
 from flow.plan import Plan
 from flow.providers.local import burial
 from flow.providers.local.inventory import Inventory, read_inventory
 from flow.providers.local.queue import Queue, Row, note_damage
 from flow.providers.local.rank import new_meeting, rank_folder, write_job
+from flow.providers.local.volumes import let_go, volume_path
 from flow.providers.local.waiting import Waiting
 from flow.providers.local.wake import open_fifo, take_lock
 from flow.providers.local.workers import Workers
@@ -307,6 +310,20 @@ class Scheduler:
     def _end(self, row: Row, reports: dict[int, Report], *, reason: str, now: float) -> None:
         self.queue.end(row, reports, reason=reason, now=now)
         self.waiting.note_end(row)
+        try:
+            self._let_go(row)
+        except (OSError, ValueError, TypeError, LookupError, sqlite3.DatabaseError) as error:
+            _log(f"{row.id}: what it held stays: {error!a}")
+
+    def _let_go(self, row: Row) -> None:
+        """Of a task or array that has ended for good: its secrets, and the volumes that it held."""
+        plan = self.queue.plan(row.base)
+        if not (plan.mounts or plan.image) or self.queue.is_open(row.base):
+            return
+        empty_outbox(self.home / "record" / row.base)
+        for mount in plan.mounts:
+            if mount.kind == VOLUME:
+                let_go(volume_path(self.home, mount.source).parent, row.base)
 
     # -- what users ask
 

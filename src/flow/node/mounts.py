@@ -1,0 +1,316 @@
+"""Mounts that only one task sees: a mount namespace of its own, in which folders are bound at their targets.
+
+Standard library, Python 3.8 and up, Linux. As root a namespace is all that it takes; as another user it takes a user
+namespace, in which `sudo` and the like have no effect. `python3 mounts.py add DIR SOURCE NAME` binds one more folder,
+at /mnt/NAME, for the task that runs in DIR.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import sys
+from typing import Any, NoReturn
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+WORKSPACE = "/workspace"
+OURS = b"flow"  # what the file systems are called that are put over others
+# Of unshare(2), mount(2), umount2(2) and the calls that have no function in older C libraries.
+NEWNS, NEWUSER = 0x20000, 0x10000000
+RDONLY, REMOUNT, BIND, REC, SLAVE, RELATIME = 0x1, 0x20, 0x1000, 0x4000, 0x80000, 0x200000
+DETACH = 2
+PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+OPEN_TREE, MOVE_MOUNT = 428, 429  # on every architecture; Linux 5.2
+TREE_CLONE, FROM_NOTHING = 0x1, 0x4
+NOT_ALLOWED = (
+    "this machine allows no mounts of its own to a task ({}): give it an `image`, run Flow as root, or allow user "
+    "namespaces (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0)"
+)
+
+
+class CannotMount(ValueError):  # noqa: N818  # a sentence for the user
+    """Why a mount cannot be made."""
+
+
+def arrange(task: dict[str, Any], folder: str) -> tuple[list[dict[str, Any]], Namespace | None]:
+    """What the task of `folder` is to see: each folder ("source", "target", maybe "read_only"), and the namespace.
+
+    No namespace for a container, nor where the machine does not allow it and nothing needs it. Raises CannotMount.
+    """
+    binds = [_folder_of(one) for one in task.get("mounts", [])]
+    if task.get("image"):
+        return binds, None
+    for one in binds:
+        if (folder + "/").startswith(one["target"] + "/"):
+            raise CannotMount(f"a mount at `{one['target']}` would hide the task's own folder")
+    try:
+        space = Namespace()
+    except OSError as error:
+        if binds:
+            raise CannotMount(NOT_ALLOWED.format(_said(error))) from None
+        return binds, None
+    for one in binds:
+        space.bind(one["source"], one["target"], read_only=one.get("read_only", False))
+    space.show_workspace(os.path.join(folder, "workspace"))
+    return binds, space
+
+
+def _folder_of(mount: dict[str, Any]) -> dict[str, Any]:
+    """A mount as the folder of this machine that it comes from."""
+    return {"source": mount["source"], "target": mount["target"]}
+
+
+class Namespace:
+    """This process in a mount namespace of its own, which its children are born in. One thread only."""
+
+    def __init__(self) -> None:
+        """Enter it. Raises OSError where that is not allowed."""
+        self.outside = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        self.is_users = os.geteuid() != 0
+        self.places: list[tuple[int, str, list[str]]] = []  # folders that were made to mount on, and their locks
+        try:
+            if self.is_users:
+                _enter_user_namespace()
+            else:
+                _call("unshare", NEWNS)
+            _call("mount", b"none", b"/", None, REC | SLAVE, None)
+        except OSError:
+            os.close(self.outside)
+            raise
+
+    def leave(self) -> bool:
+        """Go back to where it came from; False where that cannot be, and this process should do nothing else."""
+        for held, target, made in reversed(self.places):
+            _remove_place(held, target, made)
+        try:
+            if self.is_users:
+                return False
+            _call("setns", self.outside, NEWNS)
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(self.outside)
+
+    def bind(self, source: str, target: str, *, read_only: bool = False) -> None:
+        """Have what is in the folder `source` seen at `target`, too. Raises CannotMount."""
+        if not os.path.isdir(source):
+            raise CannotMount(f"the folder `{source}` is not there")
+        try:
+            self.places.append(_hold_place(target))
+            _bind(source, target)
+            if read_only:
+                _call("mount", b"none", os.fsencode(target), None, BIND | REMOUNT | RDONLY | _flags_of(target), None)
+        except OSError as error:
+            raise CannotMount(f"nothing can be mounted at `{target}`: {_said(error)}") from None
+
+    def show_workspace(self, folder: str) -> None:
+        """Have the task's copy of the project seen at /workspace, unless the machine has something there itself."""
+        with contextlib.suppress(OSError, CannotMount):
+            if not os.path.lexists(WORKSPACE) or (os.path.isdir(WORKSPACE) and not os.listdir(WORKSPACE)):
+                self.bind(folder, WORKSPACE)
+
+
+def _enter_user_namespace() -> None:
+    """As who we are: every file keeps its owner, and those of others are theirs as before."""
+    user, group = os.geteuid(), os.getegid()
+    _call("unshare", NEWNS | NEWUSER)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def join(pid: int) -> None:
+    """Enter the namespaces that the process `pid` is in. Raises OSError. One thread only."""
+    spaces = {name: os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY) for name in ("user", "mnt")}
+    if not os.path.sameopenfile(spaces["user"], os.open("/proc/self/ns/user", os.O_RDONLY)):
+        _call("setns", spaces["user"], NEWUSER)
+    _call("setns", spaces["mnt"], NEWNS)
+
+
+def _hold_place(target: str) -> tuple[int, str, list[str]]:
+    """A folder to mount on, with a lock by which other tasks see that it is used, and which of it was made for that."""
+    for _ in range(10):
+        made = _make_place(target)
+        with contextlib.suppress(FileNotFoundError):  # one who used it removed it just now
+            held = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(held, fcntl.LOCK_SH)
+            if os.path.exists(target):
+                return held, target, made
+            os.close(held)
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+
+def _remove_place(held: int, target: str, made: list[str]) -> None:
+    """Leave nothing behind: what was made to mount on goes, unless another task mounts there or something is in it."""
+    with contextlib.suppress(OSError):
+        if made:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _call("umount2", os.fsencode(target), DETACH)
+            for folder in reversed(made):
+                os.rmdir(folder)
+    os.close(held)
+
+
+def _make_place(target: str) -> list[str]:
+    """A folder at `target` to mount on; the folders that were made on the disk for that.
+
+    Where none can be made, what is above it is shown anew, with one more entry.
+    """
+    missing: list[str] = []
+    above = target
+    while not os.path.lexists(above):
+        missing.insert(0, above)
+        above = os.path.dirname(above)
+    try:
+        os.makedirs(target, exist_ok=True)
+        return missing
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+    above = os.path.dirname(target)
+    while not os.path.isdir(above):
+        above = os.path.dirname(above)
+    _show_anew(above)
+    os.makedirs(target)
+    return []
+
+
+def _show_anew(folder: str) -> None:
+    """Put an empty file system over a folder, with every entry of it bound to what it was."""
+    if folder == "/":
+        return _show_root_anew()
+    held = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    names = os.listdir(folder)
+    _call("mount", OURS, os.fsencode(folder), b"tmpfs", 0, b"mode=555")
+    _bind_entries(f"/proc/self/fd/{held}", names, folder)
+    os.close(held)
+    return None
+
+
+def _show_root_anew() -> None:
+    """The same for `/`, which cannot be covered: it is exchanged, twice, so that nothing covers what is to be seen."""
+    _call("mount", OURS, b"/tmp", b"tmpfs", 0, b"mode=755")
+    os.mkdir("/tmp/old")
+    os.mkdir("/tmp/new", 0o555)  # nobody could write there before, and what is written there now would be lost
+    os.chdir("/tmp")
+    _pivot(b".", b"old")
+    os.chdir("/")
+    _bind("/new", "/new")  # only a mount can become the root
+    _bind_entries("/old", os.listdir("/old"), "/new")
+    _call("umount2", b"/old", DETACH)
+    os.chdir("/new")
+    _pivot(b".", b".")
+    _call("umount2", b".", DETACH)
+    os.chdir("/")
+
+
+def _is_shown_anew(folder: str) -> bool:
+    with open("/proc/self/mountinfo", "rb") as file:
+        return any(line.split()[4] == os.fsencode(folder) and b" - tmpfs " + OURS + b" " in line for line in file)
+
+
+def _bind_entries(source: str, names: list[str], target: str) -> None:
+    for name in names:
+        entry, place = os.path.join(source, name), os.path.join(target, name)
+        if os.path.islink(entry):
+            os.symlink(os.readlink(entry), place)
+            continue
+        if os.path.isdir(entry):
+            os.mkdir(place)
+        else:
+            os.close(os.open(place, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC))
+        _bind(entry, place)
+
+
+def _pivot(root: bytes, old: bytes) -> None:
+    number = PIVOT_ROOT.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, "not on this kind of processor")
+    _call("syscall", number, root, old)
+
+
+def _bind(source: str, target: str) -> None:
+    _call("mount", os.fsencode(source), os.fsencode(target), None, BIND | REC, None)
+
+
+def _call(name: str, *args: Any) -> int:
+    result: int = getattr(LIBC, name)(*args)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def _flags_of(path: str) -> int:
+    """What a mount is limited to already: in a user namespace none of it may be left out when it is mounted anew."""
+    flags = os.statvfs(path).f_flag
+    return flags & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME) | (
+        RELATIME if flags & os.ST_RELATIME else 0
+    )
+
+
+def _said(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
+
+
+def add(folder: str, source: str, name: str) -> None:
+    """Bind `source` at /mnt/NAME for the task that runs in `folder`. Raises CannotMount."""
+    target = "/mnt/" + name
+    try:
+        with open(os.path.join(folder, "env.json"), encoding="utf-8") as file:
+            place = json.load(file)
+        if place.get("container"):
+            return _add_to_container(place["container"], source, target)
+        if not place.get("namespace_of"):
+            raise CannotMount(
+                "it has no mounts of its own, as it was started by an ordinary user without a volume: start it with "
+                "`volumes`, or with `options: {private_mounts: true}`"
+            )
+        join(place["namespace_of"])
+        if not _is_shown_anew("/mnt"):
+            _hold_place("/mnt")
+            _show_anew("/mnt")  # so that nothing is left there when the task has ended
+        os.makedirs(target, exist_ok=True)
+        if not os.path.samefile(source, target):
+            _bind(source, target)
+    except FileNotFoundError as error:
+        raise CannotMount(f"`{error.filename}` is not there") from None
+    except OSError as error:
+        raise CannotMount(_said(error)) from None
+
+
+def _add_to_container(container: list[str], source: str, target: str) -> None:
+    """Take the folder along as a mount of its own, since the container's namespace does not hold its path."""
+    if os.geteuid() != 0:
+        raise CannotMount("a container of an ordinary user takes no volume later: start the task with `volumes`")
+    import subprocess  # the local scheduler loads this module, and pays for `threading` at each of its forks
+
+    engine, name = container
+    asked = subprocess.run([engine, "inspect", "--format", "{{.State.Pid}}", name], stdout=subprocess.PIPE, check=False)
+    if asked.returncode:
+        raise CannotMount(f"`{engine}` does not know its container")
+    tree = _call("syscall", OPEN_TREE, -100, os.fsencode(source), TREE_CLONE | os.O_CLOEXEC)
+    join(int(asked.stdout))
+    os.makedirs(target, exist_ok=True)
+    _call("syscall", MOVE_MOUNT, tree, b"", -100, os.fsencode(target), FROM_NOTHING)
+
+
+def main(argv: list[str]) -> NoReturn:
+    """`add DIR SOURCE NAME`."""
+    if len(argv) != 4 or argv[0] != "add":
+        sys.exit("usage: mounts.py add DIR SOURCE NAME")
+    try:
+        add(*argv[1:])
+    except CannotMount as error:
+        sys.exit(str(error))
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

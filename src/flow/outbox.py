@@ -1,0 +1,38 @@
+"""The secret files that a task's machines are to be brought: kept 0600 beside its record until the task has ended."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from flow.durable import private, write_durably
+
+_FOLDER = "outbox"
+
+
+def fill_outbox(record: Path, files: Mapping[str, bytes]) -> None:
+    """Put files, by name, into the outbox of the record in the folder `record`; on disk when it returns."""
+    if files:
+        (record / _FOLDER).mkdir(mode=0o700)
+    for name, content in files.items():
+        write_durably(record / _FOLDER / name, content)
+
+
+def deliver(record: Path, folder: Path) -> list[str]:
+    """Copy what the outbox holds into the inbox of a task folder of this machine; the copies' paths within that."""
+    files = sorted((record / _FOLDER).glob("*"))
+    if files:
+        (folder / "inbox").mkdir(mode=0o700, exist_ok=True)
+    for file in files:
+        with open(folder / "inbox" / file.name, "wb", opener=private) as copy:
+            copy.write(file.read_bytes())
+    return [f"inbox/{file.name}" for file in files]
+
+
+def empty_outbox(record: Path) -> None:
+    """Remove the files, which nobody needs any more, and their folder."""
+    with contextlib.suppress(OSError):
+        for file in (record / _FOLDER).iterdir():
+            file.unlink()
+        (record / _FOLDER).rmdir()

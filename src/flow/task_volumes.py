@@ -1,0 +1,174 @@
+"""A task's volumes: found by name or id, planned at their targets, made and held before the task is acknowledged."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from flow.config import TaskConfig, VolumeMount
+from flow.errors import ResourceNotFoundError, ValidationError, did_you_mean
+from flow.machines import Volume
+from flow.mounts import AUTO_SIZE_GB, DOCKER_CACHE, S3, VOLUME, Mount, parse_source
+from flow.plan import Plan
+from flow.providers import Provider, VolumeStore
+from flow.settings import flow_home
+
+_LISTING = "volume-listing.json"
+
+
+def store_of(provider: Provider) -> VolumeStore:
+    """The volumes of a provider. Raises ValidationError where it has none."""
+    if provider.volumes is None:
+        raise ValidationError(f"the {provider.name} provider has no volumes", suggestions=["choose another provider"])
+    return provider.volumes
+
+
+def find_volume(volumes: Sequence[Volume], reference: str) -> Volume:
+    """The one of that id or name. Raises ResourceNotFoundError with the nearest."""
+    found = [one for one in volumes if reference in (one.volume_id, one.name)]
+    if found:
+        return found[0]
+    names = [one.name for one in volumes]
+    raise ResourceNotFoundError(
+        f"there is no volume `{reference}`",
+        suggestions=[*did_you_mean(reference, names), f"make it with `flow volume create {reference} --size-gb 100`"],
+    )
+
+
+def save_listing(home: Path, volumes: Sequence[Volume]) -> None:
+    """Remember which volumes a list has shown."""
+    with contextlib.suppress(OSError):  # a home that cannot be written to
+        (home / _LISTING).write_text(json.dumps([one.volume_id for one in volumes]))
+
+
+def listed_volume(home: Path, reference: str) -> str:
+    """The id that `:N` names, N being a line of the last list; any other reference as it is."""
+    if not reference.startswith(":"):
+        return reference
+    try:
+        return str(json.loads((home / _LISTING).read_text())[int(reference[1:]) - 1 if reference != ":0" else None])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise ResourceNotFoundError(
+            f"the last list of volumes has no line `{reference}`", suggestions=["list them with `flow volume list`"]
+        ) from None
+
+
+def plan_mounts(
+    config: TaskConfig, provider: Provider, *, task_id: str, name: str, notes: list[str]
+) -> tuple[Mount, ...]:
+    """What the task is to see where, outer paths before inner ones; `notes` gains what the user should know.
+
+    Volumes that are to be made have no `source` yet. Raises ResourceNotFoundError for a volume that there is not, and
+    ValidationError for one that the task cannot have.
+    """
+    wanted = [*config.volumes, *_volumes_of(config)]
+    volumes = store_of(provider).list() if wanted else ()
+    called = config.name or f"{name}-{task_id[-6:]}"  # a name that was not given may be that of many tasks
+    mounts = [_planned(one, volumes, config, called=called, notes=notes) for one in wanted]
+    mounts += [
+        Mount(target, S3, parse_source(source)[1])
+        for target, source in config.mounts.items()
+        if parse_source(source)[0] == S3
+    ]
+    mounts.sort(key=lambda one: one.target)
+    if provider.capabilities.same_machine:
+        mounts = [one for one in mounts if _is_taken_here(one, notes)]
+    _check_overlaps(mounts)
+    return tuple(mounts)
+
+
+def make_volumes(plan: Plan, store: VolumeStore) -> Plan:
+    """The plan with its volumes made, where they are not there yet, and held for its task."""
+    mounts = []
+    for one in plan.mounts:
+        if one.kind == VOLUME:
+            if not one.source:
+                made = store.create(one.name, one.size_gb or AUTO_SIZE_GB, interface=one.interface, region=plan.region)
+                one = replace(one, source=made.volume_id)  # noqa: PLW2901
+            store.attach(one.source, plan, ephemeral=one.ephemeral)
+        mounts.append(one)
+    return replace(plan, mounts=tuple(mounts))
+
+
+def _volumes_of(config: TaskConfig) -> list[VolumeMount]:
+    """The volumes among `mounts`; one that there is not is made."""
+    found = [(target, *parse_source(source)) for target, source in config.mounts.items()]
+    fields: dict[str, Any] = {
+        "size_gb": AUTO_SIZE_GB,
+        "interface": "file" if config.num_instances > 1 or config.elements else "block",
+    }
+    return [VolumeMount(name=name, mount_path=target, **fields) for target, kind, name in found if kind == VOLUME]
+
+
+def _planned(
+    asked: VolumeMount, volumes: Sequence[Volume], config: TaskConfig, *, called: str, notes: list[str]
+) -> Mount:
+    name = asked.name or f"{called}-{PurePosixPath(asked.target).name}"[:128]
+    reference = asked.volume_id or name
+    volume = next((one for one in volumes if reference in (one.volume_id, one.name)), None)
+    if volume is None and asked.size_gb is None:
+        find_volume(volumes, reference)  # raises, with what is near
+    if volume and asked.ephemeral:
+        raise ValidationError(
+            f"the volume `{volume.name}` is there already, and `ephemeral` is for a new one",
+            suggestions=["leave `ephemeral` out, or give another name"],
+        )
+    interface = volume.interface if volume else asked.interface
+    _check_sharing(volume.name if volume else name, interface, config)
+    if volume is None and not asked.ephemeral:
+        notes.append(f"makes the volume `{name}` of {asked.size_gb} GB, which is kept: `flow volume delete {name}`")
+    elif volume and asked.name is None and asked.volume_id is None:
+        notes.append(f"the volume `{name}` is there already, and is used again")
+    return Mount(
+        asked.target,
+        VOLUME,
+        source=volume.volume_id if volume else "",
+        name=volume.name if volume else name,
+        size_gb=None if volume else asked.size_gb,
+        interface=interface,
+        ephemeral=asked.ephemeral,
+    )
+
+
+def _check_sharing(name: str, interface: str, config: TaskConfig) -> None:
+    """A block volume is for one machine at a time."""
+    if interface != "block":
+        return
+    at_once = 1 if config.elements is None else config.elements.at_once
+    if config.num_instances > 1 or at_once != 1:
+        whose = f"{config.num_instances} nodes" if config.num_instances > 1 else "several tasks of an array"
+        raise ValidationError(
+            f"the block volume `{name}` cannot be mounted by {whose}",
+            suggestions=["use a volume with `interface: file`"],
+        )
+
+
+def _is_taken_here(mount: Mount, notes: list[str]) -> bool:
+    """Whether a mount is made on this machine. Raises ValidationError where it would hide Flow's own files."""
+    if mount.target == DOCKER_CACHE:
+        notes.append(
+            f"`{DOCKER_CACHE}` is this machine's own: its docker keeps its images there, the volume is not used"
+        )
+        return False
+    home, target = flow_home(), Path(mount.target)
+    if home.is_relative_to(target) or target.is_relative_to(home):
+        raise ValidationError(
+            f"a mount at `{mount.target}` would hide Flow's own folder `{home}`",
+            suggestions=["mount it elsewhere, as `/data`"],
+        )
+    return True
+
+
+def _check_overlaps(mounts: Sequence[Mount]) -> None:
+    """A mount may lie within a volume, but not within what can only be read: there is no place for it."""
+    for outer in mounts:
+        for inner in mounts:
+            if outer.kind == S3 and inner.target.startswith(f"{outer.target}/"):
+                raise ValidationError(
+                    f"the mount at `{inner.target}` lies within `{outer.target}`, which can only be read",
+                    suggestions=["mount the two beside each other"],
+                )

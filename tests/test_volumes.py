@@ -1,0 +1,380 @@
+"""Volumes: made, found, held by tasks, seen at their path, gone when asked; on the local provider."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flow
+from flow.client import Flow
+from flow.errors import ResourceNotFoundError, ValidationError
+from flow.machines import Volume
+from flow.task import Task
+from tests.support.processes import wait_until
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flow:
+    monkeypatch.chdir(tmp_path)
+    return Flow()
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Callable[[str], str]:
+    """A path to mount at that exists on no other machine, and leaves the root of this one as it is."""
+    return lambda name: str(tmp_path / "seen" / name)
+
+
+def run(client: Flow, command: str, **fields: Any) -> Task:
+    return client.run(command, upload_code=False, **fields)
+
+
+def finished(client: Flow, command: str, **fields: Any) -> Task:
+    task = run(client, command, **fields)
+    task.wait(timeout=60)
+    return task
+
+
+def running(client: Flow, command: str, **fields: Any) -> Task:
+    task = run(client, command, **fields)
+    assert wait_until(lambda: task.refresh().status == "running", seconds=30), (task.status, task.reason)
+    return task
+
+
+def cancelled(task: Task) -> None:
+    task.cancel()
+    assert task.wait(timeout=60) == "cancelled"
+
+
+def contents(volume: Volume) -> Path:
+    return Path(os.environ["FLOW_HOME"]) / "volumes" / volume.volume_id / "data"
+
+
+# -- making and finding
+
+
+def test_a_volume_is_made_once_and_found_by_name_and_id(client: Flow) -> None:
+    made = client.create_volume(100, "datasets")
+    assert (made.name, made.size_gb, made.interface, made.used_by) == ("datasets", 100, "block", ())
+    assert client.volumes() == [made]
+    assert client.get_volume("datasets") == client.get_volume(made.volume_id) == made
+
+
+def test_a_name_that_is_taken_is_refused_unless_it_is_the_same_call_again(client: Flow) -> None:
+    made = client.create_volume(100, "datasets")
+    assert client.create_volume(100, "datasets") == made  # as after a cut line
+    with pytest.raises(ValidationError, match="there is a volume `datasets` already"):
+        client.create_volume(200, "datasets")
+    (contents(made) / "file").write_text("x")
+    with pytest.raises(ValidationError, match="there is a volume `datasets` already"):
+        client.create_volume(100, "datasets")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"name": "../x", "size_gb": 1}, "name: `../x` is not allowed"),
+        ({"name": "a/b", "size_gb": 1}, "name: `a/b` is not allowed"),
+        ({"name": "", "size_gb": 1}, "name: is blank"),
+        ({"name": "x" * 129, "size_gb": 1}, "is not allowed"),
+        ({"name": "x", "size_gb": 0}, "size_gb: `0` is too small"),
+        ({"name": "x", "size_gb": -5}, "size_gb: `-5` is too small"),
+        ({"name": "x", "size_gb": 1, "interface": "nfs"}, "interface: `nfs` is not allowed"),
+    ],
+)
+def test_what_cannot_be_a_volume_is_refused(client: Flow, fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        client.create_volume(**fields)
+    assert told in refused.value.message
+    assert client.volumes() == []
+
+
+def test_a_name_that_there_is_not_is_told_with_the_nearest(client: Flow) -> None:
+    client.create_volume(1, "datasets")
+    with pytest.raises(ResourceNotFoundError, match="there is no volume `dataset`") as refused:
+        run(client, "true", volumes={"/data": "dataset"})
+    assert refused.value.suggestions[0] == "did you mean `datasets`?"
+    assert client.tasks() == []
+
+
+def test_many_who_make_the_same_name_at_once_make_one(client: Flow) -> None:
+    made: list[Volume] = []
+    threads = [threading.Thread(target=lambda: made.append(Flow().create_volume(1, "one"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({one.volume_id for one in made}) == 1
+    assert len(made) == 8
+
+
+# -- in a task
+
+
+def test_a_task_sees_the_volume_at_its_path_and_the_next_one_what_it_wrote(
+    client: Flow, at: Callable[[str], str]
+) -> None:
+    client.create_volume(1, "datasets")
+    first = finished(
+        client, f"echo hello > {at('data')}/file; pwd > {at('data')}/where", volumes={at("data"): "datasets"}
+    )
+    assert (first.status, first.reason) == ("completed", "")
+    second = finished(client, f"cat {at('other/data')}/file", volumes={at("other/data"): "datasets"})
+    assert second.logs() == "hello\n"
+    assert not Path(at("data")).exists(), "what was made to mount on is gone, and nobody else ever saw the volume"
+
+
+def test_an_absolute_path_that_is_not_on_this_machine_is_there_in_the_task(client: Flow) -> None:
+    name = f"/flow-test-{os.getpid()}"
+    task = finished(
+        client, f"touch {name}/file && ls {name}", volumes=[{"size_gb": 1, "mount_path": name, "name": "v"}]
+    )
+    assert (task.logs(), task.status) == ("file\n", "completed")
+    assert not Path(name).exists()
+
+
+def test_a_volume_without_a_name_is_named_after_the_task_and_kept(client: Flow, at: Callable[[str], str]) -> None:
+    volumes = [{"size_gb": 5, "mount_path": at("data")}]
+    task = finished(client, f"echo kept > {at('data')}/file", name="train", volumes=volumes)
+    assert task.plan.notes == ("makes the volume `train-data` of 5 GB, which is kept: `flow volume delete train-data`",)
+    (volume,) = client.volumes()
+    assert (volume.name, volume.size_gb, (contents(volume) / "file").read_text()) == ("train-data", 5, "kept\n")
+    again = finished(client, f"cat {at('data')}/file", name="train", volumes=volumes)
+    assert (again.logs(), again.plan.notes) == (
+        "kept\n",
+        ("the volume `train-data` is there already, and is used again",),
+    )
+
+
+def test_tasks_that_were_given_no_name_do_not_share_a_volume_by_chance(client: Flow, at: Callable[[str], str]) -> None:
+    for _ in range(2):
+        finished(client, "true", volumes=[{"size_gb": 5, "mount_path": at("data")}])
+    assert len(client.volumes()) == 2
+
+
+def test_an_ephemeral_volume_goes_with_its_task(client: Flow, at: Callable[[str], str]) -> None:
+    volumes = [{"size_gb": 1, "mount_path": at("scratch"), "ephemeral": True}]
+    task = run(client, f"echo x > {at('scratch')}/file; test $FLOW_ATTEMPT = 2", retries=1, volumes=volumes, name="t")
+    assert task.wait(timeout=60) == "completed"
+    assert client.volumes() == []
+    folder = Path(os.environ["FLOW_HOME"]) / "volumes"
+    assert wait_until(lambda: [one.name for one in folder.iterdir()] == [".lock"])
+    client.create_volume(1, "kept")
+    with pytest.raises(ValidationError, match="the volume `kept` is there already, and `ephemeral` is for a new one"):
+        run(client, "true", volumes=[{"name": "kept", "size_gb": 1, "mount_path": at("x"), "ephemeral": True}])
+
+
+def test_volume_sources_among_the_mounts_are_made_with_100_gb(client: Flow, at: Callable[[str], str]) -> None:
+    task = finished(client, f"echo 1 > {at('out')}/one", mounts={at("out"): "volume://results"})
+    assert task.status == "completed"
+    (volume,) = client.volumes()
+    assert (volume.name, volume.size_gb, (contents(volume) / "one").read_text()) == ("results", 100, "1\n")
+
+
+def test_the_same_key_makes_no_second_volume_and_is_not_refused_its_own(client: Flow, at: Callable[[str], str]) -> None:
+    fields: dict[str, Any] = {"volumes": [{"size_gb": 1, "mount_path": at("data")}], "idempotency_key": "k"}
+    first = run(client, "sleep 1000", **fields)
+    assert run(client, "sleep 1000", **fields) == first
+    assert len(client.volumes()) == 1
+    cancelled(first)
+
+
+# -- who holds it
+
+
+def test_a_block_volume_is_held_by_one_task_at_a_time(client: Flow, at: Callable[[str], str]) -> None:
+    volume = client.create_volume(1, "disk")
+    holder = running(client, "sleep 1000", volumes={at("disk"): "disk"})
+    with pytest.raises(ValidationError, match=f"the block volume `disk` is held by `{holder.task_id}`") as refused:
+        run(client, "true", volumes={at("disk"): "disk"})
+    assert refused.value.suggestions[0] == f"start after it, with `depends_on: {holder.task_id}:ended`"
+    assert client.get_volume("disk").used_by == (holder.task_id,)
+    with pytest.raises(ValidationError, match=f"the volume `disk` is used by `{holder.task_id}`"):
+        client.delete_volume("disk")
+    after = run(client, f"test -w {at('disk')}", volumes={at("disk"): "disk"}, depends_on=f"{holder.task_id}:ended")
+    cancelled(holder)
+    assert after.wait(timeout=60) == "completed"
+    assert client.get_volume("disk") == volume
+    client.delete_volume("disk")
+    assert client.volumes() == []
+
+
+def test_a_task_that_waits_or_is_held_has_its_volume_too(client: Flow, at: Callable[[str], str]) -> None:
+    client.create_volume(1, "disk")
+    held = run(client, "true", hold=True, volumes={at("disk"): "disk"})
+    with pytest.raises(ValidationError, match="is held by"):
+        run(client, "true", volumes={at("disk"): "disk"})
+    held.cancel()
+    assert finished(client, "true", volumes={at("disk"): "disk"}).status == "completed"
+
+
+def test_a_file_volume_is_shared(client: Flow, at: Callable[[str], str]) -> None:
+    client.create_volume(1, "shared", interface="file")
+    first = running(client, "sleep 1000", volumes={at("s"): "shared"})
+    assert finished(client, f"echo two > {at('s')}/two", volumes={at("s"): "shared"}).status == "completed"
+    assert first.shell(["test", "-s", f"{at('s')}/two"]) == 0
+    cancelled(first)
+
+
+def test_several_nodes_or_elements_share_a_file_volume_and_are_refused_a_block_one(
+    client: Flow, at: Callable[[str], str]
+) -> None:
+    client.create_volume(1, "disk")
+    for fields, whose in (({"num_instances": 2}, "2 nodes"), ({"array": "1-3"}, "several tasks of an array")):
+        with pytest.raises(ValidationError, match=f"the block volume `disk` cannot be mounted by {whose}"):
+            run(client, "true", volumes={at("x"): "disk"}, **fields)
+    assert finished(client, "true", volumes={at("x"): "disk"}, array="1-3%1").status == "completed"
+    mounts = {at("out"): "volume://shared"}
+    both = finished(client, f"echo $FLOW_NODE_RANK > {at('out')}/$FLOW_NODE_RANK", mounts=mounts, num_instances=2)
+    assert both.status == "completed"
+    assert sorted(one.name for one in contents(client.get_volume("shared")).iterdir()) == ["0", "1"]
+
+
+def test_a_task_that_was_killed_holds_its_volume_no_more(client: Flow, at: Callable[[str], str]) -> None:
+    client.create_volume(1, "disk")
+    task = finished(client, "kill -9 $PPID; sleep 1000", volumes={at("disk"): "disk"})  # its runner
+    assert task.status == "lost"
+    assert client.get_volume("disk").used_by == ()
+
+
+# -- places that cannot be
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "//", "/.", "/proc/x", "/dev/shm", "/sys", "/usr", "/etc", "data", "/data/../x", "/a:b"]
+)
+def test_a_place_where_nothing_may_be_mounted_is_refused(client: Flow, path: str) -> None:
+    for fields in ({"volumes": [{"size_gb": 1, "mount_path": path}]}, {"mounts": {path: "volume://v"}}):
+        with pytest.raises(ValidationError, match="is no place to mount at"):
+            run(client, "true", **fields)
+    assert client.volumes() == []
+
+
+def test_nothing_is_mounted_over_flows_own_folder(client: Flow) -> None:
+    home = Path(os.environ["FLOW_HOME"])
+    for path in (home, home.parent, home / "record"):
+        with pytest.raises(ValidationError, match="would hide Flow's own folder"):
+            run(client, "true", volumes=[{"size_gb": 1, "mount_path": str(path)}])
+
+
+def test_a_volume_within_a_volume_is_seen_there_and_two_at_one_place_are_refused(
+    client: Flow, at: Callable[[str], str]
+) -> None:
+    inner, outer = at("data/cache"), at("data")
+    task = finished(client, f"touch {inner}/i {outer}/o", mounts={inner: "volume://inner", outer: "volume://outer"})
+    assert task.status == "completed"
+    assert [one.name for one in contents(client.get_volume("inner")).iterdir()] == ["i"]
+    with pytest.raises(ValidationError, match="two things are mounted at"):
+        run(client, "true", volumes={outer: "outer"}, mounts={outer: "volume://inner"})
+
+
+def test_a_place_that_is_a_file_ends_the_task_before_its_command(client: Flow, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    task = finished(client, "echo ran", volumes=[{"size_gb": 1, "mount_path": str(tmp_path / "file")}])
+    assert (task.status, task.logs()) == ("failed", "")
+    assert task.reason == f"nothing can be mounted at `{tmp_path}/file`: file exists"
+
+
+def test_docker_s_own_folder_is_never_hidden_on_this_machine(client: Flow) -> None:
+    client.create_volume(1, "docker-cache")
+    task = finished(client, "ls /var/lib/docker 2>/dev/null; true", volumes={"/var/lib/docker": "docker-cache"})
+    assert task.status == "completed"
+    assert "`/var/lib/docker` is this machine's own" in task.plan.notes[0]
+    assert task.plan.mounts == ()
+
+
+# -- one more, while it runs
+
+
+def test_a_running_task_is_given_a_volume_without_a_restart(client: Flow) -> None:
+    name = f"late-{os.getpid()}"
+    client.create_volume(1, name)
+    task = running(client, f"while ! test -e /mnt/{name}/go; do sleep 0.02; done; echo found > /mnt/{name}/answer")
+    before = task.shell(["sh", "-c", "ls /mnt > mnt-before"])
+    assert flow.mount_volume(name, task.task_id) == f"/mnt/{name}"
+    assert flow.mount_volume(name, task) == f"/mnt/{name}", "twice is once"
+    client.create_volume(1, "second")
+    assert flow.mount_volume("second", task) == "/mnt/second"
+    assert task.shell(["sh", "-c", f"ls /mnt | grep -vx -e {name} -e second | cmp - mnt-before"]) == before == 0
+    (contents(client.get_volume(name)) / "go").touch()
+    assert task.wait(timeout=30) == "completed"
+    assert (contents(client.get_volume(name)) / "answer").read_text() == "found\n"
+    assert task.attempts[-1].number == 1
+    assert not Path("/mnt", name).exists()
+
+
+def test_a_volume_is_mounted_only_where_a_task_runs_and_may_have_it(client: Flow, at: Callable[[str], str]) -> None:
+    client.create_volume(1, "disk")
+    ended = finished(client, "true")
+    with pytest.raises(ValidationError, match=f"`{ended.task_id}` is completed, not running"):
+        flow.mount_volume("disk", ended.task_id)
+    holder = running(client, "sleep 1000", volumes={at("disk"): "disk"})
+    other = running(client, "sleep 1000")
+    with pytest.raises(ValidationError, match=f"the block volume `disk` is held by `{holder.task_id}`"):
+        flow.mount_volume("disk", other)
+    with pytest.raises(ResourceNotFoundError, match="there is no volume `nothing`"):
+        flow.mount_volume("nothing", other)
+    cancelled(holder)
+    cancelled(other)
+
+
+def test_a_container_sees_its_volumes_and_takes_another_one(client: Flow, containers: str, tmp_path: Path) -> None:
+    client.create_volume(1, "in-image")
+    client.create_volume(1, "late")
+    command = "echo hello > /data/file; until test -e /mnt/late/go; do sleep 0.05; done; echo yes > /mnt/late/seen"
+    task = running(client, command, image=containers, volumes={"/data": "in-image"})
+    assert flow.mount_volume("late", task) == "/mnt/late"
+    (contents(client.get_volume("late")) / "go").touch()
+    assert (task.wait(timeout=60), task.logs()) == ("completed", "")
+    assert (contents(client.get_volume("in-image")) / "file").read_text() == "hello\n"
+    assert (contents(client.get_volume("late")) / "seen").read_text() == "yes\n"
+
+
+# -- on the command line
+
+
+def command(*words: str) -> tuple[int, str, str]:
+    ended = subprocess.run([sys.executable, "-m", "flow", *words], capture_output=True, text=True)
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def test_volumes_are_made_listed_and_removed_by_commands(client: Flow) -> None:
+    code, made, hint = command("volume", "create", "datasets", "--size-gb", "100")
+    (volume,) = client.volumes()
+    assert (code, made) == (0, f"{volume.volume_id}  datasets  100 GB  block\n")
+    assert hint == "hint: have a task see it at /data: `volumes: {/data: datasets}`\n"
+    assert command("volume", "list")[1].splitlines() == [
+        "VOLUME            NAME        SIZE  INTERFACE  REGION  $/MONTH  AGE  USED BY",
+        f"{volume.volume_id}  datasets  100 GB  block      -             -   0s  -",
+    ]
+    shown = command("volume", "info", ":1")[1]
+    assert f"folder     {contents(volume)}\n" in shown
+    assert json.loads(command("volume", "list", "--json")[1])["volumes"][0]["name"] == "datasets"
+    code, _, told = command("volume", "delete", "datasets")
+    assert (code, "say so with `--yes`" in told) == (3, True)
+    assert command("volume", "delete", ":1", "--yes")[:2] == (0, f"{volume.volume_id}  datasets  deleted\n")
+    assert command("volume", "list")[1] == "No volumes found\n"
+    assert command("volume", "info", ":1")[0] == 4
+
+
+def test_mount_takes_names_ids_and_lines_of_the_last_lists(client: Flow) -> None:
+    name = f"late-{os.getpid()}"
+    volume = client.create_volume(1, name)
+    task = running(client, "sleep 1000", name="train")
+    command("volume", "list")
+    command("status")
+    for words in ((name, "train"), (volume.volume_id, task.task_id), (":1", ":1")):
+        assert command("mount", *words)[:2] == (0, f"{task.task_id}  /mnt/{name}\n")
+    assert task.shell(["touch", f"/mnt/{name}/file"]) == 0
+    assert (contents(volume) / "file").exists()
+    cancelled(task)
+    code, _, told = command("mount", name, "nothing")
+    assert (code, told.splitlines()[0]) == (4, "error: there is no task `nothing`")
