@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import flow
-from flow import Flow, Task, TaskConfig, TaskStatus, errors
+from flow import Flow, Task, TaskConfig, TaskStatus, Volume, errors
 
 
 def submitting() -> None:
@@ -29,6 +29,16 @@ def submitting() -> None:
         task = client.run(None, name="box", gpu="a100")
         client.submit("true", mount="s3://b")  # error: call-arg
         client.run("true", image=3)  # error: arg-type
+
+
+def storing(task: Task) -> None:
+    volume: Volume = flow.create_volume(size_gb=1000, name="datasets")
+    several: list[Volume] = Flow().volumes()
+    path: str = flow.mount_volume(volume, task)
+    flow.run("true", volumes=[{"volume_id": volume.volume_id, "mount_path": "/data"}])
+    flow.create_volume("1000")  # error: arg-type
+    flow.mount_volume(7, task)  # error: arg-type
+    print(several, path)
 
 
 def finding() -> None:
