@@ -19,7 +19,6 @@ from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
 from flow.status import FINAL, Outcome, TaskStatus, Want
 from flow.task import Task
-from flow.users import submitter
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -40,7 +39,8 @@ if TYPE_CHECKING:
 class Flow:
     """A client: one folder of records, its settings, the providers in use. Cheap; any number at once.
 
-    `provider` overrides the settings. `notes` collects what the user should be told beside the answers.
+    Threads may share one, and nothing is to be closed. `provider` overrides the settings. `notes` collects what the
+    user should be told beside the answers.
     """
 
     def __init__(self, provider: str | None = None) -> None:
@@ -130,6 +130,7 @@ class Flow:
         from flow.blobs import store_lock
         from flow.bundle import check_upload_limit, make_bundle
         from flow.task_volumes import make_volumes, store_of
+        from flow.users import submitter
 
         plan, user = self._resolve(config, task_id), submitter(_here())
         provider = self.provider(plan.provider)

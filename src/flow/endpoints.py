@@ -47,8 +47,8 @@ class Endpoints(Mapping[str, str]):
     """URL by port (`"8888"`), while the task runs. `["jupyter"]` is that of the Jupyter server on one of its ports.
 
     Only `[...]` waits, for as long as the task may still come to run and to serve. `jupyter` can be looked up but is
-    not listed: whether a server answers is known only when it is asked. Looking up what is not there and cannot come
-    raises NoEndpointError.
+    not listed: whether a server answers is known only when it is asked, and which it is only by the address that it
+    writes to the task's log. Looking up what is not there and cannot come raises NoEndpointError.
     """
 
     def __init__(self, task: Task) -> None:

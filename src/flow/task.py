@@ -21,7 +21,6 @@ from flow.plan import Plan
 from flow.providers import Provider, VolumeStore
 from flow.record import Records, Submission
 from flow.status import Outcome, TaskStatus, Want, attempt_outcome, read_report
-from flow.users import User
 
 if TYPE_CHECKING:
     import subprocess
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from flow.endpoints import Endpoints
     from flow.logs import Block, Folder, Line, LogChoice
     from flow.observe import Instance
+    from flow.users import User
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.25  # seconds between looks while waiting
 
@@ -415,6 +415,8 @@ class Task:
 
     def get_user(self) -> User:
         """Who submitted it: `username`, and the `email` that git knew in the project then, or ""."""
+        from flow.users import User
+
         return User(self._submission.user, self._submission.email)
 
     def _no_shell(self) -> str:
