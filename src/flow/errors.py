@@ -49,6 +49,13 @@ class TaskNotFoundError(ResourceNotFoundError):
     code = "task_not_found"
 
 
+class NoEndpointError(ResourceNotFoundError, KeyError):
+    """The task has no such endpoint, and will have none. Also a KeyError."""
+
+    code = "no_endpoint"
+    __str__ = ResourceNotFoundError.__str__  # KeyError would put quotes around the sentence
+
+
 class AuthenticationError(FlowError):
     """The provider does not accept who we say we are, or what that one may do."""
 
@@ -74,6 +81,12 @@ class StorageError(FlowError):
     """Flow's own folder cannot be read or written: permissions, a full disk, a damaged file."""
 
     code = "storage"
+
+
+class TaskFailedError(FlowError):
+    """The task that was waited for did not complete."""
+
+    code = "task_failed"
 
 
 class TimeoutError(  # noqa: A001  # users catch it by either name
