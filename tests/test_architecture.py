@@ -16,9 +16,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "flow"
 ROWS = (
     "errors masking",
     "gpus mistakes durable connection operand users",
-    "machines mounts outbox channel ignore tree blobs bundle",
+    "machines mounts outbox channel ignore tree blobs bundle registries",
     "plan settings spellings yaml_positions yaml_text field_types task_fields config slurm_script",
-    "status boot log_feeds log_reading logs references record_index record_format record prune",
+    "status boot secret_files log_feeds log_reading logs references record_index record_format record prune",
     "providers",
     "task_volumes resolve",
     "observe log_folders",

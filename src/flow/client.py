@@ -133,6 +133,8 @@ class Flow:
         from flow.users import submitter
 
         plan, user = self._resolve(config, task_id), submitter(_here())
+        is_repeated = bool(idempotency_key and self.records.has_key(idempotency_key))
+        secrets = {} if is_repeated else self._secret_files(plan)  # before the upload: this may be refused
         provider = self.provider(plan.provider)
         limit = self.settings.get("upload_limit_mb") or provider.capabilities.upload_limit_mb
         with store_lock(self.home, shared=True):
@@ -141,7 +143,7 @@ class Flow:
                 if limit:
                     check_upload_limit(self.home, bundle, limit)
                 plan = replace(plan, bundle=bundle.id, notes=(*plan.notes, *bundle.notes))
-            if plan.mounts and not (idempotency_key and self.records.has_key(idempotency_key)):
+            if plan.mounts and not is_repeated:
                 plan = make_volumes(plan, store_of(provider))
             submission = Submission(
                 task_id=task_id,
@@ -152,7 +154,15 @@ class Flow:
                 email=user.email,
                 idempotency_key=idempotency_key,
             )
-            return self.records.add(submission, Want.HOLD if config.hold else Want.RUN)
+            return self.records.add(submission, Want.HOLD if config.hold else Want.RUN, outbox=secrets)
+
+    def _secret_files(self, plan: Plan) -> dict[str, bytes]:
+        """What is to be brought to the machines and seen by nobody else, by name."""
+        if not plan.image:
+            return {}
+        from flow.secret_files import secret_files
+
+        return secret_files(plan, os.environ)
 
     def _resolve(self, config: TaskConfig, task_id: str) -> Plan:
         from flow.resolve import Submitter, resolve

@@ -170,8 +170,11 @@ class Rank:
         if self.task.get("image"):
             env = {name: self.task["env"][name] for name in self.task.get("user_env", [])}
             env = {**env, **delivered, **self._own_variables(env)}
-            self.command = container = _beside("container").Container(self, env)
+            container = _beside("container").Container(self, env)
             processes.adopt_orphans(False)  # what the engine leaves running is its own
+            container.pull()
+            self._check_stopped()
+            self.command = container
             self.write("env.json", container.place())
             return container.argv(), container.client_env(), self.path("workspace")
         env = {} if self.task.get("clean_env") else dict(os.environ)
