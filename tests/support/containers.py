@@ -26,7 +26,9 @@ def podman(folder: Path) -> Iterator[dict[str, str]]:
     variables = _configure(folder)
     environment = os.environ | variables
     try:
-        made = subprocess.run(["podman", "import", "-", IMAGE], input=_image(), capture_output=True, env=environment)
+        made = subprocess.run(
+            ["podman", "import", "-", IMAGE], input=image_archive(), capture_output=True, env=environment
+        )
         tried = subprocess.run(["podman", "run", "--rm", IMAGE, "true"], capture_output=True, env=environment)
         told = (made.stderr + tried.stderr).decode(errors="replace").strip()
         require("working podman", f"{_WHY}; it says: {told}", found=tried.returncode == 0)
@@ -53,7 +55,7 @@ def _configure(folder: Path) -> dict[str, str]:
     }
 
 
-def _image() -> bytes:
+def image_archive() -> bytes:
     """A file system with busybox and its names, as a tar archive."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import importlib
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 LIBC = ctypes.CDLL(None, use_errno=True)
 WORKSPACE = "/workspace"
 OURS = b"flow"  # what the file systems are called that are put over others
+DOCKER = "/var/lib/docker"  # for the daemon, not for what it runs
 # Of unshare(2), mount(2), umount2(2) and the calls that have no function in older C libraries.
 NEWNS, NEWUSER = 0x20000, 0x10000000
 RDONLY, REMOUNT, BIND, REC, SLAVE, RELATIME = 0x1, 0x20, 0x1000, 0x4000, 0x80000, 0x200000
@@ -42,6 +44,7 @@ def arrange(task: dict[str, Any], folder: str) -> tuple[list[dict[str, Any]], Na
     No namespace for a container, nor where the machine does not allow it and nothing needs it. Raises CannotMount.
     """
     binds = [_folder_of(one) for one in task.get("mounts", [])]
+    binds = [one for one in binds if one["target"] != DOCKER]
     if task.get("image"):
         return binds, None
     for one in binds:
@@ -60,8 +63,13 @@ def arrange(task: dict[str, Any], folder: str) -> tuple[list[dict[str, Any]], Na
 
 
 def _folder_of(mount: dict[str, Any]) -> dict[str, Any]:
-    """A mount as the folder of this machine that it comes from."""
-    return {"source": mount["source"], "target": mount["target"]}
+    """A mount as the folder of this machine that it comes from; a device is mounted at its target, for all to see."""
+    source, target = mount["source"], mount["target"]
+    if mount["kind"] == "device":
+        volumes = importlib.import_module(f"{__package__}.volumes" if __package__ else "volumes")
+        volumes.mount_device(source, target)
+        source = target
+    return {"source": source, "target": target}
 
 
 class Namespace:
