@@ -286,6 +286,15 @@ def test_a_killed_runner_takes_its_pull_along_and_the_next_one_pulls_again(run: 
     assert files_with(TOKEN, one.folder) == []
 
 
+def test_a_task_that_ends_before_its_pull_leaves_no_login(run: Any) -> None:
+    one = run(code={"manifest": "nowhere", "blobs": "nowhere"})
+    assert one.wait()[1:] == (
+        "start",
+        "cannot unpack the code: " + f"`{one.folder}/nowhere`: no such file or directory",
+    )
+    assert list((one.folder / "inbox").iterdir()) == []
+
+
 def test_a_login_that_is_none_is_said(run: Any) -> None:
     one = run({"registry": HOST})
     assert one.wait() == (126, "start", f"cannot pull `{HOST}/team/app:1`: 'username'")

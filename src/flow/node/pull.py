@@ -38,7 +38,8 @@ class CannotPull(ValueError):  # noqa: N818  # what is wrong is the image, or th
 def pull(rank: Rank) -> None:
     """Have the task's image on this machine, unless the task is stopped meanwhile. Raises CannotPull.
 
-    An image that is here is not asked for again. The login is in no command line; it is gone when this returns.
+    An image that is here is not asked for again. The login is in no command line; the engine's copy of it is gone when
+    this returns.
     """
     engine, image = rank.task["engine"], rank.task["image"]
     folder = rank.path("inbox", "login")
@@ -56,8 +57,6 @@ def pull(rank: Rank) -> None:
         raise CannotPull(f"cannot pull `{image}`: {error}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            os.unlink(rank.path(LOGIN))
 
 
 def _with_login(folder: str) -> dict[str, str]:
@@ -69,7 +68,8 @@ def _write_login(folder: str, login: dict[str, str]) -> None:
     """The user's docker configuration with this login instead of all others: contexts and certificates hold."""
     users = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
     config: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError), open(os.path.join(users, "config.json"), encoding="utf-8") as file:
+    path = os.path.join(users, "config.json")
+    with contextlib.suppress(OSError, ValueError, AttributeError), open(path, encoding="utf-8") as file:
         config = {name: value for name, value in json.load(file).items() if name not in OF_LOGINS}
     with contextlib.suppress(OSError):
         for name in set(os.listdir(users)) - {"config.json"}:

@@ -227,6 +227,7 @@ class Rank:
 
     def end(self, code: int, number: int | None, cause: str, reason: str) -> None:
         """Write the last report, however long a full disk resists; then tell the other ranks."""
+        self._remove_secrets()
         cut = f"log cut: {self.log.cut}" if self.log and self.log.cut else ""
         reason = "; ".join(part for part in (reason, cut) if part)
         ran = time.monotonic() - self.started if self.started else 0
@@ -309,7 +310,7 @@ class Rank:
         return os.path.join(self.folder, *parts)
 
     def _remove_secrets(self) -> None:
-        """What was delivered has been used."""
+        """What was delivered has been used, or never will be."""
         for need in self.task.get("needs", []):
             if need.startswith("inbox/") and need.endswith(".json"):
                 _quietly(os.unlink, self.path(need))
