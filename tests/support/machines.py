@@ -44,8 +44,9 @@ class Machine:
         boot = [*words, "--propagation", "private", "bash", "-c", _BOOT, folder]
         with (folder / "console").open("wb") as console:
             self._shell = subprocess.Popen(boot, stdout=console, stderr=console, stdin=subprocess.DEVNULL)
-        is_up = wait_until((folder / "up").exists)
-        require("machine of namespaces", f"{_WHY}; it says: {(folder / 'console').read_text()}", found=is_up)
+        wait_until(lambda: (folder / "up").exists() or self._shell.poll() is not None)
+        is_up, said = (folder / "up").exists(), (folder / "console").read_text()
+        require("machine of namespaces", f"{_WHY}; it says: {said}", found=is_up)
         children = Path(f"/proc/{self._shell.pid}/task/{self._shell.pid}/children").read_text()
         self._enter = ["nsenter", "--target", children.strip(), "--mount", "--pid", "--ipc", "--uts"]
 
