@@ -15,10 +15,12 @@ import importlib
 import json
 import os
 import sys
+import time
 from typing import Any, NoReturn
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 WORKSPACE = "/workspace"
+CONTAINER_SECONDS = 30
 OURS = b"flow"  # what the file systems are called that are put over others
 DOCKER = "/var/lib/docker"  # for the daemon, not for what it runs
 # Of unshare(2), mount(2), umount2(2) and the calls that have no function in older C libraries.
@@ -297,16 +299,26 @@ def _add_to_container(container: list[str], source: str, target: str) -> None:
     """Take the folder along as a mount of its own, since the container's namespace does not hold its path."""
     if os.geteuid() != 0:
         raise CannotMount("a container of an ordinary user takes no volume later: start the task with `volumes`")
-    import subprocess  # the local scheduler loads this module, and pays for `threading` at each of its forks
-
-    engine, name = container
-    asked = subprocess.run([engine, "inspect", "--format", "{{.State.Pid}}", name], stdout=subprocess.PIPE, check=False)
-    if asked.returncode:
-        raise CannotMount(f"`{engine}` does not know its container")
+    pid = _first_process(*container)
     tree = _call("syscall", OPEN_TREE, -100, os.fsencode(source), TREE_CLONE | os.O_CLOEXEC)
-    join(int(asked.stdout))
+    join(pid)
     os.makedirs(target, exist_ok=True)
     _call("syscall", MOVE_MOUNT, tree, b"", -100, os.fsencode(target), FROM_NOTHING)
+
+
+def _first_process(engine: str, name: str) -> int:
+    """The process of a container, which may just be on its way."""
+    import subprocess  # the local scheduler loads this module, and pays for `threading` at each of its forks
+
+    deadline = time.monotonic() + CONTAINER_SECONDS
+    while True:
+        ask = [engine, "inspect", "--format", "{{.State.Pid}}", name]
+        asked = subprocess.run(ask, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+        if asked.returncode == 0 and int(asked.stdout) > 0:
+            return int(asked.stdout)
+        if time.monotonic() > deadline:
+            raise CannotMount(f"its container has not started after {CONTAINER_SECONDS} s")
+        time.sleep(0.1)
 
 
 def main(argv: list[str]) -> NoReturn:
