@@ -219,9 +219,10 @@ def _show_root_anew() -> None:
     os.chdir("/")
 
 
-def _is_shown_anew(folder: str) -> bool:
+def _mounted_at(folder: str) -> bytes:
+    """What the kernel tells of the mounts at a folder; empty where there are none."""
     with open("/proc/self/mountinfo", "rb") as file:
-        return any(line.split()[4] == os.fsencode(folder) and b" - tmpfs " + OURS + b" " in line for line in file)
+        return b"".join(line for line in file if line.split()[4] == os.fsencode(folder))
 
 
 def _bind_entries(source: str, names: list[str], target: str) -> None:
@@ -283,11 +284,11 @@ def add(folder: str, source: str, name: str) -> None:
                 "`volumes`, or with `options: {private_mounts: true}`"
             )
         join(place["namespace_of"])
-        if not _is_shown_anew("/mnt"):
+        if b" - tmpfs " + OURS not in _mounted_at("/mnt"):
             _hold_place("/mnt")
             _show_anew("/mnt")  # so that nothing is left there when the task has ended
         os.makedirs(target, exist_ok=True)
-        if not os.path.samefile(source, target):
+        if not _mounted_at(target):
             _bind(source, target)
     except FileNotFoundError as error:
         raise CannotMount(f"`{error.filename}` is not there") from None
@@ -300,10 +301,12 @@ def _add_to_container(container: list[str], source: str, target: str) -> None:
     if os.geteuid() != 0:
         raise CannotMount("a container of an ordinary user takes no volume later: start the task with `volumes`")
     pid = _first_process(*container)
+    ours = os.stat(source)
     tree = _call("syscall", OPEN_TREE, -100, os.fsencode(source), TREE_CLONE | os.O_CLOEXEC)
     join(pid)
     os.makedirs(target, exist_ok=True)
-    _call("syscall", MOVE_MOUNT, tree, b"", -100, os.fsencode(target), FROM_NOTHING)
+    if not os.path.samestat(ours, os.stat(target)):  # else it is there already
+        _call("syscall", MOVE_MOUNT, tree, b"", -100, os.fsencode(target), FROM_NOTHING)
 
 
 def _first_process(engine: str, name: str) -> int:
