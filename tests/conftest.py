@@ -9,11 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.aws import aws_endpoint
 from tests.support.containers import IMAGE, podman
 from tests.support.processes import end, end_scheduler, processes_of, wait_until
 
 # What Flow or a task would read; FLOW_TEST_* is for the tests themselves.
-_OURS = ("FLOW_", "FCP_", "MITHRIL_", "SLURM_", "SBATCH_", "MASTER_", "CUDA_VISIBLE_DEVICES", "PYTHONUNBUFFERED")
+_OURS = (
+    "FLOW_",
+    "AWS_",
+    "FCP_",
+    "MITHRIL_",
+    "SLURM_",
+    "SBATCH_",
+    "MASTER_",
+    "CUDA_VISIBLE_DEVICES",
+    "PYTHONUNBUFFERED",
+)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -67,3 +78,19 @@ def containers(podman_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
     for name, value in podman_variables.items():
         monkeypatch.setenv(name, value)
     return IMAGE
+
+
+@pytest.fixture(scope="session")
+def aws_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with aws_endpoint(tmp_path_factory.mktemp("aws")) as url:
+        yield url
+
+
+@pytest.fixture
+def aws(aws_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an AWS of the tests' own, which every client finds, with credentials."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", aws_url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    return aws_url

@@ -14,9 +14,9 @@ import click
 import pytest
 
 from flow.cli import COMMANDS, SYNONYMS, flow, main
-from flow.cli.operand import read_operand
 from flow.cli.variables import read_variables
 from flow.errors import FlowError
+from flow.operand import read_operand
 
 
 class Ended(NamedTuple):
@@ -234,7 +234,7 @@ def test_an_operand_is_a_file_where_it_can_be_one(files: Path, text: str, operan
         ("nosuch.yaml", "no file `nosuch.yaml`", ()),
         ("jobs/other.yaml", "no file `jobs/other.yaml`", ()),
         ("nowhere/x.yaml", "no file `nowhere/x.yaml`: there is no folder `nowhere`", ()),
-        ("jobs", "`jobs` is a folder", ("did you mean `flow run jobs/train.yaml`?",)),
+        ("jobs", "`jobs` is a folder", ("did you mean `jobs/train.yaml`?",)),
         ("job.sh", "`job.sh` is a Slurm script, which this version cannot read yet", ...),
         ("old.slurm", "`old.slurm` is a Slurm script, which this version cannot read yet", ...),
     ],

@@ -88,7 +88,9 @@ def test_the_examples_of_a_page_run_in_their_order(page: Path, clone: Path, monk
     printed = ""
     for block in blocks(page):
         if block.what == "file":
-            (clone / str(block.name)).write_text(block.text)
+            file = clone / str(block.name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.text)
         elif block.what == "run":
             argv = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
             run = subprocess.run([*argv, block.text], cwd=clone, capture_output=True, text=True)

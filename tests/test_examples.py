@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.components import require
+from tests.support.processes import free_port
 
 PROJECT = Path(__file__).parents[1]
 DIGITS = PROJECT / "examples" / "digits"
@@ -62,22 +68,60 @@ def test_two_nodes_train_one_model() -> None:
     assert (told["world_size"], told["accuracy"] > 0.9) == (2, True)
 
 
-def example(name: str, *words: str) -> str:
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed beside this Python is found by a task, as in a user's activated environment."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+def example(name: str, *words: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, f"examples/{name}", *words]
-    run = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True)
+    return subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True)
+
+
+def test_a_machine_is_verified() -> None:
+    run = example("01_verify_instance.py", "8xa100")
+    assert run.returncode == 0, run.stderr
+    first, *_, last = run.stdout.splitlines()
+    assert re.fullmatch(r"task-\w+ on local, \$0\.00/h", first)
+    assert re.search(r"^  CPUs    \d+$", run.stdout, re.M)
+    assert last == "completed, $0.00 in all"
+
+
+def test_a_jupyter_server_is_there_when_its_address_is_printed(programs: None) -> None:
+    require("jupyter_server", "the example starts one")
+    run = example("02_jupyter_server.py", str(free_port()))
+    assert run.returncode == 0, run.stderr
+    (url,) = re.findall(r"^Open (\S+)$", run.stdout, re.M)
+    with urllib.request.urlopen(url.replace("/lab?", "/?").replace("/?", "/api/status?"), timeout=10) as answer:
+        assert "kernels" in json.load(answer)
+    assert flow("cancel", "notebook").returncode == 0
+
+
+def test_without_jupyter_the_example_says_what_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    run = example("02_jupyter_server.py", str(free_port()))
+    assert run.returncode == 1
+    assert re.search(r"^error: `task-\w+` ended as failed: there is no Jupyter server$", run.stderr, re.M)
+
+
+def test_machines_train_together(programs: None) -> None:
+    require("torch", "torchrun trains one model on several machines")
+    run = example("03_multi_node_training.py", "3")
     assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
+    assert re.fullmatch(r"3 machines, accuracy 0\.9\d*", run.stdout.splitlines()[-1])
+    assert {"[0]", "[1]", "[2]"} == {line[:3] for line in run.stdout.splitlines() if "epoch 100/100" in line}
 
 
 def test_a_sweep_runs_one_training_for_each_seed_and_names_the_best() -> None:
-    told = example("05_sweep.py", "1", "2").splitlines()
+    told = example("05_sweep.py", "1", "2").stdout.splitlines()
     assert [line.partition(" accuracy 0.")[0] for line in told[:2]] == ["seed 1:", "seed 2:"]
     assert told[2] in ("best: seed 1", "best: seed 2")
     assert json.loads(flow("status", "--all", "--json").stdout)["tasks"][0]["name"] == "sweep-seed-2"
 
 
 def test_functions_are_called_here_and_elsewhere() -> None:
-    told = example("06_functions.py").splitlines()
+    told = example("06_functions.py").stdout.splitlines()
     assert told[:3] == ["here: 778", "as a task: 778", "pi is about 3.14"]
     assert told[3:6] == ["9", "`hits` raised ValueError: -1 samples", "17"]
     assert told[6].startswith("the spawned one: 7")

@@ -103,7 +103,7 @@ def test_one_task_that_cannot_be_cancelled_does_not_spare_the_others(client: Flo
     intent = client.home / "record" / lost.task_id / "intent.json"
     intent.mkdir()
     with pytest.raises(FlowError):
-        client.cancel([lost, running])
+        client.cancel(lost, running)
     assert running.wait(timeout=20) == "cancelled"
     intent.rmdir()
     lost.cancel()

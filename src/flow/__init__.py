@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flow.client import get_task as get_task
     from flow.client import mount_volume as mount_volume
     from flow.client import run as run
+    from flow.client import submit as submit
     from flow.client import tasks as tasks
     from flow.client import volumes as volumes
     from flow.config import TaskConfig as TaskConfig
@@ -32,6 +33,7 @@ _HOME = {
     "get_task": "flow.client",
     "mount_volume": "flow.client",
     "run": "flow.client",
+    "submit": "flow.client",
     "tasks": "flow.client",
     "volumes": "flow.client",
     "Volume": "flow.machines",
@@ -58,6 +60,7 @@ __all__ = [
     "invoke",
     "mount_volume",
     "run",
+    "submit",
     "tasks",
     "volumes",
 ]

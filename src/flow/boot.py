@@ -99,9 +99,15 @@ def _without_env(job: Mapping[str, Any], is_kept: Callable[[str], bool]) -> tupl
 
 def _files_for(task: Mapping[str, Any]) -> list[str]:
     """The files of `node/` that this task needs on its machine."""
-    has_mounts = task.get("mounts") or task.get("private_mounts")
-    wanted = {"unpack.py": task.get("code"), "container.py": task.get("image"), "peers.py": task.get("nodes", 1) > 1}
-    wanted["mounts.py"] = has_mounts
+    mounts = task.get("mounts", [])
+    wanted = {
+        "unpack.py": task.get("code"),
+        "container.py": task.get("image"),
+        "pull.py": "inbox/registry.json" in task.get("needs", []),
+        "mounts.py": mounts or task.get("private_mounts"),
+        "volumes.py": any(one["kind"] == "device" for one in mounts),
+        "peers.py": task.get("nodes", 1) > 1,
+    }
     always = ["runner.py", "processes.py", "loop.py", "log.py"]
     return always + [name for name, is_needed in wanted.items() if is_needed]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flow.durable import NoRoomError
-from flow.errors import FlowError, ResourceNotFoundError, StorageError, ValidationError
+from flow.errors import FlowError, ResourceNotFoundError, StorageError, ValidationError, did_you_mean
 from flow.importing import refuse_while_importing
 from flow.observe import observe
 from flow.providers import Provider
@@ -24,6 +24,8 @@ from flow.task import Task
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from typing_extensions import Unpack
+
     from flow.calls import Call
     from flow.config import TaskConfig
     from flow.gpus import Gpu
@@ -31,14 +33,16 @@ if TYPE_CHECKING:
     from flow.plan import Plan
     from flow.prune import Pruned
     from flow.record import Row
+    from flow.task_fields import TaskFields
 
-_SCRIPTS = {".py": "python3", ".sh": "sh"}
+    Operand = str | os.PathLike[str] | list[str] | tuple[str, ...] | None
 
 
 class Flow:
     """A client: one folder of records, its settings, the providers in use. Cheap; any number at once.
 
-    `provider` overrides the settings. `notes` collects what the user should be told beside the answers.
+    Threads may share one, and nothing is to be closed. `provider` overrides the settings. `notes` collects what the
+    user should be told beside the answers.
     """
 
     def __init__(self, provider: str | None = None) -> None:
@@ -62,24 +66,24 @@ class Flow:
 
     # -- submitting
 
-    def load(self, operand: str | Path | None = None, argv: Sequence[str] = (), **fields: Any) -> TaskConfig:
-        """The config that an operand asks for: a YAML file, a lone .py or .sh path, or a shell command; or `argv`.
+    def load(self, operand: Operand = None, **fields: Unpack[TaskFields]) -> TaskConfig:
+        """The config that an operand asks for: a task file, a script, a shell command, or a list of arguments.
 
-        `fields` override what it says; None leaves it. Without any of them: an interactive machine.
+        `fields` override what it says; None takes a field back to its default. Without an operand or `command`: an
+        interactive machine. Raises ValidationError, ResourceNotFoundError for a file that is not there.
         """
         from flow.config import TaskConfig
+        from flow.operand import TASK_FILES, read_operand, script_argv
 
-        given = {name: value for name, value in fields.items() if value is not None}
-        if argv:
-            return TaskConfig(command=list(argv), **given)
         if operand is None:
-            return TaskConfig(**given)
-        text = str(operand)
-        if text.endswith((".yaml", ".yml")) and not any(letter.isspace() for letter in text):
-            return TaskConfig.from_yaml(text).copy_with(**given)
-        if isinstance(operand, Path) or (Path(text).suffix in _SCRIPTS and Path(text).is_file()):
-            return TaskConfig(command=[_SCRIPTS.get(Path(text).suffix, "sh"), text], **given)
-        return TaskConfig(command=text, **given)
+            return TaskConfig(**fields)
+        found = operand if isinstance(operand, (list, tuple)) else read_operand(operand)
+        if isinstance(found, Path) and found.suffix in TASK_FILES:
+            return TaskConfig.from_yaml(found).copy_with(**fields)
+        if fields.get("command") is not None:
+            raise ValidationError("the command is given twice", suggestions=["leave `command` out"])
+        fields["command"] = script_argv(found) if isinstance(found, Path) else found
+        return TaskConfig(**fields)
 
     def plan(self, config: TaskConfig) -> Plan:
         """What would run, decided; nothing is uploaded or submitted."""
@@ -87,25 +91,22 @@ class Flow:
 
     def run(
         self,
-        task: str | list[str] | Path | TaskConfig | None = None,
+        task: Operand | TaskConfig = None,
+        /,
         *,
         idempotency_key: str | None = None,
-        **fields: Any,
+        **fields: Unpack[TaskFields],
     ) -> Task:
-        """Submit a command (text or list), a file or a config. Durable when it returns.
+        """Submit a shell command, a list of arguments, a task file, a script or a config. Durable when it returns.
 
         `fields` override what the file or a copy of the config says. The same `idempotency_key` again gives the task
         that it made the first time, with the project as it was then.
+        Raises ValidationError for what is wrong or cannot be had, ResourceNotFoundError for a file that is not there.
         """
         from flow.config import TaskConfig
 
         refuse_while_importing()
-        if isinstance(task, TaskConfig):
-            config = task.copy_with(**fields)
-        elif isinstance(task, list):
-            config = self.load(None, task, **fields)
-        else:
-            config = self.load(task, **fields)
+        config = task.copy_with(**fields) if isinstance(task, TaskConfig) else self.load(task, **fields)
         return self._submit(config, idempotency_key=idempotency_key)
 
     def run_call(self, config: TaskConfig, call: Call) -> Task:
@@ -132,6 +133,8 @@ class Flow:
                 raise
         return made
 
+    submit = run  # what other clients call it
+
     def _acknowledge(
         self, config: TaskConfig, task_id: str, idempotency_key: str | None, call: Call | None
     ) -> Submission:
@@ -139,8 +142,11 @@ class Flow:
         from flow.blobs import store_lock
         from flow.bundle import add_files, check_upload_limit, make_bundle
         from flow.task_volumes import make_volumes, store_of
+        from flow.users import submitter
 
-        plan = self._resolve(config, task_id)
+        plan, user = self._resolve(config, task_id), submitter(_here())
+        is_repeated = bool(idempotency_key and self.records.has_key(idempotency_key))
+        secrets = {} if is_repeated else self._secret_files(plan)  # before the upload: this may be refused
         provider = self.provider(plan.provider)
         limit = self.settings.get("upload_limit_mb") or provider.capabilities.upload_limit_mb
         with store_lock(self.home, shared=True):
@@ -157,17 +163,26 @@ class Flow:
                     f"`{call.file}` is not sent to the machine: {_why_not_sent(config)}",
                     suggestions=["run from a project's folder, with `upload_code` as it is by default"],
                 )
-            if plan.mounts and not (idempotency_key and self.records.has_key(idempotency_key)):
+            if plan.mounts and not is_repeated:
                 plan = make_volumes(plan, store_of(provider))
             submission = Submission(
                 task_id=task_id,
                 plan=plan,
                 config=config.to_dict(),
                 created=time.time(),
-                user=os.environ.get("USER") or str(os.getuid()),
+                user=user.username,
+                email=user.email,
                 idempotency_key=idempotency_key,
             )
-            return self.records.add(submission, Want.HOLD if config.hold else Want.RUN)
+            return self.records.add(submission, Want.HOLD if config.hold else Want.RUN, outbox=secrets)
+
+    def _secret_files(self, plan: Plan) -> dict[str, bytes]:
+        """What is to be brought to the machines and seen by nobody else, by name."""
+        if not plan.image:
+            return {}
+        from flow.secret_files import secret_files
+
+        return secret_files(plan, os.environ)
 
     def _resolve(self, config: TaskConfig, task_id: str) -> Plan:
         from flow.resolve import Submitter, resolve
@@ -199,17 +214,21 @@ class Flow:
     def tasks(
         self,
         *,
-        states: Collection[TaskStatus] | None = None,
+        states: str | Collection[str] | None = None,
         limit: int | None = 20,
         name_pattern: str | None = None,
         refresh: bool = True,
     ) -> list[Task]:
-        """Tasks, newest first; an array is one. `states`: only those in one of them now."""
+        """Tasks, newest first; an array is one. `states`: only those in one of them now. `limit`: None is all of them.
+
+        `name_pattern`: as a shell's, `dev-*`. Without `refresh` they are as they were when last looked at.
+        """
+        states = _states(states)
         self._finish_interrupted()
-        if refresh and states:
+        if refresh and states is not None:
             self._look_at(row.task_id for row in self.records.rows(unfinished=True))
         rows = self.records.rows(limit=limit, states=states, name_pattern=name_pattern)
-        if refresh and not states:
+        if refresh and states is None:
             self._look_at(row.task_id for row in rows if not row.state.is_final)
             rows = self.records.rows(limit=limit, name_pattern=name_pattern)
         tasks = []
@@ -226,11 +245,12 @@ class Flow:
         self._take_notes()
         return tasks
 
-    def cancel(self, tasks: Iterable[Task]) -> None:
+    def cancel(self, *tasks: str | Task) -> None:
         """Ask for the end of tasks; durable when it returns. One for which that fails does not spare the others."""
         failed: FlowError | None = None
-        for task in tasks:
+        for one in tasks:
             try:
+                task = one if isinstance(one, Task) else self.get_task(one)
                 task.cancel()
             except FlowError as error:
                 failed = failed or error
@@ -412,9 +432,27 @@ def _here() -> Path:
         ) from error
 
 
-def run(task: str | list[str] | Path | TaskConfig | None = None, **fields: Any) -> Task:
-    """Submit a command (text or list), a YAML file or a TaskConfig; see `Flow.run`."""
-    return Flow().run(task, **fields)
+def _states(asked: str | Collection[str] | None) -> frozenset[TaskStatus] | None:
+    """The states that words name. Raises ValidationError for a word that names none."""
+    if asked is None:
+        return None
+    known = [str(state) for state in TaskStatus]
+    words = [str(word) for word in ([asked] if isinstance(asked, str) else asked)]
+    for word in words:
+        if word not in known:
+            near = did_you_mean(word, known)
+            raise ValidationError(f"no state `{word}`", suggestions=[*near, f"the states are {', '.join(known)}"])
+    return frozenset(map(TaskStatus, words))
+
+
+def run(
+    task: Operand | TaskConfig = None, /, *, idempotency_key: str | None = None, **fields: Unpack[TaskFields]
+) -> Task:
+    """Submit a shell command, a list of arguments, a task file, a script or a TaskConfig; see `Flow.run`."""
+    return Flow().run(task, idempotency_key=idempotency_key, **fields)
+
+
+submit = run  # what other clients call it
 
 
 def get_task(reference: str) -> Task:
@@ -422,9 +460,15 @@ def get_task(reference: str) -> Task:
     return Flow().get_task(reference)
 
 
-def tasks(**choice: Any) -> list[Task]:
+def tasks(
+    *,
+    states: str | Collection[str] | None = None,
+    limit: int | None = 20,
+    name_pattern: str | None = None,
+    refresh: bool = True,
+) -> list[Task]:
     """The newest tasks; see `Flow.tasks`."""
-    return Flow().tasks(**choice)
+    return Flow().tasks(states=states, limit=limit, name_pattern=name_pattern, refresh=refresh)
 
 
 def create_volume(
@@ -444,6 +488,6 @@ def mount_volume(volume: str | Volume, task: str | Task) -> str:
     return Flow().mount_volume(volume, task)
 
 
-def cancel(reference: str) -> None:
-    """Ask for the end of a task."""
-    get_task(reference).cancel()
+def cancel(*tasks: str | Task) -> None:
+    """Ask for the end of tasks, each named by an id, a unique prefix or a name; see `Flow.cancel`."""
+    Flow().cancel(*tasks)

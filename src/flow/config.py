@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -35,7 +36,7 @@ from flow.field_types import (
     as_volumes,
 )
 from flow.masking import masked
-from flow.mistakes import Location, Mistake, MistakesError, from_pydantic
+from flow.mistakes import Location, Mistake, MistakesError, from_pydantic, shown_value
 from flow.plan import Elements
 from flow.spellings import parse_array, parse_begin, parse_signal
 
@@ -80,6 +81,16 @@ class _Checked(BaseModel):
                     mistakes = _not_text({name: value})
             raise MistakesError.of(mistakes, _CALLED)
 
+        @classmethod
+        def model_validate(cls, *args: Any, **options: Any) -> Self:
+            with _in_our_words(cls):
+                return super().model_validate(*args, **options)
+
+        @classmethod
+        def model_validate_json(cls, *args: Any, **options: Any) -> Self:
+            with _in_our_words(cls):
+                return super().model_validate_json(*args, **options)
+
     @field_validator("*", mode="before")
     @classmethod
     def _default_for_none(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
@@ -93,6 +104,15 @@ class _Checked(BaseModel):
     def _contradictions(cls, fields: Mapping[str, Any]) -> list[Mistake]:
         """What is wrong with fields together; they may be wrong themselves."""
         return []
+
+
+@contextlib.contextmanager
+def _in_our_words(model: type[BaseModel]) -> Iterator[None]:
+    """Turns pydantic's error into ours: its own way in finds what `__init__` raises, and wraps it."""
+    try:
+        yield
+    except pydantic.ValidationError as error:
+        raise MistakesError.of(from_pydantic(error.errors(), model.model_fields), _CALLED) from None
 
 
 def _not_text(fields: Mapping[str, Any]) -> list[Mistake]:
@@ -194,6 +214,8 @@ class TaskConfig(_Checked):
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """The config with these fields, as a YAML file or `to_dict` has them."""
+        if not isinstance(fields, Mapping):
+            raise ValidationError(f"{shown_value(fields)} is not a mapping", suggestions=["give fields by their names"])
         return cls(**{str(name): value for name, value in fields.items()})
 
     @classmethod

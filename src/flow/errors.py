@@ -20,6 +20,7 @@ class FlowError(Exception):
         super().__init__(message)
         self.message = message
         self.suggestions = tuple(suggestions)
+        self.__notes__ = [f"hint: {one}" for one in suggestions]  # Python 3.11 shows them below a traceback
 
 
 class ValidationError(FlowError, ValueError):
@@ -47,6 +48,13 @@ class TaskNotFoundError(ResourceNotFoundError):
     """No task answers to the reference."""
 
     code = "task_not_found"
+
+
+class NoEndpointError(ResourceNotFoundError, KeyError):
+    """The task has no such endpoint, and will have none. Also a KeyError."""
+
+    code = "no_endpoint"
+    __str__ = ResourceNotFoundError.__str__  # KeyError would put quotes around the sentence
 
 
 class AuthenticationError(FlowError):
@@ -120,8 +128,7 @@ class RemoteError(FlowError):
 
     def __str__(self) -> str:
         parts = (("on the machine", self.traceback), (f"last output of `{self.task_id}`", self.logs))
-        said = "\n".join([self.message, *(f"hint: {one}" for one in self.suggestions)])
-        return "\n\n".join([said, *(f"{name}:\n{text.rstrip()}" for name, text in parts if text)])
+        return "\n\n".join([self.message, *(f"{name}:\n{text.rstrip()}" for name, text in parts if text)])
 
     def __reduce__(self) -> tuple[object, ...]:
         return _remote_error, (self.message, {**self.__dict__, "_logs": self.logs})
@@ -131,6 +138,12 @@ def _remote_error(message: str, facts: dict[str, object]) -> RemoteError:
     error = RemoteError(message)
     error.__dict__.update(facts)
     return error
+
+
+class TaskFailedError(FlowError):
+    """The task that was waited for did not complete."""
+
+    code = "task_failed"
 
 
 class TimeoutError(  # noqa: A001  # users catch it by either name

@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from flow.errors import ValidationError
 from flow.log_feeds import Folder
 from flow.log_reading import Reading
 from flow.node.tail import LONGEST_LINE, MOST_BYTES, Piece, Start
 
-__all__ = ["Block", "Folder", "Line", "read_blocks", "read_lines"]
+__all__ = ["Block", "Folder", "Line", "LogChoice", "read_blocks", "read_lines"]
 
 _STREAMS = {"stdout": 0, "stderr": 1}
 
@@ -39,6 +39,18 @@ class Block(NamedTuple):
     rank: int
     stream: int
     data: bytes
+
+
+class LogChoice(TypedDict, total=False):
+    """Which lines of a task are read: what `read_lines` takes, with `node` for its `rank`; None is all of them."""
+
+    follow: bool
+    tail: int | None
+    stream: Literal["stdout", "stderr"] | None
+    node: int | None
+    since: float | None
+    grep: str | None
+    cursor: str | None
 
 
 def read_lines(

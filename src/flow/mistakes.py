@@ -127,11 +127,8 @@ def _wrong_value(error: Mapping[str, Any], location: Location) -> Mistake:
     asked = next((text for start, text in _ASKED if kind.startswith(start)), "")
     numbers = {key: f"{one:,.10g}" if isinstance(one, (int, float)) else one for key, one in context.items()}
     advice = asked.format_map(numbers) if asked else str(error["msg"]).replace("Input should be", "write")
-    return Mistake(
-        f"{path_text(location)}: {shown_value(error['input'], name)} {_NOT.get(kind, 'is not allowed')}",
-        (advice,),
-        location,
-    )
+    told = f"{shown_value(error['input'], name)} {_NOT.get(kind, 'is not allowed')}"
+    return Mistake(_with_path(location, told), (advice,), location)
 
 
 # What each kind of pydantic error asks for; the first that the kind starts with.

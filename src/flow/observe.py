@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from flow.channel import Channel
@@ -34,6 +35,27 @@ def observe(
         with contextlib.suppress(StorageError):  # a home that can only be read
             _record_untold(records, {task_id: outcome, **outcomes}, task_id, nodes=nodes, allocations=allocations)
     return outcome, outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One machine of a task: its address for the world, if it has one, and for the task's other machines."""
+
+    rank: int
+    instance_id: str
+    public_ip: str | None
+    private_ip: str
+    status: TaskStatus
+
+
+def instances(provider: Provider, allocation: Allocation) -> list[Instance]:
+    """The machines of an attempt by rank, each with the state of its own part of the task."""
+    found = []
+    for node in allocation.nodes:
+        report = allocation.reports.get(node.rank) or _report(provider.channel(allocation, node.rank), node.folder)
+        outcome = derive(Intent(Want.RUN, 0.0), allocation, {node.rank: report} if report else {}, 1)
+        found.append(Instance(node.rank, node.instance_id, node.public_address, node.address, outcome.state))
+    return found
 
 
 def _record_untold(

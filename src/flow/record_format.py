@@ -30,6 +30,7 @@ class Submission:
     created: float
     user: str
     idempotency_key: str | None = None
+    email: str = ""
 
 
 def submission_values(submission: Submission, want: Want) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def submission_values(submission: Submission, want: Want) -> dict[str, Any]:
 
 def submission_from(values: Mapping[str, Any]) -> Submission:
     """The Submission of a `record.json`; raises LookupError, TypeError or AttributeError on anything else."""
-    fields = {one.name: values[one.name] for one in dataclasses.fields(Submission)}
+    fields = {one.name: values[one.name] for one in dataclasses.fields(Submission) if one.name in values}
     return Submission(**{**fields, "plan": plan_from_dict(values["plan"])})
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from flow.connection import connect
 from flow.durable import Lock, boot_id, is_damage, is_full, leave_to_parent, storage_error, writing
 from flow.errors import StorageError
 from flow.status import FINAL, Outcome, TaskStatus
@@ -336,7 +337,7 @@ class RecordIndex:
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    db = connect(path, timeout_seconds=_BUSY_SECONDS)
     db.create_function("matches", 2, fnmatch.fnmatchcase, deterministic=True)
     # a crash of the machine may take the newest rows, never a record: `_catch_up` finds them
     db.execute(f"PRAGMA synchronous = {'NORMAL' if boot_id() else 'FULL'}")

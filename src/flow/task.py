@@ -9,22 +9,29 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from flow.errors import FlowError, StorageError, ValidationError
+from flow.errors import FlowError, StorageError, TaskFailedError, ValidationError
 from flow.errors import TimeoutError as FlowTimeoutError
 from flow.machines import Allocation, Report, Volume
 from flow.masking import masked
-from flow.observe import observe
+from flow.observe import instances, observe
 from flow.plan import Plan
 from flow.providers import Provider, VolumeStore
 from flow.record import Records, Submission
 from flow.status import Outcome, TaskStatus, Want, attempt_outcome, read_report
 
 if TYPE_CHECKING:
+    import subprocess
+
+    from typing_extensions import Unpack
+
     from flow.channel import Channel
     from flow.config import TaskConfig
-    from flow.logs import Block, Folder, Line
+    from flow.endpoints import Endpoints
+    from flow.logs import Block, Folder, Line, LogChoice
+    from flow.observe import Instance
+    from flow.users import User
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.25  # seconds between looks while waiting
 
@@ -58,6 +65,11 @@ class Task:
 
     def __repr__(self) -> str:
         return f"<Task {self.task_id} {self.name} {self.status}>"
+
+    def _repr_html_(self) -> str:
+        from flow.notebook import task_html
+
+        return task_html(self)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Task) and other.task_id == self.task_id
@@ -105,9 +117,9 @@ class Task:
         return self._outcome.reason
 
     @property
-    def created_at(self) -> datetime | None:
+    def created_at(self) -> datetime:
         """When it was submitted."""
-        return _moment(self._submission.created)
+        return datetime.fromtimestamp(self._submission.created, timezone.utc)
 
     @property
     def started_at(self) -> datetime | None:
@@ -148,8 +160,10 @@ class Task:
 
     @property
     def total_cost(self) -> str:
-        """What the last attempt has cost so far, as text."""
-        return "" if self.price_per_hour is None else f"${self.price_per_hour * (self.run_seconds or 0) / 3600:.2f}"
+        """What all attempts (of all elements) have cost so far, as text: `$0.40`."""
+        if not self.price_per_hour:
+            return self.cost_per_hour
+        return f"${self.price_per_hour * self._paid_seconds() / 3600:.2f}"
 
     @property
     def is_array(self) -> bool:
@@ -161,23 +175,26 @@ class Task:
         """Of an array: how many elements are in each state."""
         if not self.is_array:
             return None
-        if not self._elements:
-            self.see(self._provider.allocations([self.task_id]))
         counts: dict[str, int] = {}
-        for outcome in self._elements.values():
+        for outcome in self._element_outcomes():
             counts[str(outcome.state)] = counts.get(str(outcome.state), 0) + 1
         return counts
 
     @property
-    def endpoints(self) -> dict[str, str]:
-        """URL of each of its `ports`, by port, while the task runs."""
-        if self.status is not TaskStatus.RUNNING:
-            return {}
-        allocation = self._allocation()
-        if not allocation or not allocation.nodes:
-            return {}
-        first = allocation.nodes[0]
-        return {str(port): f"http://{first.public_address or first.address}:{port}" for port in self.plan.ports}
+    def is_held(self) -> bool:
+        """Whether it waits for `resume`."""
+        return self._records.intent(self.task_id).want is Want.HOLD
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """URL of each of its `ports`, by port, while the task runs; `["jupyter"]` waits for a Jupyter server on one.
+
+        Listing them never waits. Looking up one that is not there yet does, for as long as it may come; what cannot
+        come raises NoEndpointError.
+        """
+        from flow.endpoints import Endpoints
+
+        return Endpoints(self)
 
     @property
     def shell_command(self) -> str:
@@ -210,7 +227,7 @@ class Task:
             "price_per_hour": self.price_per_hour,
             "attempt": self._outcome.attempt,
             "elements": self.elements,
-            "endpoints": self.endpoints,
+            "endpoints": dict(self.endpoints),
             "labels": dict(self.plan.labels),
             "config": config,
         }
@@ -243,7 +260,8 @@ class Task:
     def wait(self, timeout: float | None = None, *, check: bool = False) -> TaskStatus:
         """Block until the task has ended, at most `timeout` seconds; its final status.
 
-        Raises TimeoutError when the time is up (the task goes on); with `check`, FlowError when it did not complete.
+        Raises TimeoutError when the time is up (the task goes on); with `check`, TaskFailedError when it did not
+        complete. A task that failed raises nothing otherwise.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_PAUSE
@@ -258,8 +276,8 @@ class Task:
             pause = min(pause * 1.1, _LAST_PAUSE)
         self._records.note_outcomes({self.task_id: self._outcome})
         if check and self.status is not TaskStatus.COMPLETED:
-            raise FlowError(
-                f"`{self.task_id}` ended as {self.status}: {self.reason}",
+            raise TaskFailedError(
+                f"`{self.task_id}` ended as {self.status}: {self.reason}".removesuffix(": "),
                 suggestions=[f"see `flow logs {self.task_id}`"],
             )
         return self.status
@@ -279,7 +297,7 @@ class Task:
                 f"`{self.task_id}` is an element of an array",
                 suggestions=[f"let all of it start with `flow resume {self._submission.task_id}`"],
             )
-        if self._records.intent(self.task_id).want is not Want.HOLD:
+        if not self.is_held:
             raise ValidationError(f"`{self.task_id}` is not held")
         if self._records.set_intent(self.task_id, Want.RUN).want is not Want.RUN:
             raise ValidationError(f"`{self.task_id}` was cancelled")
@@ -314,8 +332,19 @@ class Task:
 
     # -- logs
 
+    @overload
+    def logs(self, *, follow: Literal[False] = False, tail: int | None = None, stderr: bool = False) -> str: ...
+    @overload
+    def logs(self, *, follow: Literal[True], tail: int | None = None, stderr: bool = False) -> Iterator[str]: ...
+    @overload
+    def logs(self, *, follow: bool, tail: int | None = None, stderr: bool = False) -> str | Iterator[str]: ...
+
     def logs(self, *, follow: bool = False, tail: int | None = None, stderr: bool = False) -> str | Iterator[str]:
-        """The output: text, or with `follow` an iterator of lines (without line end) that ends with the task."""
+        """The output: text, or with `follow` an iterator of lines (without line end) that ends with the task.
+
+        Both streams in the order of their arrival, or `stderr` alone; `tail`: only the last so many lines and, with
+        `follow`, those that come after them.
+        """
         lines = self.lines(follow=follow, tail=tail, stream="stderr" if stderr else None)
         texts = (line.text.decode(errors="replace") for line in lines)
         return texts if follow else "".join(f"{text}\n" for text in texts)
@@ -324,7 +353,7 @@ class Task:
         """The last lines of the output, as text."""
         return "".join(self.logs(tail=count))
 
-    def lines(self, **choice: Any) -> Iterator[Line]:
+    def lines(self, **choice: Unpack[LogChoice]) -> Iterator[Line]:
         """The output line by line, each with its attempt, node, stream, time and cursor; see `flow.logs.read_lines`.
 
         Of an array that of its elements, their index in place of the node. `node`: only that one's.
@@ -332,23 +361,39 @@ class Task:
         """
         from flow.logs import read_lines
 
-        return read_lines(self._folders(choice), is_final=self._is_final, **choice)
+        chosen: dict[str, Any] = {**choice}
+        return read_lines(self._folders(chosen), is_final=self._is_final, **chosen)
 
-    def blocks(self, **choice: Any) -> Iterator[Block]:
+    def blocks(self, **choice: Unpack[LogChoice]) -> Iterator[Block]:
         """The same, as blocks of whole lines of one stream, in the order of arrival: the fast way."""
         from flow.logs import read_blocks
 
-        return read_blocks(self._folders(choice), is_final=self._is_final, **choice)
+        chosen: dict[str, Any] = {**choice}
+        return read_blocks(self._folders(chosen), is_final=self._is_final, **chosen)
 
     # -- access
 
-    def shell(self, command: Sequence[str] | str | None = None, *, node: int = 0) -> int:
+    @overload
+    def shell(
+        self, command: Sequence[str] | str | None = None, *, node: int = 0, capture: Literal[False] = False
+    ) -> int: ...
+    @overload
+    def shell(
+        self, command: Sequence[str] | str, *, node: int = 0, capture: Literal[True]
+    ) -> subprocess.CompletedProcess[str]: ...
+
+    def shell(
+        self, command: Sequence[str] | str | None = None, *, node: int = 0, capture: bool = False
+    ) -> int | subprocess.CompletedProcess[str]:
         """A shell, or `command`, in the task's folder, environment and container; its exit code.
 
-        Raises ValidationError unless the task runs and has that node.
+        With `capture` the `command` reads nothing, and what it wrote comes back beside its `returncode`, as text in
+        `stdout` and `stderr`. Raises ValidationError unless the task runs and has that node.
         """
-        allocation = self._allocation()
-        if self.refresh().status is not TaskStatus.RUNNING or not allocation or not allocation.nodes:
+        if capture and not command:
+            raise ValidationError("there is no command to capture", suggestions=["name one, as `nvidia-smi -L`"])
+        allocation = self._allocation() if self.refresh().status is TaskStatus.RUNNING else None
+        if not allocation or not allocation.nodes:
             raise ValidationError(f"`{self.task_id}` {self._no_shell()}", suggestions=[self._way_to_a_shell()])
         from flow.log_folders import check_rank
 
@@ -359,7 +404,23 @@ class Task:
         from flow.node import tail
 
         enter = [sys.executable, str(Path(tail.__file__)), "enter", allocation.nodes[node].folder]
-        return subprocess.run([*enter, *(["--", *words] if words else [])], check=False).returncode
+        argv = [*enter, *(["--", *words] if words else [])]
+        if not capture:
+            return subprocess.run(argv, check=False).returncode
+        ran = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        texts = [output.decode(errors="replace") for output in (ran.stdout, ran.stderr)]
+        return subprocess.CompletedProcess(words, ran.returncode, *texts)
+
+    def get_instances(self) -> list[Instance]:
+        """Its machines as they are now, by rank; none before there are any, and none once they were let go."""
+        mine = [one for one in self._provider.allocations([self.task_id]) if self.is_array or one.task_id == str(self)]
+        return [instance for allocation in mine for instance in instances(self._provider, allocation)]
+
+    def get_user(self) -> User:
+        """Who submitted it: `username`, and the `email` that git knew in the project then, or ""."""
+        from flow.users import User
+
+        return User(self._submission.user, self._submission.email)
 
     def _no_shell(self) -> str:
         if self.is_array:
@@ -369,7 +430,7 @@ class Task:
     def _way_to_a_shell(self) -> str:
         if self.status.is_final:
             return f"see its output with `flow logs {self.task_id}`"
-        if self._records.intent(self.task_id).want is Want.HOLD:
+        if self.is_held:
             return f"it is held: let it start with `flow resume {self.task_id}`"
         if self.is_array and self.plan.elements:
             return f"name an element: `flow ssh {self.task_id}_{self.plan.elements.indices[0]}`"
@@ -427,6 +488,20 @@ class Task:
         found = [one for one in self._provider.allocations([self.task_id]) if one.task_id == self.task_id]
         return found[0] if found else None
 
+    def _element_outcomes(self) -> Collection[Outcome]:
+        if not self._elements:
+            self.see(self._provider.allocations([self.task_id]))
+        return self._elements.values()
+
+    def _paid_seconds(self) -> float:
+        """How long its machines have run, or ran, in all attempts; of an array, the last attempt of each element."""
+        now = time.time()
+        if self.is_array:
+            spans = [(one.started, one.ended) for one in self._element_outcomes()]
+        else:
+            spans = [(_seconds(one.started_at), _seconds(one.ended_at)) for one in self.attempts]
+        return sum(max((now if end is None else end) - begin, 0.0) for begin, end in spans if begin is not None)
+
     def _attempt_numbers(self) -> list[int]:
         from flow.log_folders import attempt_numbers
 
@@ -447,6 +522,9 @@ class Task:
         """What finds the folders that a choice of lines is read from; `node` becomes the `rank` of `flow.logs`."""
         from flow.log_folders import check_rank, log_folders
 
+        tail = choice.get("tail")
+        if tail is not None and tail < 0:
+            raise ValidationError(f"`tail` is `{tail}`", suggestions=["write a number of lines, 0 or more"])
         rank = choice["rank"] = choice.pop("node", None)
         check_rank(self.task_id, self.plan, rank, is_array=self.is_array)
         place = (self._provider, self._records, self.task_id, self.plan, rank)
@@ -458,6 +536,10 @@ class Task:
 
 def _moment(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
 
 
 def _text(moment: datetime | None) -> str | None:

@@ -27,7 +27,9 @@ def podman(folder: Path) -> Iterator[dict[str, str]]:
     variables = _configure(folder)
     environment = os.environ | variables
     try:
-        made = subprocess.run(["podman", "import", "-", IMAGE], input=_image(), capture_output=True, env=environment)
+        made = subprocess.run(
+            ["podman", "import", "-", IMAGE], input=image_archive(), capture_output=True, env=environment
+        )
         tried = subprocess.run(["podman", "run", "--rm", IMAGE, "true"], capture_output=True, env=environment)
         told = (made.stderr + tried.stderr).decode(errors="replace").strip()
         require("working podman", f"{_WHY}; it says: {told}", found=tried.returncode == 0)
@@ -66,7 +68,7 @@ def _python_image() -> bytes:
     """busybox, Python, its modules and the libraries that it is linked with."""
     python = os.path.realpath("/usr/bin/python3")
     linked = subprocess.run(["ldd", python], capture_output=True, text=True, check=True).stdout
-    archive = io.BytesIO(_image())
+    archive = io.BytesIO(image_archive())
     with tarfile.open(fileobj=archive, mode="a") as tar:
         tar.add(python, "usr/bin/python3")
         for library in re.findall(r"(/\S+) \(0x", linked):
@@ -76,7 +78,7 @@ def _python_image() -> bytes:
     return archive.getvalue()
 
 
-def _image() -> bytes:
+def image_archive() -> bytes:
     """A file system with busybox and its names, as a tar archive."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,6 +84,14 @@ def _look_at(pid: int, root: Path) -> Found | None:
         return None
     home = next((one[5:] for one in variables if one.startswith(b"HOME=")), b"?")
     return Found(pid, b" ".join(words).decode(errors="replace").strip()[:200], os.fsdecode(home))
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listened on a moment ago."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+    return port
 
 
 def leaders_of(folder: Path) -> list[int]:

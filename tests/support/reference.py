@@ -14,6 +14,7 @@ import click
 
 import flow
 from flow.errors import FlowError
+from tests.support.error_examples import ELSEWHERE, Example, run_examples
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 _WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true` or `false`"}
@@ -120,8 +121,20 @@ def errors_page() -> str:
         above = f"`{parent.__name__}`" if issubclass(parent, FlowError) else ""
         rows.append((f"`{kind.__name__}`", above, f"`{kind.code}`", str(kind.exit_code), _one_line(kind)))
     lines += _table(("error", "a kind of", "code", "exit code", "when"), rows)
-    lines += ["", "An error that is none of these has the code `internal`; it is a mistake of ours."]
+    lines += ["", "An error that is none of these has the code `internal`; it is a mistake of ours.", ""]
+    lines += ["## Examples", "", "Each was run as it stands, and printed the error and its suggestions as shown."]
+    examples = run_examples()
+    for kind in error_classes():
+        lines += ["", f"### {kind.__name__}", ""]
+        example = examples.get(kind.__name__)
+        assert example or kind.__name__ in ELSEWHERE, f"error_examples.py has no example of {kind.__name__}"
+        lines += _example(example) if example else [ELSEWHERE[kind.__name__]]
     return "\n".join(lines) + "\n"
+
+
+def _example(example: Example) -> list[str]:
+    code = [f"```{example.language}", example.code, "```"]
+    return [*code, "", "```text", example.printed.rstrip(), "```"]
 
 
 def error_classes() -> list[type[FlowError]]:

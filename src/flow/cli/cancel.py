@@ -66,7 +66,7 @@ def _end(client: Flow, tasks: list[Task]) -> None:
     if not tasks:
         return
     output.say(f"ending {_count(tasks)}")
-    client.cancel(tasks)
+    client.cancel(*tasks)
     try:
         for task in tasks:
             follow.until_ended(task)

@@ -1,24 +1,17 @@
-"""What `flow run` was given: one file or one shell string, or several words after `--`."""
+"""The words of `flow run`: one operand with options on either side, or several words after `--`."""
 
 from __future__ import annotations
 
-import difflib
 import shlex
-import shutil
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from flow.cli.group import FlowCommand, UsageError
-from flow.errors import FlowError, ResourceNotFoundError
+from flow.operand import TASK_FILES
 
 ARGV = "flow.argv"  # in the context's `meta`: the words after `--`, or None
-_TASK_FILES = (".yaml", ".yml")
-_SLURM_FILES = (".slurm", ".sbatch")
-_SCRIPTS = (".py", ".sh")
-_PEEK_BYTES = 65536  # #SBATCH lines stand at the top
 
 
 class OperandCommand(FlowCommand):
@@ -63,21 +56,6 @@ class OperandCommand(FlowCommand):
         return [] if values.get("help") else [*first, *words]
 
 
-def read_operand(text: str) -> str | Path:
-    """The task file or script that `text` names, or `text` itself: a shell string. Raises where it can be neither."""
-    path = Path(text)
-    mode = _mode(path)
-    if stat.S_ISDIR(mode) and ("/" in text or not shutil.which(text)):
-        raise _is_folder(path, text)
-    if stat.S_ISREG(mode):
-        if _is_slurm(path):
-            raise _slurm_script(text)
-        return path if path.suffix in (*_TASK_FILES, *_SCRIPTS) else text
-    if path.suffix in (*_TASK_FILES, *_SLURM_FILES, *_SCRIPTS) and not any(c.isspace() for c in text):
-        raise _no_file(path, text)
-    return text
-
-
 def _at_dashes(args: Sequence[str]) -> tuple[list[str], list[str] | None]:
     if "--" not in args:
         return list(args), None
@@ -91,7 +69,7 @@ def _is_option(word: str) -> bool:
 
 def _is_whole(word: str) -> bool:
     """Whether a word must be the whole operand, so that an option after it was meant for us."""
-    return any(c.isspace() for c in word) or Path(word).suffix in _TASK_FILES
+    return any(c.isspace() for c in word) or Path(word).suffix in TASK_FILES
 
 
 def _joined(words: Sequence[str]) -> str:
@@ -111,47 +89,3 @@ def _quoted_forms(args: list[str], words: list[str]) -> list[str]:
         f"quote it: `flow run {shlex.join(before)}`",
         f"or put it after `--`: `flow run {shlex.join([*options, '--', *command])}`",
     ]
-
-
-def _mode(path: Path) -> int:
-    try:
-        return path.stat().st_mode
-    except (OSError, ValueError):  # a long command is no path at all
-        return 0
-
-
-def _is_slurm(path: Path) -> bool:
-    if path.suffix in _SLURM_FILES:
-        return True
-    if path.suffix in _TASK_FILES:
-        return False
-    try:
-        with path.open("rb") as file:
-            return any(line.startswith(b"#SBATCH") for line in file.read(_PEEK_BYTES).splitlines())
-    except OSError:
-        return False
-
-
-def _is_folder(path: Path, text: str) -> FlowError:
-    inside = [*sorted(path.glob("*.y*ml")), *sorted(path.glob("*.py"))]
-    meant = [f"did you mean `flow run {shlex.quote(str(inside[0]))}`?"] if inside else []
-    return UsageError(f"`{text}` is a folder", suggestions=meant)
-
-
-def _slurm_script(text: str) -> FlowError:
-    return UsageError(
-        f"`{text}` is a Slurm script, which this version cannot read yet",
-        suggestions=["write what its `#SBATCH` lines say into a task file; `flow schema task` lists the fields"],
-    )
-
-
-def _no_file(path: Path, text: str) -> FlowError:
-    """The error, with the file of the same kind whose name is nearly the same."""
-    kinds = next(kinds for kinds in (_TASK_FILES, _SLURM_FILES, _SCRIPTS) if path.suffix in kinds)
-    try:
-        names = {entry.stem: entry.name for entry in path.parent.iterdir() if entry.suffix in kinds}
-    except OSError:
-        return ResourceNotFoundError(f"no file `{text}`: there is no folder `{path.parent}`")
-    near = difflib.get_close_matches(path.stem, names, n=1)
-    meant = [f"did you mean `{path.parent / names[stem]}`?" for stem in near]
-    return ResourceNotFoundError(f"no file `{text}`", suggestions=meant)

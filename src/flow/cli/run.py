@@ -9,9 +9,10 @@ import click
 
 from flow.cli import copying, follow, output
 from flow.cli.group import UsageError
-from flow.cli.operand import ARGV, OperandCommand, read_operand
+from flow.cli.operand import ARGV, OperandCommand
 from flow.cli.variables import read_variables
 from flow.errors import ValidationError
+from flow.operand import read_operand
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,7 +134,7 @@ def _config(
     variables: dict[str, str],
 ) -> TaskConfig:
     """What was asked: the file's fields, those of the command line over them, and the variables of both."""
-    config = client.load(operand, argv or ())
+    config = client.load(argv or operand)
     if variables:
         fields = {**fields, "env": {**config.env, **variables}}
     return config.copy_with(**fields)

@@ -11,14 +11,18 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import importlib
 import json
 import os
 import sys
+import time
 from typing import Any, NoReturn
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 WORKSPACE = "/workspace"
+CONTAINER_SECONDS = 30
 OURS = b"flow"  # what the file systems are called that are put over others
+DOCKER = "/var/lib/docker"  # for the daemon, not for what it runs
 # Of unshare(2), mount(2), umount2(2) and the calls that have no function in older C libraries.
 NEWNS, NEWUSER = 0x20000, 0x10000000
 RDONLY, REMOUNT, BIND, REC, SLAVE, RELATIME = 0x1, 0x20, 0x1000, 0x4000, 0x80000, 0x200000
@@ -42,6 +46,7 @@ def arrange(task: dict[str, Any], folder: str) -> tuple[list[dict[str, Any]], Na
     No namespace for a container, nor where the machine does not allow it and nothing needs it. Raises CannotMount.
     """
     binds = [_folder_of(one) for one in task.get("mounts", [])]
+    binds = [one for one in binds if one["target"] != DOCKER]
     if task.get("image"):
         return binds, None
     for one in binds:
@@ -60,8 +65,13 @@ def arrange(task: dict[str, Any], folder: str) -> tuple[list[dict[str, Any]], Na
 
 
 def _folder_of(mount: dict[str, Any]) -> dict[str, Any]:
-    """A mount as the folder of this machine that it comes from."""
-    return {"source": mount["source"], "target": mount["target"]}
+    """A mount as the folder of this machine that it comes from; a device is mounted at its target, for all to see."""
+    source, target = mount["source"], mount["target"]
+    if mount["kind"] == "device":
+        volumes = importlib.import_module(f"{__package__}.volumes" if __package__ else "volumes")
+        volumes.mount_device(source, target)
+        source = target
+    return {"source": source, "target": target}
 
 
 class Namespace:
@@ -209,9 +219,10 @@ def _show_root_anew() -> None:
     os.chdir("/")
 
 
-def _is_shown_anew(folder: str) -> bool:
+def _mounted_at(folder: str) -> bytes:
+    """What the kernel tells of the mounts at a folder; empty where there are none."""
     with open("/proc/self/mountinfo", "rb") as file:
-        return any(line.split()[4] == os.fsencode(folder) and b" - tmpfs " + OURS + b" " in line for line in file)
+        return b"".join(line for line in file if line.split()[4] == os.fsencode(folder))
 
 
 def _bind_entries(source: str, names: list[str], target: str) -> None:
@@ -273,11 +284,11 @@ def add(folder: str, source: str, name: str) -> None:
                 "`volumes`, or with `options: {private_mounts: true}`"
             )
         join(place["namespace_of"])
-        if not _is_shown_anew("/mnt"):
+        if b" - tmpfs " + OURS not in _mounted_at("/mnt"):
             _hold_place("/mnt")
             _show_anew("/mnt")  # so that nothing is left there when the task has ended
         os.makedirs(target, exist_ok=True)
-        if not os.path.samefile(source, target):
+        if not _mounted_at(target):
             _bind(source, target)
     except FileNotFoundError as error:
         raise CannotMount(f"`{error.filename}` is not there") from None
@@ -289,16 +300,28 @@ def _add_to_container(container: list[str], source: str, target: str) -> None:
     """Take the folder along as a mount of its own, since the container's namespace does not hold its path."""
     if os.geteuid() != 0:
         raise CannotMount("a container of an ordinary user takes no volume later: start the task with `volumes`")
+    pid = _first_process(*container)
+    ours = os.stat(source)
+    tree = _call("syscall", OPEN_TREE, -100, os.fsencode(source), TREE_CLONE | os.O_CLOEXEC)
+    join(pid)
+    os.makedirs(target, exist_ok=True)
+    if not os.path.samestat(ours, os.stat(target)):  # else it is there already
+        _call("syscall", MOVE_MOUNT, tree, b"", -100, os.fsencode(target), FROM_NOTHING)
+
+
+def _first_process(engine: str, name: str) -> int:
+    """The process of a container, which may just be on its way."""
     import subprocess  # the local scheduler loads this module, and pays for `threading` at each of its forks
 
-    engine, name = container
-    asked = subprocess.run([engine, "inspect", "--format", "{{.State.Pid}}", name], stdout=subprocess.PIPE, check=False)
-    if asked.returncode:
-        raise CannotMount(f"`{engine}` does not know its container")
-    tree = _call("syscall", OPEN_TREE, -100, os.fsencode(source), TREE_CLONE | os.O_CLOEXEC)
-    join(int(asked.stdout))
-    os.makedirs(target, exist_ok=True)
-    _call("syscall", MOVE_MOUNT, tree, b"", -100, os.fsencode(target), FROM_NOTHING)
+    deadline = time.monotonic() + CONTAINER_SECONDS
+    while True:
+        ask = [engine, "inspect", "--format", "{{.State.Pid}}", name]
+        asked = subprocess.run(ask, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+        if asked.returncode == 0 and int(asked.stdout) > 0:
+            return int(asked.stdout)
+        if time.monotonic() > deadline:
+            raise CannotMount(f"its container has not started after {CONTAINER_SECONDS} s")
+        time.sleep(0.1)
 
 
 def main(argv: list[str]) -> NoReturn:

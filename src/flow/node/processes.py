@@ -35,6 +35,7 @@ class Processes:
         self.pid = 0  # of the command, and of its group; 0: not started
         self.wait_status: int | None = None  # the command's end, as the kernel tells it
         self.childless = False
+        self.others: dict[int, int | None] = {}  # children that are no part of the command, and how they ended
         self.told: set[int] = set()  # those that were sent SIGTERM: a second one would hurry them
         adopt_orphans(True)
 
@@ -49,6 +50,7 @@ class Processes:
         files += [(os.POSIX_SPAWN_DUP2, out[1], 1), (os.POSIX_SPAWN_DUP2, err[1], 2)]  # type: ignore[list-item]
         choice: dict[str, Any] = {"file_actions": files, "setsigmask": [], "setsigdef": IGNORED}
         where, what = "cd", cwd
+        self.childless = False  # others may have come and gone
         try:
             os.chdir(cwd)
             where, what = "run", argv[0]
@@ -73,6 +75,8 @@ class Processes:
                     return
                 if pid == self.pid:
                     self.wait_status = status
+                elif pid in self.others:
+                    self.others[pid] = status
         self.childless = True
 
     def has_leftovers(self) -> bool:

@@ -170,8 +170,11 @@ class Rank:
         if self.task.get("image"):
             env = {name: self.task["env"][name] for name in self.task.get("user_env", [])}
             env = {**env, **delivered, **self._own_variables(env)}
-            self.command = container = _beside("container").Container(self, env)
+            container = _beside("container").Container(self, env)
             processes.adopt_orphans(False)  # what the engine leaves running is its own
+            container.pull()
+            self._check_stopped()
+            self.command = container
             self.write("env.json", container.place())
             return container.argv(), container.client_env(), self.path("workspace")
         env = {} if self.task.get("clean_env") else dict(os.environ)
@@ -224,6 +227,7 @@ class Rank:
 
     def end(self, code: int, number: int | None, cause: str, reason: str) -> None:
         """Write the last report, however long a full disk resists; then tell the other ranks."""
+        self._remove_secrets()
         cut = f"log cut: {self.log.cut}" if self.log and self.log.cut else ""
         reason = "; ".join(part for part in (reason, cut) if part)
         ran = time.monotonic() - self.started if self.started else 0
@@ -306,7 +310,7 @@ class Rank:
         return os.path.join(self.folder, *parts)
 
     def _remove_secrets(self) -> None:
-        """What was delivered has been used."""
+        """What was delivered has been used, or never will be."""
         for need in self.task.get("needs", []):
             if need.startswith("inbox/") and need.endswith(".json"):
                 _quietly(os.unlink, self.path(need))

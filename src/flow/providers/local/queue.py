@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from flow.connection import connect
 from flow.durable import is_damage
 from flow.machines import Report
 from flow.plan import Plan, plan_from_dict
@@ -84,7 +85,7 @@ class Queue:
         self.path = path
         with suppress(OSError):  # plans hold secrets; never opened if it is there: closing frees SQLite's locks
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        self.db = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self.db = connect(path, timeout_seconds=60)
         self.db.execute("PRAGMA synchronous = NORMAL")  # what a power cut takes back is in the records and the folders
         self._make_schema()
         self._plans: dict[str, Plan] = {}

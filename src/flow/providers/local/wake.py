@@ -1,10 +1,12 @@
-"""One scheduler at a time: a lock that it holds, a FIFO that wakes it, and how it is started when it is needed."""
+"""One scheduler at a time: a lock that it holds, a FIFO that wakes it, and how it is started and ended."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from flow.durable import unlock
 
+_started: list[int] = []  # the schedulers that this process started, until they were seen to have left
 _START_SECONDS = 5.0  # for the scheduler that another process starts, until it listens
 
 
@@ -43,7 +46,7 @@ def start_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]
     program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("start.py"))]
     try:
         with (folder / "scheduler.log").open("ab") as log:
-            subprocess.Popen(
+            process = subprocess.Popen(
                 [*program, str(home), str(folder), str(starting), json.dumps(dict(limits))],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -56,8 +59,38 @@ def start_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]
     except BaseException:
         unlock(starting)
         raise
+    process.returncode = 0  # it outlives us: Python is not to warn that nobody waits for it
+    _reap()
+    _started.append(process.pid)
     os.close(starting)  # it is the scheduler's now
     return True
+
+
+def end_scheduler(folder: Path, *, wait_seconds: float) -> bool:
+    """End the scheduler of `folder`, if there is one, or one that is being started; whether none is left.
+
+    What runs goes on without it.
+    """
+    locks = (folder / "start.lock", folder / "scheduler.lock")
+    deadline = time.monotonic() + wait_seconds
+    while any(map(is_locked, locks)) and time.monotonic() < deadline:
+        if is_locked(locks[1]):  # by the process whose number is in it, once that is written
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(int(locks[1].read_text()), signal.SIGTERM)
+        time.sleep(0.01)
+    _reap()
+    return not any(map(is_locked, locks))
+
+
+def _reap() -> None:
+    """Let the schedulers go that this process started and that have left."""
+    for pid in list(_started):
+        try:
+            has_left = os.waitpid(pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:  # of the process that forked us, or the program reaps all its children
+            has_left = True
+        if has_left:
+            _started.remove(pid)
 
 
 def _unmarked(environ: Mapping[str, str]) -> dict[str, str]:

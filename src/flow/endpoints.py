@@ -1,0 +1,192 @@
+"""Where a task is reached: a URL for each of its ports; looking up `jupyter` waits for the server and its token."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import posixpath
+import re
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flow.errors import NoEndpointError, did_you_mean
+from flow.status import TaskStatus
+
+if TYPE_CHECKING:
+    from flow.task import Task
+
+JUPYTER = "jupyter"
+_FIRST_PAUSE, _LAST_PAUSE = 0.05, 1.0  # seconds between looks while waiting
+_PROBE_SECONDS = 2.0
+# The line on which a Jupyter server names itself when it begins to serve: a log prefix, or nothing, and the URL
+# (jupyter_server, `ServerApp.display_url`). It shows `...` in place of a token that was given to it.
+_ANNOUNCED = re.compile(
+    r"\s*(?:\[[^\]]*\])?\s*(?:or )?(?P<scheme>https?)://[^\s/]+:(?P<port>\d+)(?P<path>/[^\s?]*)(?:\?token=(?P<token>\S*))?\s*"
+)
+_IS_JUPYTER = re.compile(r"App\]|\?token=")
+
+
+@dataclass(frozen=True, slots=True)
+class _Announcement:
+    """The address that a Jupyter server wrote to the task's log."""
+
+    attempt: int
+    scheme: str
+    port: int
+    path: str
+    token: str
+
+    def url(self, host: str) -> str:
+        return f"{self.scheme}://{host}:{self.port}{self.path}" + (f"?token={self.token}" if self.token else "")
+
+
+class Endpoints(Mapping[str, str]):
+    """URL by port (`"8888"`), while the task runs. `["jupyter"]` is that of the Jupyter server on one of its ports.
+
+    Only `[...]` waits, for as long as the task may still come to run and to serve. `jupyter` can be looked up but is
+    not listed: whether a server answers is known only when it is asked, and which it is only by the address that it
+    writes to the task's log. Looking up what is not there and cannot come raises NoEndpointError.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now())
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._now()
+
+    def __repr__(self) -> str:
+        return repr(self._now())
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The URL of a port, or `default` where there is none now. Never waits."""
+        return self._now().get(name, default)
+
+    def __getitem__(self, name: str) -> str:
+        name = str(name)
+        if name == JUPYTER:
+            return self._jupyter()
+        if name not in map(str, self._task.plan.ports):
+            raise NoEndpointError(f"`{self._task.task_id}` has no endpoint `{name}`", suggestions=self._advice(name))
+        pause = _pauses()
+        while True:
+            found = self._now(refresh=True)
+            if name in found:
+                return found[name]
+            self._check_it_may_come(f"port {name}")
+            time.sleep(next(pause))
+
+    def _now(self, *, refresh: bool = False) -> dict[str, str]:
+        task = self._task.refresh() if refresh else self._task
+        host = self._host() if task.status is TaskStatus.RUNNING and task.plan.ports else None
+        return {str(port): f"http://{host}:{port}" for port in task.plan.ports} if host else {}
+
+    def _host(self) -> str | None:
+        """The address of the first machine, once there is one."""
+        machines = self._task.get_instances()
+        return machines[0].public_ip or machines[0].private_ip if machines and not self._task.is_array else None
+
+    def _advice(self, name: str) -> list[str]:
+        ports = [str(port) for port in self._task.plan.ports]
+        if not ports:
+            return ["name the ports that it serves, as `ports=[8888]`"]
+        return [*did_you_mean(name, [JUPYTER]), f"it has {', '.join(ports)}, and `{JUPYTER}` where one of them is that"]
+
+    def _jupyter(self) -> str:
+        """The URL of the server that the task's log announces and that answers on one of its ports."""
+        if not self._task.plan.ports:
+            raise NoEndpointError(
+                f"`{self._task.task_id}` serves no port", suggestions=["name the one of the server, as `ports=[8888]`"]
+            )
+        log, pause = _Log(self._task), _pauses()
+        while True:
+            self._task.refresh()
+            host = self._host() if self._task.status is TaskStatus.RUNNING else None
+            announced = log.announced() if host else None
+            if host and announced and announced.port not in self._task.plan.ports:
+                raise NoEndpointError(
+                    f"Jupyter serves port {announced.port}, which is none of the `ports` of `{self._task.task_id}`",
+                    suggestions=[
+                        f"name it, as `ports=[{announced.port}]`, or have Jupyter use another one by `--port`",
+                        "Jupyter takes the next port where its own is in use",
+                    ],
+                )
+            if host and announced and _answers(host, announced):
+                return announced.url(host)
+            self._check_it_may_come("Jupyter server")
+            time.sleep(next(pause))
+
+    def _check_it_may_come(self, what: str) -> None:
+        task = self._task
+        if task.status.is_final:
+            raise NoEndpointError(
+                f"`{task.task_id}` ended as {task.status}: there is no {what}",
+                suggestions=[f"see why with `flow logs {task.task_id}`"],
+            )
+        if task.is_held:
+            raise NoEndpointError(
+                f"`{task.task_id}` is held", suggestions=[f"let it start with `flow resume {task.task_id}`"]
+            )
+        if task.is_array:
+            raise NoEndpointError(f"`{task.task_id}` is an array", suggestions=["ask one of its elements"])
+
+
+class _Log:
+    """What a task wrote, read a piece at a time for the newest address that a server announced there."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._cursor: str | None = None
+        self._newest: _Announcement | None = None
+
+    def announced(self) -> _Announcement | None:
+        """The last one of the newest attempt that wrote anything."""
+        for line in self._task.lines(node=0, cursor=self._cursor):
+            if not line.is_whole:
+                break  # its end is still to come
+            self._cursor = line.cursor
+            if self._newest and self._newest.attempt != line.attempt:
+                self._newest = None
+            text = line.text.decode(errors="replace")
+            found = _ANNOUNCED.fullmatch(text) if _IS_JUPYTER.search(text) else None
+            if found:
+                token = found["token"] if found["token"] not in (None, "...") else ""
+                self._newest = _Announcement(line.attempt, found["scheme"], int(found["port"]), found["path"], token)
+        return self._newest
+
+
+def _answers(host: str, announced: _Announcement) -> bool:
+    """Whether a Jupyter server answers there: its `/api` tells its version to anyone."""
+    path = posixpath.join(posixpath.dirname(announced.path), "api")
+    connection = _connection(host, announced)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status == http.client.OK and "version" in json.loads(answer.read(4096))
+    except (OSError, ValueError, TypeError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _connection(host: str, announced: _Announcement) -> http.client.HTTPConnection:
+    if announced.scheme == "http":
+        return http.client.HTTPConnection(host, announced.port, timeout=_PROBE_SECONDS)
+    # nothing secret is sent, and such servers sign their own certificates
+    unchecked = ssl._create_unverified_context()
+    return http.client.HTTPSConnection(host, announced.port, timeout=_PROBE_SECONDS, context=unchecked)
+
+
+def _pauses() -> Iterator[float]:
+    pause = _FIRST_PAUSE
+    while True:
+        yield pause
+        pause = min(pause * 1.2, _LAST_PAUSE)

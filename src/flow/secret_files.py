@@ -1,0 +1,33 @@
+"""The secret files that go with a task to its machines, each under the name that it has in `inbox/` there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from flow.registries import registry_login, wants_login
+
+if TYPE_CHECKING:
+    from flow.plan import Plan
+
+
+def secret_files(plan: Plan, environ: Mapping[str, str]) -> dict[str, bytes]:
+    """What the task cannot start without: {"registry.json": …} for an image of a registry that wants a login.
+
+    `environ`: of the shell that submits. Raises what `registry_login` does.
+    """
+    files = {}
+    if plan.image and wants_login(plan.image) and not _is_here(plan.engine, plan.image):
+        login = registry_login(plan.image, plan.env, environ)
+        if login:
+            files["registry.json"] = json.dumps(login).encode()
+    return files
+
+
+def _is_here(engine: str | None, image: str) -> bool:
+    """Whether this machine is the task's and holds the image: then nobody has to be asked for it."""
+    if engine is None:
+        return False
+    return subprocess.run([engine, "image", "inspect", image], capture_output=True, check=False).returncode == 0
