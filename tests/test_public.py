@@ -25,6 +25,7 @@ CALL_SITES = Path(__file__).with_name("call_sites.py")
 def test_the_surface_is_exactly_this() -> None:
     assert flow.__all__ == [
         "Flow",
+        "FlowApp",
         "Task",
         "TaskConfig",
         "TaskStatus",
@@ -32,7 +33,9 @@ def test_the_surface_is_exactly_this() -> None:
         "cancel",
         "create_volume",
         "errors",
+        "function",
         "get_task",
+        "invoke",
         "mount_volume",
         "run",
         "submit",
