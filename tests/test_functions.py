@@ -97,12 +97,14 @@ def test_a_file_in_a_package_may_import_relatively_and_a_nested_script_its_neigh
             "scripts/run.py": "import values\ndef f(): return [values.DEPTH, __name__]",
             "tools/01-start.py": "import json\ndef f(): return [__name__, __file__[-18:]]",
             "json.py": "def f(): return __name__",
+            "tools/1.2.py": "def f(): return __name__",
         }
     )
     assert flow.invoke("pkg/model.py", "f") == 64
     assert flow.invoke(Path("scripts/run.py"), "f") == [3, "run"]
     assert flow.invoke("tools/01-start.py", "f") == ["01-start", "/tools/01-start.py"]
     assert flow.invoke("json.py", "f") == "json__"
+    assert flow.invoke("tools/1.2.py", "f") == "1_2"
 
 
 def test_working_dir_environment_and_retries_are_those_of_the_task(project: Project) -> None:
@@ -125,6 +127,7 @@ def test_working_dir_environment_and_retries_are_those_of_the_task(project: Proj
     [
         ("trian.py", "f", ResourceNotFoundError, "there is no file `trian.py`", "did you mean `train.py`?"),
         ("pkg.train", "f", ResourceNotFoundError, "there is no file `pkg.train`", "did you mean `pkg/train.py`?"),
+        ("", "f", ResourceNotFoundError, "there is no file ``", None),
         ("notes.txt", "f", _BAD, "`notes.txt` is no Python file", "name a file that ends in `.py`"),
         ("train.py", "train_modl", _BAD, "`train.py` has no function `train_modl`", "did you mean `train_model`?"),
         ("train.py", "a.b", _BAD, "`a.b` is no name of a function", "name a function of the file's top level"),
@@ -251,6 +254,13 @@ def test_arguments_are_refused_before_a_task_is_made_and_results_on_the_machine(
     )
     assert refused.suggestions[0] == "make it a list: `list(…)`"
     assert (refused.remote_type, refused.traceback) == ("ResultError", "")
+
+
+@pytest.mark.parametrize(("name", "value"), [("args", "text"), ("args", {"a": 1}), ("kwargs", ["a"])])
+def test_arguments_that_are_no_list_or_no_dict_are_refused(project: Project, name: str, value: Any) -> None:
+    project.write(train=TRAIN)
+    with pytest.raises(ValidationError, match=f"`{name}` is a `{type(value).__name__}`"):
+        flow.invoke("train.py", "train_model", **{name: value})
 
 
 def test_a_result_of_10_mb_comes_back_and_one_of_11_is_refused_with_what_to_do(project: Project) -> None:

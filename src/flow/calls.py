@@ -67,7 +67,7 @@ def target_in(file: str | os.PathLike[str], function: str) -> Target:
     path = Path(file)
     if not path.is_file():
         near = [str(one) for one in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        as_path = Path(*str(file).split(".")).with_suffix(".py")
+        as_path = Path(str(file).replace(".", "/") + ".py")
         advice = [f"did you mean `{as_path}`?"] if as_path.is_file() else did_you_mean(str(path), near)
         raise ResourceNotFoundError(f"there is no file `{file}`", suggestions=advice)
     if path.suffix != ".py":
@@ -77,7 +77,7 @@ def target_in(file: str | os.PathLike[str], function: str) -> Target:
             f"`{function}` is no name of a function", suggestions=["name a function of the file's top level"]
         )
     path = path.resolve()
-    parts = [path.stem] if path.name != "__init__.py" else []
+    parts = [_plain_name(path)] if path.name != "__init__.py" else []
     folder = path.parent
     while (folder / "__init__.py").is_file() and folder.name.isidentifier():
         parts.insert(0, folder.name)
@@ -124,6 +124,10 @@ def make_call(target: Target, project: Path, arguments: bytes | None) -> Call:
 
 def encode_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
     """The arguments as one JSON object. Raises ValidationError, with the path to it, for what JSON would change."""
+    if not isinstance(args, list | tuple):
+        raise ValidationError(f"`args` is a `{type(args).__name__}`", suggestions=["write a list: `args=[…]`"])
+    if not isinstance(kwargs, Mapping):
+        raise ValidationError(f"`kwargs` is a `{type(kwargs).__name__}`", suggestions=["write a dict: `kwargs={…}`"])
     try:
         positional = values.encode(list(args), "args")
         return b'{"args":' + positional + b',"kwargs":' + values.encode(dict(kwargs), "kwargs") + b"}"
@@ -135,7 +139,11 @@ def _module_name(path: Path, name: str) -> str:
     """`name` where importing that finds the file, else the file's own."""
     parts = name.split(".")
     inside = path.with_suffix("") if path.name != "__init__.py" else path.parent
-    return name if list(inside.parts[-len(parts) :]) == parts else path.stem
+    return name if list(inside.parts[-len(parts) :]) == parts else _plain_name(path)
+
+
+def _plain_name(path: Path) -> str:
+    return path.stem.replace(".", "_")
 
 
 def _resolved(entry: str) -> Path:
