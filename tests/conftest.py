@@ -9,11 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.aws import Aws, aws_server
 from tests.support.containers import IMAGE, podman
 from tests.support.processes import end, end_scheduler, processes_of, wait_until
 
 # What Flow or a task would read; FLOW_TEST_* is for the tests themselves.
-_OURS = ("FLOW_", "FCP_", "MITHRIL_", "SLURM_", "SBATCH_", "MASTER_", "CUDA_VISIBLE_DEVICES", "PYTHONUNBUFFERED")
+_OURS = (
+    "FLOW_",
+    "AWS_",
+    "FCP_",
+    "MITHRIL_",
+    "SLURM_",
+    "SBATCH_",
+    "MASTER_",
+    "CUDA_VISIBLE_DEVICES",
+    "PYTHONUNBUFFERED",
+)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -67,3 +78,17 @@ def containers(podman_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
     for name, value in podman_variables.items():
         monkeypatch.setenv(name, value)
     return IMAGE
+
+
+@pytest.fixture(scope="session")
+def aws_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
+    with aws_server(tmp_path_factory.mktemp("aws")) as server:
+        yield server
+
+
+@pytest.fixture
+def aws(aws_at: Aws) -> Iterator[Aws]:
+    """A server that answers as AWS does over HTTP, with nothing in it; skips where there is none."""
+    aws_at.reset()
+    yield aws_at
+    aws_at.reset()

@@ -101,6 +101,8 @@ def _files_for(task: Mapping[str, Any]) -> list[str]:
     """The files of `node/` that this task needs on its machine."""
     wanted = {"unpack.py": task.get("code"), "container.py": task.get("image"), "peers.py": task.get("nodes", 1) > 1}
     always = ["runner.py", "processes.py", "loop.py", "log.py"]
+    if any(mount["kind"] == "s3" for mount in task.get("mounts", [])):
+        always += sorted(path.name for path in _NODE.glob("s3*.py"))
     return always + [name for name, is_needed in wanted.items() if is_needed]
 
 
