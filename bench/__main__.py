@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 
-from bench import boot_size, bundle, logs, package, startup, status, submit, throughput
+from bench import boot_size, bundle, logs, package, s3, startup, status, submit, throughput
 from bench.figures import Figure
 from bench.peers import measure_peers
 from bench.place import remove_homes
@@ -27,6 +27,7 @@ MEASURES: dict[str, Callable[..., list[Figure]]] = {
     "follow": logs.measure_follow,
     "bundle": bundle.measure,
     "boot": boot_size.measure,
+    "s3": s3.measure,
 }
 
 

@@ -47,6 +47,7 @@ def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         (own / folder).mkdir(parents=True)
         monkeypatch.setenv(name, str(own / folder))
     monkeypatch.setenv("FLOW_HOME", str(own / "flow"))
+    monkeypatch.setenv("FLOW_S3_LINGER_SECONDS", "0")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(tempfile, "tempdir", None)

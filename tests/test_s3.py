@@ -25,6 +25,7 @@ import pytest
 from flow.boot import boot
 from flow.node import s3, s3_folders, s3_request
 from flow.node.s3 import CannotMount
+from flow.node.s3_place import Place
 from tests.support.aws import Aws
 from tests.support.components import require
 from tests.support.hardship import small_disk
@@ -99,9 +100,8 @@ def _read(pid: int, name: str) -> bytes:
 
 
 @pytest.fixture
-def attach(aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mounts]:
+def attach(aws: Aws, tmp_path: Path) -> Iterator[Mounts]:
     """Mounts that end as soon as nobody holds them; what is left of them then fails the test."""
-    monkeypatch.setenv("FLOW_S3_LINGER_SECONDS", "0")
     mounts = Mounts(aws, tmp_path / "cache")
     yield mounts
     mounts.let_go()
@@ -255,6 +255,25 @@ def test_the_keeper_is_no_part_of_the_task(attach: Mounts, aws: Aws, monkeypatch
         b"FLOW_SCHEDULER=" + os.fsencode(attach().parent)
     ] * 2
     assert os.getsid(attach.keepers()[0]) == attach.keepers()[0]
+
+
+def test_a_runner_does_not_wait_for_the_keeper(attach: Mounts, aws: Aws, tmp_path: Path) -> None:
+    aws.bucket("bucket", OBJECTS)
+    code = f"""
+import json, os, sys, time
+sys.path.insert(0, {str(NODE)!r})
+import processes, s3
+command = processes.Processes()
+at, fd = s3.attach("bucket/data", json.load(sys.stdin), {str(attach.cache)!r})
+command.start(["true"], dict(os.environ), "/", lock=os.open({str(tmp_path / "lock")!r}, os.O_RDWR | os.O_CREAT))
+while command.wait_status is None:
+    command.reap()
+    time.sleep(0.01)
+print(command.has_leftovers(), command.childless)
+"""
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, input=json.dumps(aws.access), capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("False False\n", "")
 
 
 def test_what_nobody_used_for_a_week_is_removed(attach: Mounts, aws: Aws) -> None:
@@ -417,7 +436,7 @@ def test_a_bucket_elsewhere_is_found_in_its_region() -> None:
 
     with answering(answer) as url:
         access = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": "s"}
-        assert s3_request.find("bucket/data", access) == s3_request.Place("bucket", "data/", url, "eu-west-1")
+        assert s3_request.find("bucket/data", access) == Place("bucket", "data/", url, "eu-west-1")
 
 
 def test_a_busy_server_is_asked_again() -> None:
@@ -438,7 +457,7 @@ def test_without_an_endpoint_the_hosts_are_those_of_aws() -> None:
         ("bucket", "cn-north-1"): "https://bucket.s3.cn-north-1.amazonaws.com.cn/?",
     }
     for (bucket, region), begin in hosts.items():
-        url = s3_request.list_url(s3_request.Place(bucket, "", "", region), "a b/")
+        url = s3_request.list_url(Place(bucket, "", "", region), "a b/")
         assert url == begin + "list-type=2&max-keys=1&prefix=a%20b%2F"
 
 

@@ -17,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Callable
 
 if TYPE_CHECKING:
-    from flow.node.s3_request import Place
+    from flow.node.s3_place import Place
 
 
 def _beside(name: str) -> Any:
@@ -60,7 +60,7 @@ def attach(
 def _attached(place: Place, access: dict[str, str], cache: str, check: Callable[[], None]) -> tuple[str, int]:
     """By the first program that can, else as a copy."""
     hindrance, failures = _hindrance(), []
-    for tool in [] if hindrance else filter(shutil.which, keeper.COMMANDS):
+    for tool in [] if hindrance else filter(shutil.which, _beside("s3_programs").COMMANDS):
         try:
             return _mounted(tool, place, access, cache, check)
         except CannotMount as error:
@@ -107,7 +107,10 @@ def _start_keeper(
     tool: str, place: Place, access: dict[str, str], folder: str, *, start: int, check: Callable[[], None]
 ) -> str:
     """Start it and hear whether it could mount: why not, or ""."""
-    linger = float(os.environ.get("FLOW_S3_LINGER_SECONDS") or LINGER_SECONDS)
+    try:
+        linger = float(os.environ.get("FLOW_S3_LINGER_SECONDS") or LINGER_SECONDS)
+    except ValueError:
+        raise CannotMount("FLOW_S3_LINGER_SECONDS is not a number of seconds") from None
     asked = {"tool": tool, "place": place, "access": access, "linger_seconds": linger}
     (its_stdin, to_it), (from_it, its_stdout) = os.pipe(), os.pipe()
     try:

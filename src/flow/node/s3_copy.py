@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Callable
 
 if TYPE_CHECKING:
-    from flow.node.s3_request import Place
+    from flow.node.s3_place import Place
 
 
 def _beside(name: str) -> Any:
@@ -20,7 +20,7 @@ def _beside(name: str) -> Any:
 
 
 folders = _beside("s3_folders")
-CannotMount = _beside("s3_request").CannotMount
+CannotMount = _beside("s3_place").CannotMount
 AT_ONCE = 8  # objects
 A_DAY = 86400
 

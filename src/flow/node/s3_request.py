@@ -9,15 +9,25 @@ from __future__ import annotations
 import hashlib
 import hmac
 import http.client
+import importlib
 import re
 import time
 import urllib.error
 import urllib.request
 import xml.etree.ElementTree as ET
-from collections import namedtuple
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
+if TYPE_CHECKING:
+    from flow.node.s3_place import Place
+
+
+def _beside(name: str) -> Any:
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
+
+
+s3_place = _beside("s3_place")
+CannotMount = s3_place.CannotMount
 SECONDS = 10  # until an endpoint that says nothing is given up
 PAUSES = (0.5, 2)  # before the question is asked again, where S3 says that it is busy
 WHY = {
@@ -29,25 +39,6 @@ WHY = {
     "InvalidToken": "AWS_SESSION_TOKEN does not belong to the key in AWS_ACCESS_KEY_ID",
     "RequestTimeTooSkewed": "the clock of this machine is wrong by minutes, and S3 refuses what it signs",
 }
-
-
-class CannotMount(Exception):  # noqa: N818  # what is wrong is what was asked for, or this machine
-    """Why the objects cannot be had, in one sentence for the user."""
-
-
-class Place(namedtuple("Place", ("bucket", "prefix", "endpoint", "region"))):
-    """Where objects lie. `prefix` is "" or ends with "/"; `endpoint` is "" for AWS's own."""
-
-    @property
-    def url(self) -> str:
-        """Of the service: its endpoint, or that of the region."""
-        china = ".cn" if self.region.startswith("cn-") else ""
-        return self.endpoint or f"https://s3.{self.region}.amazonaws.com{china}"
-
-    @property
-    def has_bucket_in_path(self) -> bool:
-        """Whether the bucket is named in the path: endpoints of one's own have no host for each, dots break TLS."""
-        return bool(self.endpoint) or "." in self.bucket
 
 
 class _Refused(Exception):  # noqa: N818
@@ -64,7 +55,7 @@ def find(source: str, access: dict[str, str]) -> Place:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{1,254}", bucket):
         raise CannotMount(WHY["InvalidBucketName"].format(bucket=bucket))
     endpoint = access.get("AWS_ENDPOINT_URL", "").rstrip("/")
-    place = Place(bucket, path and path + "/", endpoint, access.get("AWS_REGION") or "us-east-1")
+    place: Place = s3_place.Place(bucket, path and path + "/", endpoint, access.get("AWS_REGION") or "us-east-1")
     try:
         keys, place = _first_keys(place, place.prefix, access)
         if keys:
