@@ -570,9 +570,13 @@ def test_a_keeper_that_was_killed_leaves_nothing_and_the_next_task_mounts_anew(
     attach: Mounts, aws: Aws, program: str
 ) -> None:
     aws.bucket("bucket", OBJECTS)
-    attach()
-    os.kill(attach.keepers()[0], signal.SIGKILL)
+    held = os.open(attach() / "a.txt", os.O_RDONLY)  # so that the program cannot quite let go
+    keeper = attach.keepers()[0]
+    os.kill(keeper, signal.SIGKILL)
+    assert wait_until(lambda: not is_alive(keeper))
     assert (attach() / "a.txt").read_bytes() == b"one"
+    with contextlib.suppress(OSError):
+        os.close(held)
     assert len(attach.keepers()) == len(attach.programs()) == len(attach.mounted()) == 1
     os.kill(attach.keepers()[0], signal.SIGKILL)
     assert wait_until(lambda: not attach.programs(), seconds=20)

@@ -58,17 +58,19 @@ def attach(
 
 
 def _attached(place: Place, access: dict[str, str], cache: str, check: Callable[[], None]) -> tuple[str, int]:
-    """By the first program that can, else as a copy."""
+    """By the first program that can; as a copy where none is here."""
     hindrance, failures = _hindrance(), []
     for tool in [] if hindrance else filter(shutil.which, _beside("s3_programs").COMMANDS):
         try:
             return _mounted(tool, place, access, cache, check)
         except CannotMount as error:
             failures.append(str(error))
-    if importlib.util.find_spec("boto3"):
-        copied: tuple[str, int] = _beside("s3_copy").copied(place, access, cache, check)
-        return copied
-    raise CannotMount("; ".join(failures) or f"{hindrance or NO_PROGRAM}, or for a copy `flow-compute[s3]`")
+    if failures:  # a copy may be much longer and larger than what was expected
+        raise CannotMount("; ".join(failures))
+    if not importlib.util.find_spec("boto3"):
+        raise CannotMount(f"{hindrance or NO_PROGRAM}, or for a copy `flow-compute[s3]`")
+    copied: tuple[str, int] = _beside("s3_copy").copied(place, access, cache, check)
+    return copied
 
 
 def _hindrance() -> str:
@@ -91,10 +93,9 @@ def _mounted(tool: str, place: Place, access: dict[str, str], cache: str, check:
         folders.touch(folder)
         keeper_lock = os.path.join(folder, "keeper")
         if not (folders.is_locked(keeper_lock) and folders.is_readable_mount(at)):
-            # A program that died leaves a dead mount and a keeper about to clear it; a killed keeper clears nothing.
+            # A program that died leaves a dead mount and a keeper about to clear it away.
             if not folders.soon(lambda: not folders.is_locked(keeper_lock), check, BUSY_SECONDS):
                 raise CannotMount("its earlier mount broke, and does not go away")
-            folders.unmount(at)
             failure = _start_keeper(tool, place, access, folder, start=start, check=check)
             if failure:
                 raise CannotMount(failure)

@@ -1,8 +1,8 @@
 """The folder in which mounts and copies of S3 lie on this machine: their locks, and how long what was read is kept.
 
 Each folder in it belongs to one mount, to one program's cache, or to one copy, and holds files that are only for
-locking: `lock` (who starts, ends or fills it), `users` (every task that uses it shares this one) and `keeper` (its
-keeper is alive). Standard library, Python 3.8 and up.
+locking: `lock` (who starts, ends or fills it), `users` (every task that uses it shares this one), and `keeper` and
+`program` (those of a mount are alive). Standard library, Python 3.8 and up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import time
 from typing import Any, Callable
 
-LOCKS = ("lock", "users", "keeper")
+LOCKS = ("lock", "users", "keeper", "program")
 KEPT_SECONDS = 7 * 86400  # how long what no task used is kept
 EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
 UNMOUNTS = (["umount", "-l"], ["fusermount3", "-uz"], ["fusermount", "-uz"])  # the first is root's

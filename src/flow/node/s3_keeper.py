@@ -27,7 +27,7 @@ PRCTL = _beside("processes").PRCTL
 START_LOCK = 3  # the descriptor: s3.py's own, so that no one else starts it though s3.py be killed
 START_SECONDS = 30
 END_SECONDS = 2  # what the program has to end after it was unmounted
-STEP_SECONDS = 0.5
+STEP_SECONDS = 0.2
 MOST_LOG_BYTES = 1 << 20
 SET_DEATH_SIGNAL = 1  # of prctl(2)
 
@@ -50,8 +50,14 @@ def main(folder: str) -> None:
 def _keep(folder: str, asked: dict[str, Any]) -> None:
     at, log = os.path.join(folder, "fs"), os.path.join(folder, "log")
     os.makedirs(at, mode=0o700, exist_ok=True)
+    folders.unmount(at)  # what a killed keeper left
+    # Its program, on its way out, would take away what is newly mounted.
+    own = folders.soon(lambda: folders.locked(os.path.join(folder, "program")), lambda: None, START_SECONDS)
+    if own is None:
+        raise RuntimeError("the program of an earlier mount does not end")
     objects, in_use = _cache_of(folder, asked["tool"], asked["place"])
-    program = _start(asked, at, objects, log, keep_open=in_use)
+    program = _start(asked, at, objects, log, keep_open=(own, in_use))
+    os.close(own)
     os.close(in_use)
     try:
         folders.soon(lambda: program.poll() is not None or folders.is_readable_mount(at), lambda: None, START_SECONDS)
@@ -82,7 +88,9 @@ def _cache_of(folder: str, tool: str, place: list[str]) -> tuple[str, int]:
     raise RuntimeError("an earlier program still has its cache")
 
 
-def _start(asked: dict[str, Any], at: str, objects: str, log: str, keep_open: int) -> subprocess.Popen[bytes]:
+def _start(
+    asked: dict[str, Any], at: str, objects: str, log: str, keep_open: tuple[int, int]
+) -> subprocess.Popen[bytes]:
     space = os.statvfs(objects)
     free_megabytes = space.f_bavail * space.f_frsize >> 20
     place = _beside("s3_place").Place(*asked["place"])
@@ -93,7 +101,7 @@ def _start(asked: dict[str, Any], at: str, objects: str, log: str, keep_open: in
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     return subprocess.Popen(
         argv, env={**os.environ, **env}, cwd="/", stdin=subprocess.DEVNULL, stdout=fd, stderr=fd,
-        pass_fds=(keep_open,), preexec_fn=_end_with_parent,  # noqa: PLW1509  # there are no threads here
+        pass_fds=keep_open, preexec_fn=_end_with_parent,  # noqa: PLW1509  # there are no threads here
     )  # fmt: skip
 
 
