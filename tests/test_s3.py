@@ -481,6 +481,22 @@ def test_without_a_program_the_objects_are_copied(attach: Mounts, aws: Aws, only
     assert not attach.mounted()
 
 
+def test_a_copy_can_be_given_up(attach: Mounts, aws: Aws, only: Callable[..., None]) -> None:
+    only()
+    client = aws.bucket("bucket", {"data/a.txt": b"one", "data/big": b"x" * 100_000_000})
+    calls = iter(range(3))
+
+    def check() -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        s3.attach("bucket/data", aws.access, str(attach.cache), check)
+    assert not list(attach.cache.rglob("files/big"))
+    client.delete_object(Bucket="bucket", Key="data/big")
+    assert _files(attach()) == {"a.txt": b"one"}
+
+
 def _files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

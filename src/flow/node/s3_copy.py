@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -35,16 +36,17 @@ def copied(place: Place, access: dict[str, str], cache: str, check: Callable[[],
 
     folder = folders.folder_of(cache, "copy", place)
     lock = folders.soon(lambda: folders.locked(os.path.join(folder, "lock")), check, A_DAY)
+    if lock is None:
+        raise CannotMount("another task has been copying it for a day")
     try:
         folders.touch(folder)
-        users = folders.locked(os.path.join(folder, "users"), folders.SHARED, wait=True)
         files = os.path.join(folder, "files")
         os.makedirs(files, mode=0o755, exist_ok=True)
         try:
             _bring_up_to_date(_client(place, access), place, files, check)
         except (Boto3Error, BotoCoreError, ClientError) as error:
             raise CannotMount(f"cannot copy it: {error}") from None
-        return files, users
+        return files, folders.locked(os.path.join(folder, "users"), folders.SHARED, wait=True)
     finally:
         os.close(lock)
         folders.remove_old(cache)
@@ -71,14 +73,16 @@ def _bring_up_to_date(client: Any, place: Place, files: str, check: Callable[[],
     size, free = sum(found["Size"] for found in missing.values()), shutil.disk_usage(files).free
     if size > free:
         raise CannotMount(f"a copy needs {size >> 20} MB, and {free >> 20} MB are free at {files}")
+    given_up = threading.Event()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        going = [pool.submit(_copy, client, place.bucket, found, os.path.join(files, path))
+        going = [pool.submit(_copy, client, place.bucket, found, os.path.join(files, path), given_up)
                  for path, found in missing.items()]  # fmt: skip
         try:
             for one in going:
                 folders.soon(one.done, check, A_DAY)
                 one.result()
         finally:
+            given_up.set()
             for one in going:
                 one.cancel()
 
@@ -123,11 +127,16 @@ def _is_there(path: str, found: dict[str, Any]) -> bool:
     return (status.st_size, int(status.st_mtime)) == (found["Size"], int(found["LastModified"].timestamp()))
 
 
-def _copy(client: Any, bucket: str, found: dict[str, Any], path: str) -> None:
+def _copy(client: Any, bucket: str, found: dict[str, Any], path: str, given_up: threading.Event) -> None:
     """Put it in place whole: a task that reads the earlier one goes on with that."""
+
+    def go_on(_: int) -> None:
+        if given_up.is_set():
+            raise CannotMount("given up")
+
     os.makedirs(os.path.dirname(path), exist_ok=True)
     partial = path + ".part~"
-    client.download_file(bucket, found["Key"], partial)
+    client.download_file(bucket, found["Key"], partial, Callback=go_on)
     time = found["LastModified"].timestamp()
     os.utime(partial, (time, time))
     os.chmod(partial, 0o444)
