@@ -598,6 +598,19 @@ def test_a_keeper_that_was_killed_leaves_nothing_and_the_next_task_mounts_anew(
     assert wait_until(lambda: not attach.programs(), seconds=20)
 
 
+def test_a_mount_whose_processes_were_all_killed_is_cleared_away_in_time(attach: Mounts, aws: Aws) -> None:
+    aws.bucket("bucket", OBJECTS)
+    at = attach()
+    for pid in attach.processes():
+        os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: not attach.processes())
+    attach.let_go()
+    os.utime(at.parent / "lock", (0, 0))
+    s3_folders.remove_old(str(attach.cache))
+    assert not attach.mounted()
+    assert [path.name.partition("-")[0] for path in attach.cache.iterdir()] == ["objects"]
+
+
 def test_a_program_that_died_fails_the_reading_and_is_cleared_away(attach: Mounts, aws: Aws, program: str) -> None:
     aws.bucket("bucket", OBJECTS)
     at = attach()

@@ -103,8 +103,10 @@ def remove_old(cache: str) -> None:
 
 def _remove(folder: str) -> None:
     held = [locked(os.path.join(folder, name)) for name in LOCKS]
-    if None not in held and not is_mounted(os.path.join(folder, "fs")):
-        shutil.rmtree(folder, ignore_errors=True)
+    if None not in held:
+        unmount(os.path.join(folder, "fs"))  # there is no program behind it
+        if not is_mounted(os.path.join(folder, "fs")):
+            shutil.rmtree(folder, ignore_errors=True)
     for fd in held:
         if fd is not None:
             os.close(fd)
