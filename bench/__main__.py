@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 
-from bench import boot_size, bundle, functions, logs, mounts, package, startup, status, submit, throughput
+from bench import boot_size, bundle, functions, logs, mounts, package, s3, startup, status, submit, throughput
 from bench.figures import Figure
 from bench.peers import measure_peers
 from bench.place import remove_homes
@@ -30,6 +30,7 @@ MEASURES: dict[str, Callable[..., list[Figure]]] = {
     "bundle": bundle.measure,
     "boot": boot_size.measure,
     "mounts": mounts.measure,
+    "s3": s3.measure,
 }
 
 

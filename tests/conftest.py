@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.aws import aws_endpoint
+from tests.support.aws import Aws, aws_server
 from tests.support.containers import IMAGE, podman
 from tests.support.processes import end, end_scheduler, processes_of, wait_until
 
@@ -47,6 +47,7 @@ def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         (own / folder).mkdir(parents=True)
         monkeypatch.setenv(name, str(own / folder))
     monkeypatch.setenv("FLOW_HOME", str(own / "flow"))
+    monkeypatch.setenv("FLOW_S3_LINGER_SECONDS", "0")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -81,16 +82,14 @@ def containers(podman_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="session")
-def aws_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with aws_endpoint(tmp_path_factory.mktemp("aws")) as url:
-        yield url
+def aws_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
+    with aws_server(tmp_path_factory.mktemp("aws")) as server:
+        yield server
 
 
 @pytest.fixture
-def aws(aws_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of an AWS of the tests' own, which every client finds, with credentials."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", aws_url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    return aws_url
+def aws(aws_at: Aws) -> Iterator[Aws]:
+    """A server that answers as AWS does over HTTP, with nothing in it; skips where there is none."""
+    aws_at.reset()
+    yield aws_at
+    aws_at.reset()

@@ -17,7 +17,7 @@ from tests.support.reference import FOLDER, PAGES, error_classes
 
 PROJECT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.relative_to(PROJECT) for path in (PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")))
-VARIABLE = re.compile(r"\b(?:(?:FLOW|MASTER|SLURM|FCP|MITHRIL)_[A-Z][A-Z_]*[A-Z]|CUDA_VISIBLE_DEVICES|NO_COLOR)\b")
+VARIABLE = re.compile(r"\b(?:(?:FLOW|MASTER|SLURM|FCP|MITHRIL)_[A-Z][A-Z0-9_]*[A-Z]|CUDA_VISIBLE_DEVICES|NO_COLOR)\b")
 BLOCK = re.compile(
     r"<!-- (?P<what>run|file|prints)(?:: (?P<name>\S+))? -->\n```(?P<language>\w+)\n(?P<text>.*?)^```$", re.S | re.M
 )

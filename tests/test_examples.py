@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.aws import Aws
 from tests.support.components import require
 from tests.support.processes import free_port
 
@@ -103,6 +104,18 @@ def test_without_jupyter_the_example_says_what_to_look_at(monkeypatch: pytest.Mo
     run = example("02_jupyter_server.py", str(free_port()))
     assert run.returncode == 1
     assert re.search(r"^error: `task-\w+` ended as failed: there is no Jupyter server$", run.stderr, re.M)
+
+
+def test_what_is_on_s3_is_read_as_files(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+    require("s3fs", "the example mounts S3")
+    for name, value in aws.access.items():
+        monkeypatch.setenv(name, value)
+    aws.bucket("my-bucket", {"digits/train.csv": b"x" * 1234, "digits/test/one.csv": b"y" * 5, "other": b""})
+    run = example("04_s3_data_access.py", "s3://my-bucket/digits")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == (
+        "           5  test/one.csv\n       1,234  train.csv\n2 files, 1,239 bytes at s3://my-bucket/digits\n"
+    )
 
 
 def test_machines_train_together(programs: None) -> None:

@@ -9,9 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from flow.node import runner
 from flow.plan import Plan
 from flow.registries import registry_login, wants_login
 from flow.secret_files import secret_files
+from tests.support.aws import Aws
 from tests.support.containers import IMAGE
 from tests.support.processes import processes_of, wait_until
 from tests.support.pythons import old_pythons
@@ -59,58 +58,40 @@ def test_only_amazons_private_registries_are_asked_for(image: str, wanted: bool)
         assert registry_login(image, {}, {}) is None
 
 
-def test_the_login_is_the_token_that_aws_gives(aws: str) -> None:
+@pytest.fixture
+def aws_url(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an AWS that every client finds, with credentials."""
+    for name, value in aws.access.items():
+        monkeypatch.setenv(name, value)
+    return aws.url
+
+
+def test_the_login_is_the_token_that_aws_gives(aws_url: str) -> None:
     assert registry_login(f"{HOST}/app", KEYS, os.environ) == LOGIN
     assert (
-        registry_login(f"{HOST}/app", {**KEYS, "AWS_ENDPOINT_URL_ECR": aws}, {"AWS_ENDPOINT_URL": "http://no"}) == LOGIN
+        registry_login(f"{HOST}/app", {**KEYS, "AWS_ENDPOINT_URL_ECR": aws_url}, {"AWS_ENDPOINT_URL": "http://no"})
+        == LOGIN
     )
     assert secret_files(plan(), os.environ) == {"registry.json": json.dumps(LOGIN).encode()}
     assert secret_files(plan("python:3.12"), {}) == secret_files(Plan("t", "t", "local", ("true",)), {}) == {}
 
 
-@contextmanager
-def checking(aws: str) -> Iterator[dict[str, str]]:
-    """AWS looks at who asks; the credentials of somebody who may."""
-    import boto3
-
-    keys = {name.lower(): KEYS[name] for name in KEYS}
-    iam = boto3.client("iam", endpoint_url=aws, region_name="us-east-1", **keys)
-    iam.create_user(UserName="someone")
-    allowed = {"Effect": "Allow", "Action": "ecr:GetAuthorizationToken", "Resource": "*"}
-    document = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
-    iam.put_user_policy(UserName="someone", PolicyName="login", PolicyDocument=document)
-    key = iam.create_access_key(UserName="someone")["AccessKey"]
-    _post(f"{aws}/moto-api/reset-auth", b"0")
-    try:
-        yield {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
-    finally:
-        _post(f"{aws}/moto-api/reset-auth", b"inf")
-        _post(f"{aws}/moto-api/reset", b"")
-
-
-def _post(url: str, data: bytes) -> None:
-    urllib.request.urlopen(urllib.request.Request(url, data, {"Content-Type": "text/plain"})).close()
-
-
-def test_the_tasks_credentials_come_first_then_the_shells_then_the_files(
-    aws: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in KEYS:
-        monkeypatch.delenv(name)
-    shell = {"AWS_ENDPOINT_URL": aws}
-    with checking(aws) as good:
-        assert registry_login(f"{HOST}/app", good, {**KEYS, **shell})
-        assert registry_login(f"{HOST}/app", {}, {**good, **shell})
-        with pytest.raises(AuthenticationError, match=r"no login to the registry of .*app") as refused:
-            registry_login(f"{HOST}/app", KEYS, {**good, **shell})
-        assert KEYS["AWS_SECRET_ACCESS_KEY"] not in str(refused.value)
-        own = Path.home() / ".aws"
-        own.mkdir()
-        for profile in ("default", "work"):
-            with (own / "credentials").open("a") as file:
-                file.write(f"[{profile}]\n" + "".join(f"{name.lower()} = {good[name]}\n" for name in good))
-        assert registry_login(f"{HOST}/app", {"AWS_PROFILE": "work"}, {**KEYS, **shell})
-        assert registry_login(f"{HOST}/app", {}, shell)
+def test_the_tasks_credentials_come_first_then_the_shells_then_the_files(aws: Aws) -> None:
+    shell = {"AWS_ENDPOINT_URL": aws.url}
+    allowed = aws.ask_for_signatures("ecr:GetAuthorizationToken")
+    good = {name: allowed[name] for name in KEYS}
+    assert registry_login(f"{HOST}/app", good, {**KEYS, **shell})
+    assert registry_login(f"{HOST}/app", {}, {**good, **shell})
+    with pytest.raises(AuthenticationError, match=r"no login to the registry of .*app") as refused:
+        registry_login(f"{HOST}/app", KEYS, {**good, **shell})
+    assert KEYS["AWS_SECRET_ACCESS_KEY"] not in str(refused.value)
+    own = Path.home() / ".aws"
+    own.mkdir()
+    for profile in ("default", "work"):
+        with (own / "credentials").open("a") as file:
+            file.write(f"[{profile}]\n" + "".join(f"{name.lower()} = {good[name]}\n" for name in good))
+    assert registry_login(f"{HOST}/app", {"AWS_PROFILE": "work"}, {**KEYS, **shell})
+    assert registry_login(f"{HOST}/app", {}, shell)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +198,7 @@ def found(
     subprocess.run(["podman", "rmi", "--force", f"{HOST}/team/app:1"], capture_output=True)
 
 
-def test_a_private_image_runs_on_two_nodes_with_the_credentials_of_the_shell(aws: str, found: str) -> None:
+def test_a_private_image_runs_on_two_nodes_with_the_credentials_of_the_shell(aws_url: str, found: str) -> None:
     task = Flow().run("echo hello", image=found, num_instances=2, upload_code=False)
     assert task.wait(60) == "completed", (task.reason, task.logs())
     assert sorted(task.logs().split()) == ["hello", "hello"]
@@ -226,7 +207,7 @@ def test_a_private_image_runs_on_two_nodes_with_the_credentials_of_the_shell(aws
     assert files_with("test-secret", record) == []
 
 
-def test_a_retry_is_brought_the_login_again_and_leaves_none(aws: str, found: str) -> None:
+def test_a_retry_is_brought_the_login_again_and_leaves_none(aws_url: str, found: str) -> None:
     task = Flow().run("test $FLOW_ATTEMPT = 2", image=found, retries=1, upload_code=False)
     assert task.wait(60) == "completed", (task.reason, task.logs())
     assert wait_until(lambda: files_with(TOKEN, Path(os.environ["FLOW_HOME"])) == [])

@@ -178,7 +178,7 @@ class Flow:
 
     def _secret_files(self, plan: Plan) -> dict[str, bytes]:
         """What is to be brought to the machines and seen by nobody else, by name."""
-        if not plan.image:
+        if not (plan.image or plan.mounts):
             return {}
         from flow.secret_files import secret_files
 

@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from flow.aws import s3_access
+from flow.mounts import S3
 from flow.registries import registry_login, wants_login
 
 if TYPE_CHECKING:
@@ -14,11 +16,13 @@ if TYPE_CHECKING:
 
 
 def secret_files(plan: Plan, environ: Mapping[str, str]) -> dict[str, bytes]:
-    """What the task cannot start without: {"registry.json": …} for an image of a registry that wants a login.
+    """What the task cannot start without: who may read what it mounts of S3, the login to its image's registry.
 
-    `environ`: of the shell that submits. Raises what `registry_login` does.
+    `environ`: of the shell that submits. Raises what `s3_access` and `registry_login` do.
     """
     files = {}
+    if any(mount.kind == S3 for mount in plan.mounts):
+        files["s3.json"] = json.dumps(s3_access(plan.env, environ)).encode()
     if plan.image and wants_login(plan.image) and not _is_here(plan.engine, plan.image):
         login = registry_login(plan.image, plan.env, environ)
         if login:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.aws import answers, free_port
 from tests.support.components import require
-from tests.support.processes import wait_until
+from tests.support.processes import free_port, wait_until
 
 HOST = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
 
@@ -66,3 +66,9 @@ def proxied(port: int) -> dict[str, str]:
     """The variables that send every request to this port of the machine, but for those to the machine itself."""
     proxy = f"http://127.0.0.1:{port}"
     return {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "NO_PROXY": "127.0.0.1,localhost"}
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0

@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from typing import Any, NoReturn
+from typing import Any, Callable, NoReturn
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 WORKSPACE = "/workspace"
@@ -40,12 +40,14 @@ class CannotMount(ValueError):  # noqa: N818  # a sentence for the user
     """Why a mount cannot be made."""
 
 
-def arrange(task: dict[str, Any], folder: str) -> tuple[list[dict[str, Any]], Namespace | None]:
+def arrange(
+    task: dict[str, Any], folder: str, check: Callable[[], None]
+) -> tuple[list[dict[str, Any]], Namespace | None]:
     """What the task of `folder` is to see: each folder ("source", "target", maybe "read_only"), and the namespace.
 
     No namespace for a container, nor where the machine does not allow it and nothing needs it. Raises CannotMount.
     """
-    binds = [_folder_of(one) for one in task.get("mounts", [])]
+    binds = [_folder_of(one, folder, check) for one in task.get("mounts", [])]
     binds = [one for one in binds if one["target"] != DOCKER]
     if task.get("image"):
         return binds, None
@@ -64,14 +66,31 @@ def arrange(task: dict[str, Any], folder: str) -> tuple[list[dict[str, Any]], Na
     return binds, space
 
 
-def _folder_of(mount: dict[str, Any]) -> dict[str, Any]:
+def _folder_of(mount: dict[str, Any], folder: str, check: Callable[[], None]) -> dict[str, Any]:
     """A mount as the folder of this machine that it comes from; a device is mounted at its target, for all to see."""
     source, target = mount["source"], mount["target"]
     if mount["kind"] == "device":
-        volumes = importlib.import_module(f"{__package__}.volumes" if __package__ else "volumes")
-        volumes.mount_device(source, target)
+        _beside("volumes").mount_device(source, target)
         source = target
-    return {"source": source, "target": target}
+    if mount["kind"] == "s3":
+        source = _objects(source, folder, mount["cache"], check)
+    return {"source": source, "target": target, "read_only": mount["kind"] == "s3"}
+
+
+def _objects(source: str, folder: str, cache: str, check: Callable[[], None]) -> str:
+    """The folder of this machine in which objects of S3 can be read, for as long as this process lives."""
+    s3 = _beside("s3")
+    with open(os.path.join(folder, "inbox", "s3.json"), encoding="utf-8") as file:
+        access = json.load(file)
+    try:
+        found: str = s3.attach(source, access, cache, check)[0]  # the descriptor beside it keeps them until we end
+    except s3.CannotMount as error:
+        raise CannotMount(str(error)) from None
+    return found
+
+
+def _beside(name: str) -> Any:
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
 class Namespace:

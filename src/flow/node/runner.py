@@ -138,7 +138,7 @@ class Rank:
         """Make what the command is to see at paths of its own choice; in a container that is left to the engine."""
         if self.task.get("mounts") or (self.task.get("private_mounts") and not self.task.get("image")):
             try:
-                self.binds, self.namespace = _beside("mounts").arrange(self.task, self.folder)
+                self.binds, self.namespace = _beside("mounts").arrange(self.task, self.folder, self._check_stopped)
             except ValueError as error:
                 raise Ended(126, None, "start", str(error)) from None
             self._check_stopped()
