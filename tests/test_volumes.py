@@ -144,7 +144,9 @@ def test_an_absolute_path_that_is_not_on_this_machine_is_there_in_the_task(clien
 def test_a_volume_without_a_name_is_named_after_the_task_and_kept(client: Flow, at: Callable[[str], str]) -> None:
     volumes = [{"size_gb": 5, "mount_path": at("data")}]
     task = finished(client, f"echo kept > {at('data')}/file", name="train", volumes=volumes)
-    assert task.plan.notes == ("makes the volume `train-data` of 5 GB, which is kept: `flow volume delete train-data`",)
+    assert task.plan.notes == (
+        "makes the volume `train-data` of 5 GB at $0.00/month; it is kept: `flow volume delete train-data`",
+    )
     (volume,) = client.volumes()
     assert (volume.name, volume.size_gb, (contents(volume) / "file").read_text()) == ("train-data", 5, "kept\n")
     again = finished(client, f"cat {at('data')}/file", name="train", volumes=volumes)

@@ -66,9 +66,11 @@ def plan_mounts(
     ValidationError for one that the task cannot have.
     """
     wanted = [*config.volumes, *_volumes_of(config)]
-    volumes = store_of(provider).list() if wanted else ()
+    store = store_of(provider) if wanted else None
+    volumes = store.list() if store else ()
     called = config.name or f"{name}-{task_id[-6:]}"  # a name that was not given may be that of many tasks
     mounts = [_planned(one, volumes, config, called=called, notes=notes) for one in wanted]
+    notes += [_kept(one, store, config.region) for one in mounts if store and one.size_gb and not one.ephemeral]
     mounts += [
         Mount(target, S3, parse_source(source)[1])
         for target, source in config.mounts.items()
@@ -119,9 +121,7 @@ def _planned(
         )
     interface = volume.interface if volume else asked.interface
     _check_sharing(volume.name if volume else name, interface, config)
-    if volume is None and not asked.ephemeral:
-        notes.append(f"makes the volume `{name}` of {asked.size_gb} GB, which is kept: `flow volume delete {name}`")
-    elif volume and asked.name is None and asked.volume_id is None:
+    if volume and asked.name is None and asked.volume_id is None:
         notes.append(f"the volume `{name}` is there already, and is used again")
     return Mount(
         asked.target,
@@ -132,6 +132,13 @@ def _planned(
         interface=interface,
         ephemeral=asked.ephemeral,
     )
+
+
+def _kept(mount: Mount, store: VolumeStore, region: str | None) -> str:
+    """What is said of a volume that will be made and outlive the task."""
+    price = store.price_per_month(mount.size_gb or 0, interface=mount.interface, region=region)
+    cost = "" if price is None else f" at ${price:.2f}/month"
+    return f"makes the volume `{mount.name}` of {mount.size_gb} GB{cost}; it is kept: `flow volume delete {mount.name}`"
 
 
 def _check_sharing(name: str, interface: str, config: TaskConfig) -> None:

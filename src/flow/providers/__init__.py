@@ -34,6 +34,10 @@ class VolumeStore(Protocol):
         """
         ...
 
+    def price_per_month(self, size_gb: int, *, interface: str = "block", region: str | None = None) -> float | None:
+        """What such a volume would cost, in US dollars; None where that is not known."""
+        ...
+
     def list(self) -> Sequence[Volume]:
         """All of them, newest first."""
         ...

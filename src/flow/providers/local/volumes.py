@@ -48,6 +48,10 @@ class LocalVolumes:
             self._write(volume)
             return self._get(volume.volume_id)
 
+    def price_per_month(self, size_gb: int, *, interface: str = "block", region: str | None = None) -> float:
+        """Nothing."""
+        return 0.0
+
     def list(self) -> Sequence[Volume]:
         """What there is; what an ended task should have taken with it goes now."""
         if not self.folder.is_dir():
