@@ -686,3 +686,20 @@ for number in range(200):
 os.close(write)
 print(sum(os.waitpid(pid, 0)[1] == 0 for pid in children))
 """
+
+
+def test_secret_files_are_private_and_go_when_the_task_is_cancelled_or_has_ended(home: Path) -> None:
+    records = Records(home)
+    for end in ("cancel", "final"):
+        task_id = records.add(submission(), outbox={"s3.json": b"secret"}).task_id
+        file = home / "record" / task_id / "outbox" / "s3.json"
+        assert (file.read_bytes(), file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (
+            b"secret",
+            0o600,
+            0o700,
+        )
+        if end == "cancel":
+            records.set_intent(task_id, Want.CANCEL)
+        else:
+            records.set_final(task_id, Outcome(TaskStatus.COMPLETED, 0))
+        assert not file.parent.exists()

@@ -130,6 +130,8 @@ class Records:
                 return before
             intent = Intent(want, max(time.time(), before.since))  # the clock may have been put back
             write_durably(self._path(task_id, "intent.json"), to_json({"want": want.value, "since": intent.since}))
+            if want is Want.CANCEL:  # nothing of it starts again
+                empty_outbox(self._path(task_id, "outbox").parent)
         self._index.write(lambda db: db.execute("UPDATE tasks SET want = ? WHERE task_id = ?", (want.value, task_id)))
         return intent
 
@@ -152,6 +154,7 @@ class Records:
                 first = self.final(task_id) or outcome
                 if (first.state, first.exit_code) != (outcome.state, outcome.exit_code):
                     write_durably(path.with_name(f"final-contradicted-{time.time_ns()}.json"), content)
+            empty_outbox(path.parent)
         self.note_outcomes({task_id: first})
         return first
 
