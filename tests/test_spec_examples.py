@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.aws import ANYBODY, Aws
 from tests.support.components import require
 from tests.support.processes import free_port
 
@@ -323,3 +324,98 @@ def test_a_client_submits_in_a_block(script: Script) -> None:
         """,
     )
     assert told == "completed 4xa100\n"
+
+
+def test_a_volume_is_named_in_a_config_by_id_and_then_by_name(script: Script) -> None:
+    told = script(
+        FROM,
+        """
+        with Flow() as client:
+            vol = client.create_volume(size_gb=1000, name="datasets")
+        config = TaskConfig(
+            name="training",
+            instance_type="a100",
+            command="python train.py && touch /data/done",
+            volumes=[{"volume_id": vol.volume_id, "mount_path": "/data"}],
+        )
+        flow.run(config).wait(check=True)
+        config.volumes = [{"name": "datasets", "mount_path": "/data"}]
+        config.command = "ls /data"
+        task = flow.run(config)
+        task.wait(check=True)
+        print(task.logs())
+        """,
+    )
+    assert told == "done\n\n"
+
+
+def test_a_volume_is_mounted_in_a_task_that_runs(script: Script) -> None:
+    told = script(
+        FROM,
+        """
+        import time
+        flow.create_volume(size_gb=100, name="training-data")
+        task = flow.run("sleep 1000")
+        while task.refresh().status != "running":
+            time.sleep(0.01)
+        flow.mount_volume("training-data", task.task_id)
+        task.shell("touch /mnt/training-data/here && ls /mnt/training-data")
+        task.cancel()
+        """,
+    )
+    assert told == "here\n"
+
+
+def test_a_docker_cache_is_accepted_where_docker_keeps_its_own(script: Script, containers: str) -> None:
+    told = script(
+        FROM,
+        f"""
+        cache = flow.create_volume(size_gb=100, name="docker-cache")
+        task = flow.run(
+            "echo trained",
+            instance_type="a100",
+            image="{containers}",
+            volumes=[{{"volume_id": cache.volume_id, "mount_path": "/var/lib/docker"}}],
+        )
+        print(task.wait())
+        """,
+    )
+    assert told == "completed\n"
+
+
+def test_a_training_pipeline_reads_s3_and_writes_to_a_volume(
+    script: Script, aws: Aws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("s3fs", "the example mounts S3")
+    aws.bucket("ml-datasets", {"imagenet/train/1.jpg": b"1", "imagenet/val/2.jpg": b"2"})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", aws.url)
+    told = script(
+        FROM,
+        f"""
+        def get_secret(name):
+            return {{"aws_key": "{ANYBODY["AWS_ACCESS_KEY_ID"]}", "aws_secret": "any"}}[name]
+
+        os.environ["AWS_ACCESS_KEY_ID"] = get_secret("aws_key")
+        os.environ["AWS_SECRET_ACCESS_KEY"] = get_secret("aws_secret")
+
+        with Flow() as client:
+            task = client.submit(
+                \"\"\"
+                python train.py \\\\
+                    --data /datasets/train \\\\
+                    --validation /datasets/val \\\\
+                    --output /outputs && ls /datasets > /outputs/seen
+                \"\"\",
+                gpu="a100:8",
+                mounts={{
+                    "/datasets": "s3://ml-datasets/imagenet",
+                    "/outputs": "volume://experiment-results"
+                }}
+            )
+        task.wait(check=True)
+        task = client.submit("cat /outputs/seen", mounts={{"/outputs": "volume://experiment-results"}})
+        task.wait(check=True)
+        print(task.logs())
+        """,
+    )
+    assert told == "train\nval\n\n"
