@@ -380,3 +380,13 @@ def test_mount_takes_names_ids_and_lines_of_the_last_lists(client: Flow) -> None
     cancelled(task)
     code, _, told = command("mount", name, "nothing")
     assert (code, told.splitlines()[0]) == (4, "error: there is no task `nothing`")
+
+
+def test_a_task_is_given_mounts_on_the_command_line(client: Flow, at: Callable[[str], str]) -> None:
+    code, out, told = command("run", f"echo 1 > {at('out')}/one", "--mount", f"{at('out')}=volume://results", "--watch")
+    assert (code, out) == (0, ""), told
+    assert (contents(client.get_volume("results")) / "one").read_text() == "1\n"
+    assert "error: `--mount /x` has no source" in command("run", "true", "--mount", "/x")[2]
+    assert "is not allowed" in command("run", "true", "--mount", "ftp://x")[2]
+    both = ["--mount", "/x=volume://a", "--mount", "/x=volume://b"]
+    assert "error: two things are to be mounted at `/x`" in command("run", "true", *both)[2]

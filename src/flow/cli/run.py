@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SECTIONS = {
     "Machine": ("instance_type", "gpu", "num_instances", "image", "ports", "provider", "max_price_per_hour"),
     "Task": (
-        "name", "env", "env_files", "working_dir", "upload_code", "max_run_time_hours", "retries", "priority",
+        "name", "env", "env_files", "mounts", "working_dir", "upload_code", "max_run_time_hours", "retries", "priority",
         "idempotency_key",
     ),
 }  # fmt: skip
@@ -50,6 +50,13 @@ _SECTIONS = {
 @click.option("-n", "--name", metavar="NAME", help="Name of the task.")
 @click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass on the one set here.")
 @click.option("--env-file", "env_files", multiple=True, metavar="FILE", help="Set the variables that a file lists.")
+@click.option(
+    "--mount",
+    "mounts",
+    multiple=True,
+    metavar="[PATH=]SOURCE",
+    help="Have it see `s3://bucket/path` or `volume://name` at PATH (/data); may be repeated.",
+)
 @click.option("--working-dir", metavar="DIR", help="Folder in which the command starts.")
 @click.option(
     "--upload-code/--no-upload-code", default=None, help="Give the task a copy of this folder (default), or not."
@@ -68,6 +75,7 @@ def run(
     env: tuple[str, ...],
     env_files: tuple[str, ...],
     ports: tuple[int, ...],
+    mounts: tuple[str, ...],
     idempotency_key: str | None,
     watch: bool,
     dry_run: bool,
@@ -84,7 +92,8 @@ def run(
       flow run 'python train.py --lr 0.1' --gpu a100 --name train --watch
     """
     argv = click.get_current_context().meta[ARGV]
-    given = {name: value for name, value in {**fields, "ports": list(ports)}.items() if value not in (None, [])}
+    fields = {**fields, "ports": list(ports), "mounts": _mounts(mounts)}
+    given = {name: value for name, value in fields.items() if value not in (None, [], {})}
     _check_operand(operand, argv, given)
     if idempotency_key == "":
         raise UsageError("`--idempotency-key` is empty", suggestions=["give it a word of its own for each task"])
@@ -106,6 +115,19 @@ def run(
     click.echo(output.line_of(task))
     output.hint(_next_step(task, interactive=operand is None and not argv))
     return 0
+
+
+def _mounts(given: tuple[str, ...]) -> dict[str, str]:
+    """What is to be seen, by its path; a source alone is seen at /data."""
+    mounts: dict[str, str] = {}
+    for one in given:
+        path, equals, source = one.partition("=") if one.startswith("/") else ("/data", "=", one)
+        if not equals:
+            raise UsageError(f"`--mount {one}` has no source", suggestions=[f"write `--mount {one}=volume://NAME`"])
+        if path in mounts:
+            raise UsageError(f"two things are to be mounted at `{path}`", suggestions=["give each its own path"])
+        mounts[path] = source
+    return mounts
 
 
 def _check_operand(operand: str | None, argv: list[str] | None, given: dict[str, Any]) -> None:
@@ -137,6 +159,8 @@ def _config(
     config = client.load(argv or operand)
     if variables:
         fields = {**fields, "env": {**config.env, **variables}}
+    if fields.get("mounts"):
+        fields = {**fields, "mounts": {**config.mounts, **fields["mounts"]}}
     return config.copy_with(**fields)
 
 
