@@ -115,6 +115,8 @@ class LocalVolumes:
         for file in self.folder.glob("vol-*/volume.json"):
             try:
                 volume = Volume(**json.loads(file.read_text()))
+            except FileNotFoundError:  # an ephemeral one that went just now
+                continue
             except (OSError, ValueError, TypeError) as error:
                 raise StorageError(
                     f"the volume file `{file}` cannot be read: {error}",
