@@ -14,7 +14,7 @@ try:
     PRCTL: Any = ctypes.CDLL(None).prctl
 except (ImportError, OSError, AttributeError):  # not on Linux: orphans are then found by their process group only
     PRCTL = None
-SET_SUBREAPER = 36  # of prctl(2)
+SET_DEATH_SIGNAL, SET_SUBREAPER = 1, 36  # of prctl(2)
 IGNORED = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP]  # by Python and by the runner; exec resets the others
 
 
@@ -26,6 +26,12 @@ def adopt_orphans(wanted: bool) -> None:
     """Whether processes become our children when their parents end; where the system can do that."""
     if PRCTL:
         PRCTL(SET_SUBREAPER, int(wanted), 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """In a child, before it is executed: SIGTERM comes when its parent is killed; where the system can do that."""
+    if PRCTL:
+        PRCTL(SET_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
 
 
 class Processes:

@@ -7,19 +7,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
-
-try:
-    import ctypes
-
-    PRCTL: Any = ctypes.CDLL(None).prctl
-except (ImportError, OSError, AttributeError):  # not on Linux
-    PRCTL = None
 
 if TYPE_CHECKING:
     from flow.node.runner import Rank
@@ -28,7 +22,6 @@ LOGIN = "inbox/registry.json"  # {"registry": host, "username": …, "password":
 GRACE_SECONDS = 5  # for the engine's client to end once the task was stopped
 # What would be asked before the login in the same file, or holds logins to other registries.
 OF_LOGINS = ("auths", "credsStore", "credHelpers")
-SET_DEATH_SIGNAL = 1  # of prctl(2)
 
 
 class CannotPull(ValueError):  # noqa: N818  # what is wrong is the image, or the login
@@ -92,7 +85,7 @@ def _run(rank: Rank, argv: list[str], env: dict[str, str]) -> tuple[int, str]:
             stdout=null,
             stderr=said,
             start_new_session=True,
-            preexec_fn=_end_with_runner,  # noqa: PLW1509  # a runner has no threads
+            preexec_fn=_beside("processes").end_with_parent,  # noqa: PLW1509  # a runner has no threads
         )
         code = _await(rank, client.pid)
         said.seek(max(0, os.fstat(said.fileno()).st_size - 4096))
@@ -101,10 +94,8 @@ def _run(rank: Rank, argv: list[str], env: dict[str, str]) -> tuple[int, str]:
     return code, words[-1].strip() if words else ""
 
 
-def _end_with_runner() -> None:
-    """In the client, before it is executed: SIGTERM comes when the runner is killed."""
-    if PRCTL:
-        PRCTL(SET_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
+def _beside(name: str) -> Any:
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
 def _await(rank: Rank, pid: int) -> int:
