@@ -294,12 +294,11 @@ def add(folder: str, source: str, name: str) -> None:
                 "`volumes`, or with `options: {private_mounts: true}`"
             )
         join(place["namespace_of"])
-        at = [(one.path, one.source) for one in mount_points.mounted()]
-        if ("/mnt", OURS) not in at:
+        if ("/mnt", OURS) not in [(one.path, one.source) for one in mount_points.mounted()]:
             _hold_place("/mnt")
             _show_anew("/mnt")  # so that nothing is left there when the task has ended
         os.makedirs(target, exist_ok=True)
-        if target not in [path for path, _ in at]:
+        if not os.path.samefile(source, target):  # else it is there already
             _bind(source, target)
     except FileNotFoundError as error:
         raise CannotMount(f"`{error.filename}` is not there") from None
