@@ -1,65 +1,34 @@
-"""The functions of `flow` itself: each is the method of that name of a client made for the call."""
+"""The functions of `flow` itself: each is the method of that name, of a client made for the call."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
 
 from flow.client import Flow
-from flow.task import Task
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from flow.client import Operand
-    from flow.config import TaskConfig
-    from flow.machines import Volume
-    from flow.task_fields import TaskFields
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def run(
-    task: Operand | TaskConfig = None, /, *, idempotency_key: str | None = None, **fields: Unpack[TaskFields]
-) -> Task:
-    """Submit a shell command, a list of arguments, a task file, a script or a TaskConfig; see `Flow.run`."""
-    return Flow().run(task, idempotency_key=idempotency_key, **fields)
+def _function(method: Callable[Concatenate[Flow, P], R]) -> Callable[P, R]:
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return method(Flow(), *args, **kwargs)
+
+    signature = inspect.signature(method)
+    without_client = list(signature.parameters.values())[1:]
+    call.__signature__ = signature.replace(parameters=without_client)  # type: ignore[attr-defined]  # for `help`
+    return call
 
 
+run = _function(Flow.run)
 submit = run  # what other clients call it
-
-
-def get_task(reference: str) -> Task:
-    """The task that an id, a unique prefix or a name stands for."""
-    return Flow().get_task(reference)
-
-
-def tasks(
-    *,
-    states: str | Collection[str] | None = None,
-    limit: int | None = 20,
-    name_pattern: str | None = None,
-    refresh: bool = True,
-) -> list[Task]:
-    """The newest tasks; see `Flow.tasks`."""
-    return Flow().tasks(states=states, limit=limit, name_pattern=name_pattern, refresh=refresh)
-
-
-def create_volume(
-    size_gb: int, name: str | None = None, *, interface: str = "block", region: str | None = None
-) -> Volume:
-    """Make a volume; see `Flow.create_volume`."""
-    return Flow().create_volume(size_gb, name, interface=interface, region=region)
-
-
-def volumes() -> list[Volume]:
-    """The volumes there are, newest first."""
-    return Flow().volumes()
-
-
-def mount_volume(volume: str | Volume, task: str | Task) -> str:
-    """Give a running task one more volume; the path at which it is seen, `/mnt/<name>`. See `Flow.mount_volume`."""
-    return Flow().mount_volume(volume, task)
-
-
-def cancel(*tasks: str | Task) -> None:
-    """Ask for the end of tasks, each named by an id, a unique prefix or a name; see `Flow.cancel`."""
-    Flow().cancel(*tasks)
+get_task = _function(Flow.get_task)
+tasks = _function(Flow.tasks)
+cancel = _function(Flow.cancel)
+create_volume = _function(Flow.create_volume)
+volumes = _function(Flow.volumes)
+mount_volume = _function(Flow.mount_volume)

@@ -6,7 +6,6 @@ Standard library, Python 3.8 and up.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,7 @@ def command(rank: Rank, delivered: dict[str, str]) -> tuple[list[str], dict[str,
     env = {name: rank.task["env"][name] for name in rank.task.get("user_env", [])}
     env = {**env, **delivered, **rank.own_variables(env)}
     container = Container(rank, env)
-    _beside("processes").adopt_orphans(False)  # what the engine leaves running is its own
+    rank.beside("processes").adopt_orphans(False)  # what the engine leaves running is its own
     container.pull()
     rank.check_stopped()
     rank.command = container
@@ -70,7 +69,7 @@ class Container:
     def pull(self) -> None:
         """Have the image here, where a login to its registry was delivered. Raises ValueError with the reason."""
         if "inbox/registry.json" in self.rank.task.get("needs", []):  # else `run` pulls what is missing
-            _beside("pull").pull(self.rank)
+            self.rank.beside("pull").pull(self.rank)
 
     def argv(self) -> list[str]:
         """The engine's command line."""
@@ -158,10 +157,6 @@ class Container:
         """Run it beside the command; the runner reaps it like any other child."""
         null = subprocess.DEVNULL
         self.asked.append(subprocess.Popen(argv, start_new_session=True, stdin=null, stdout=null, stderr=null))
-
-
-def _beside(name: str) -> Any:
-    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
 def _has_init(engine: str) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import importlib
 import json
 import os
 import shutil
@@ -85,17 +84,13 @@ def _run(rank: Rank, argv: list[str], env: dict[str, str]) -> tuple[int, str]:
             stdout=null,
             stderr=said,
             start_new_session=True,
-            preexec_fn=_beside("processes").end_with_parent,  # noqa: PLW1509  # a runner has no threads
+            preexec_fn=rank.beside("processes").end_with_parent,  # noqa: PLW1509  # a runner has no threads
         )
         code = _await(rank, client.pid)
         said.seek(max(0, os.fstat(said.fileno()).st_size - 4096))
         lines = said.read().decode(errors="replace").strip().splitlines()
     words = [line for line in lines if line and not line.startswith(("See '", "Run '"))]  # where to read help
     return code, words[-1].strip() if words else ""
-
-
-def _beside(name: str) -> Any:
-    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
 def _await(rank: Rank, pid: int) -> int:

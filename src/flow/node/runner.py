@@ -64,6 +64,8 @@ class Ended(Exception):  # noqa: N818  # an end is not always an error
 class Rank:
     """One rank: its task, its command's processes, and what is known of their end."""
 
+    beside = staticmethod(_beside)
+
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.task: dict[str, Any] = {}

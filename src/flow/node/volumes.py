@@ -107,7 +107,7 @@ def _docker_stopped() -> Iterator[None]:
             processes.adopt_orphans(False)  # a daemon is no part of the task, and does not end with it
             start()
             processes.adopt_orphans(True)
-            _await_docker()
+            _await(lambda: _run("docker", "version").returncode == 0, START_SECONDS, "Docker does not answer")
 
 
 def _stop_docker() -> Callable[[], Any] | None:
@@ -140,7 +140,9 @@ def _stop_bare_daemon() -> Callable[[], Any] | None:
         return None
     _await(lambda: not _words(pid, "cmdline"), CALL_SECONDS, "Docker does not end")
     # forked once more: whoever takes in orphans has it
-    return lambda: subprocess.run(["setsid", "--fork", *argv], env=env, cwd=cwd, check=True, **_nowhere())
+    null = subprocess.DEVNULL
+    fork = ["setsid", "--fork", *argv]
+    return lambda: subprocess.run(fork, env=env, cwd=cwd, check=True, stdin=null, stdout=null, stderr=null)
 
 
 def _words(pid: int, name: str) -> list[str]:
@@ -150,10 +152,6 @@ def _words(pid: int, name: str) -> list[str]:
             return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
     except OSError:
         return []
-
-
-def _await_docker() -> None:
-    _await(lambda: _run("docker", "version").returncode == 0, START_SECONDS, "Docker does not answer")
 
 
 def _await(claim: Callable[[], bool], seconds: float, otherwise: str) -> None:
@@ -184,8 +182,3 @@ def _run(*argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(argv, 127, "", "no such program on this machine")
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(argv, 124, "", f"not done after {CALL_SECONDS} s")
-
-
-def _nowhere() -> dict[str, Any]:
-    null = subprocess.DEVNULL
-    return {"stdin": null, "stdout": null, "stderr": null}
