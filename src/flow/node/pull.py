@@ -42,18 +42,15 @@ def pull(rank: Rank) -> None:
             return
         with open(rank.path(LOGIN), encoding="utf-8") as file:
             _write_login(folder, json.load(file))
-        code, said = _run(rank, [engine, "pull", image], _with_login(folder))
+        # in which docker and podman find the login, whatever the user's own say
+        env = {**os.environ, "DOCKER_CONFIG": folder, "REGISTRY_AUTH_FILE": os.path.join(folder, "config.json")}
+        code, said = _run(rank, [engine, "pull", image], env)
         if code and not rank.stopped:
             raise CannotPull(said or f"`{engine}` could not pull `{image}`")
     except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
         raise CannotPull(f"cannot pull `{image}`: {error}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _with_login(folder: str) -> dict[str, str]:
-    """The environment in which docker and podman find the login, whatever the user's own say."""
-    return {**os.environ, "DOCKER_CONFIG": folder, "REGISTRY_AUTH_FILE": os.path.join(folder, "config.json")}
 
 
 def _write_login(folder: str, login: dict[str, str]) -> None:

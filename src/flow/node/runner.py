@@ -156,7 +156,8 @@ class Rank:
         try:
             stdout, stderr = self.processes.start(argv, env, cwd, lock=held)
         except processes.CannotStart as error:
-            raise _start_failure(*error.args) from None
+            code, reason = error.args
+            raise Ended(code, None, "start", reason) from None
         self._listen(stdout, lambda data: output.append(0, data))
         self._listen(stderr, lambda data: output.append(1, data))
         self._set_limits()
@@ -410,14 +411,6 @@ def _close_inherited(keep: set[int | None]) -> None:
         fd = os.open(os.devnull, os.O_RDWR)
         if fd > 2:
             return os.close(fd)
-
-
-def _start_failure(where: str, what: str, number: int, text: str) -> Ended:
-    """The end of a task whose command could not be executed, with the code that a shell would give."""
-    missing = number in (errno.ENOENT, errno.ENOTDIR)
-    if missing:
-        text = {"cd": "no such folder", "run": "command not found" if "/" not in what else text}[where]
-    return Ended(127 if missing and where == "run" else 126, None, "start", f"`{what}`: {text}")
 
 
 def _overwrite(path: str, data: bytes) -> bool:
