@@ -68,6 +68,8 @@ def find(source: str, access: dict[str, str]) -> Place:
             raise CannotMount(f"that is an object, not a folder; mount `s3://{bucket}/{folder}` and read it there")
     except _Refused as refusal:
         raise CannotMount(_reason(place, access, refusal)) from None
+    except CannotMount:
+        raise
     except (OSError, http.client.HTTPException, ET.ParseError, ValueError) as error:
         raise CannotMount(f"cannot reach {place.url}: {getattr(error, 'reason', None) or error}") from None
     raise CannotMount(f"there is nothing at that path in the bucket `{bucket}`")
