@@ -59,6 +59,7 @@ def test_credentials_are_nowhere_but_in_the_hands_of_the_mount(client: Flow, tmp
     assert task.status == "completed"
     assert SECRET not in task.logs()
     home = Path(os.environ["FLOW_HOME"])
+    assert wait_until(lambda: not list(home.rglob("outbox"))), "it goes with the end of its task"
     holders = [path for path in home.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert holders == []
 
