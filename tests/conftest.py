@@ -55,6 +55,15 @@ def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     end_scheduler(own / "flow", tmp_path)
 
 
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project folder, which the test is in."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_process_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fails after the last test where a process of any test is still alive."""

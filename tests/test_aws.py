@@ -36,6 +36,7 @@ def test_keys_come_whole_from_the_task_then_the_shell_then_the_profile(home: dic
     }  # fmt: skip
     assert credentials({}, {**home, "AWS_PROFILE": "work"})["AWS_SESSION_TOKEN"] == "t4"
     assert credentials({"AWS_PROFILE": "whole"}, {**home, "AWS_PROFILE": "work"})["AWS_ACCESS_KEY_ID"] == "AKIA5"
+    assert credentials({"AWS_PROFILE": "whole"}, {**home, **OTHERS})["AWS_ACCESS_KEY_ID"] == "AKIA5"
 
 
 def test_the_shared_files_may_lie_elsewhere(home: dict[str, str], tmp_path: Path) -> None:

@@ -26,13 +26,7 @@ ID = re.compile(r"task-[0-9a-z]{14}")
 Ended = subprocess.CompletedProcess[str]
 
 
-@pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project folder, in which commands run."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("project")
 
 
 @pytest.fixture

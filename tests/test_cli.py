@@ -31,11 +31,8 @@ Run = Callable[..., Ended]
 
 
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(capfd: pytest.CaptureFixture[str], project: Path) -> Run:
     """Runs a command line in this process, in an empty project folder."""
-    project = tmp_path / "project"
-    project.mkdir()
-    monkeypatch.chdir(project)
 
     def run(*words: str) -> Ended:
         code = main(words)

@@ -27,15 +27,6 @@ Ended = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project folder, in which commands run."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
 def started(project: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a command line as a process, its outputs on pipes; it is killed at the end."""
     processes: list[subprocess.Popen[str]] = []

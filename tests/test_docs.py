@@ -52,6 +52,19 @@ def test_links_between_the_docs_lead_somewhere() -> None:
     assert not broken
 
 
+def test_every_extra_that_is_named_is_there() -> None:
+    texts = [path.read_text() for path in (PROJECT / "CHANGELOG.md", *(PROJECT / one for one in EXAMPLES))]
+    named = {
+        name
+        for text in texts
+        for name in re.findall(r"(?:pip install '?\S*|flow-compute)\[(\w+)\]|the extra `(\w+)`", text)
+    }
+    there = re.search(
+        r"^\[project\.optional-dependencies\]\n((?:\w.*\n)+)", (PROJECT / "pyproject.toml").read_text(), re.M
+    )
+    assert there and {one or other for one, other in named} <= set(re.findall(r"^(\w+) =", there[1], re.M))
+
+
 class Block(NamedTuple):
     """A fenced block with a marker before it: something to run, a file to write, or what the last one printed.
 

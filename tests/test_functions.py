@@ -40,11 +40,8 @@ TRAIN = """
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return Project(folder)
+def project(project: Path) -> Project:
+    return Project(project)
 
 
 def raised(project: Project, body: str, *args: Any, **fields: Any) -> RemoteError:

@@ -280,12 +280,7 @@ def test_a_failed_commit_leaves_no_transaction(tmp_path: Path) -> None:
         queue.close()
 
 
-def test_the_same_key_is_the_same_request_though_the_project_changed(
-    client: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    project = tmp_path / "project"
-    project.mkdir()
-    monkeypatch.chdir(project)
+def test_the_same_key_is_the_same_request_though_the_project_changed(client: Flow, project: Path) -> None:
     first = client.run("echo one", idempotency_key="k")
     (project / "out.log").write_text("one\n")
     assert client.run("echo one", idempotency_key="k") == first

@@ -54,14 +54,19 @@ def start(place: Path) -> Iterator[Start]:
         mounts = [{"kind": "folder", "source": str(place / "volume"), "target": target}]
         task = {"task_id": "task-x", "argv": ["sh", "-c", script], "env": {"PATH": "/usr/bin:/bin"}, "mounts": mounts}
         (place / "task" / "task.json").write_text(json.dumps({**task, **more}))
-        words = [PYTHON, str(place.parent / "node" / "runner.py"), "run", str(place / "task")]
-        started.append(subprocess.Popen([*before, *AS_NOBODY, *words], env={"PATH": "/usr/bin:/bin"}, cwd="/"))
+        words = node(place, "runner.py", "run", str(place / "task"))
+        started.append(subprocess.Popen([*before, *words], env={"PATH": "/usr/bin:/bin"}, cwd="/"))
         return started[-1]
 
     yield run
     for one in started:
         one.terminate()
         one.wait(30)
+
+
+def node(place: Path, *words: str) -> list[str]:
+    """The command by which that user runs a file of `node/`."""
+    return [*AS_NOBODY, PYTHON, str(place.parent / "node" / words[0]), *words[1:]]
 
 
 def status(place: Path) -> dict[str, Any]:
@@ -103,16 +108,8 @@ def test_one_enters_the_task_and_finds_what_it_sees(start: Start, place: Path) -
     start("sleep 1000", "/flow-data")
     (place / "volume" / "file").write_text("seen")
     assert wait_until(lambda: status(place)["phase"] == "running", seconds=30), status(place)
-    enter = [
-        PYTHON,
-        str(place.parent / "node" / "tail.py"),
-        "enter",
-        str(place / "task"),
-        "--",
-        "cat",
-        "/flow-data/file",
-    ]
-    assert subprocess.run([*AS_NOBODY, *enter], capture_output=True, text=True).stdout == "seen"
+    enter = node(place, "tail.py", "enter", str(place / "task"), "--", "cat", "/flow-data/file")
+    assert subprocess.run(enter, capture_output=True, text=True).stdout == "seen"
 
 
 def test_a_running_task_is_given_one_more_folder(start: Start, place: Path) -> None:
@@ -120,15 +117,8 @@ def test_a_running_task_is_given_one_more_folder(start: Start, place: Path) -> N
     os.chown(place / "late", 65534, 65534)
     one = start("until test -e /mnt/flow-late/go; do sleep 0.02; done; touch /mnt/flow-late/seen", "/flow-data")
     assert wait_until(lambda: status(place)["phase"] == "running", seconds=30), status(place)
-    add = [
-        PYTHON,
-        str(place.parent / "node" / "mounts.py"),
-        "add",
-        str(place / "task"),
-        str(place / "late"),
-        "flow-late",
-    ]
-    told = subprocess.run([*AS_NOBODY, *add], capture_output=True, text=True)
+    add = node(place, "mounts.py", "add", str(place / "task"), str(place / "late"), "flow-late")
+    told = subprocess.run(add, capture_output=True, text=True)
     assert (told.returncode, told.stderr) == (0, "")
     (place / "late" / "go").touch()
     assert one.wait(30) == 0
@@ -139,8 +129,8 @@ def test_a_running_task_is_given_one_more_folder(start: Start, place: Path) -> N
 def test_one_without_mounts_of_its_own_is_given_none_and_told_why(start: Start, place: Path) -> None:
     start("sleep 1000", "", mounts=[])
     assert wait_until(lambda: status(place)["phase"] == "running", seconds=30), status(place)
-    add = [PYTHON, str(place.parent / "node" / "mounts.py"), "add", str(place / "task"), str(place / "volume"), "v"]
-    told = subprocess.run([*AS_NOBODY, *add], capture_output=True, text=True)
+    add = node(place, "mounts.py", "add", str(place / "task"), str(place / "volume"), "v")
+    told = subprocess.run(add, capture_output=True, text=True)
     assert told.returncode == 1
     assert "it has no mounts of its own" in told.stderr and "private_mounts" in told.stderr
 
@@ -155,11 +145,9 @@ def test_where_no_namespace_is_allowed_the_reason_says_what_to_do(start: Start, 
     assert "give it an `image`" in status(place)["reason"]
 
 
-@pytest.mark.parametrize("target", ["{place}", "{place}/task", "/tmp"])
+@pytest.mark.parametrize("target", ["{place}", "{place}/task", "{place.parent}"])
 def test_nothing_hides_the_folder_of_the_task_itself(start: Start, place: Path, target: str) -> None:
     target = target.format(place=place)
-    if not place.is_relative_to(target):
-        return
     assert start("echo ran", target).wait(30) == 0
     assert status(place)["reason"] == f"a mount at `{target}` would hide the task's own folder"
 

@@ -51,7 +51,7 @@ def mount(machine: Machine, device: str, target: str = "/mnt/data") -> str:
     done = machine.run(sys.executable, "-c", MOUNT, device, target, check=False)
     if done.returncode:
         kind, _, reason = done.stderr.splitlines()[-1].partition(": ")
-        assert kind == "flow.node.volumes.CannotMount", done.stderr
+        assert kind == "flow.node.mount_points.CannotMount", done.stderr
         return reason
     return ""
 

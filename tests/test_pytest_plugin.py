@@ -44,14 +44,6 @@ def test_costs_nothing():
 """
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def run_pytest(project: Path, test: str, *options: str) -> subprocess.CompletedProcess[str]:
     (project / "test_it.py").write_text(test)
     argv = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *options]

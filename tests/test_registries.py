@@ -98,7 +98,7 @@ def test_the_tasks_credentials_come_first_then_the_shells_then_the_files(aws: Aw
     ("env", "kind", "said"),
     [
         ({}, ValidationError, "Unable to locate credentials"),
-        ({"AWS_ACCESS_KEY_ID": "one"}, ValidationError, "without AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_ACCESS_KEY_ID": "one"}, ValidationError, "has no AWS_SECRET_ACCESS_KEY"),
         ({"AWS_PROFILE": "nobody"}, ValidationError, "nobody"),
         ({**KEYS, "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, ProviderError, "Could not connect"),
         ({**KEYS, "AWS_ENDPOINT_URL": "nonsense"}, ProviderError, "nonsense"),

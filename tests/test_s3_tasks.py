@@ -26,8 +26,11 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aws: Aws) -> Iterato
     monkeypatch.chdir(tmp_path)
     aws.bucket("bucket", {"set/train/a.txt": b"hello\n", "set/b.txt": b"more\n"})
     yield Flow()
-    keepers = lambda: [one for one in processes_of(tmp_path) if "s3_keeper" in one.command]  # noqa: E731
-    assert wait_until(lambda: not keepers(), seconds=30), keepers()
+    assert wait_until(lambda: not keepers(tmp_path), seconds=30), keepers(tmp_path)
+
+
+def keepers(folder: Path) -> list[str]:
+    return [one.command for one in processes_of(folder) if "s3_keeper" in one.command]
 
 
 def finished(client: Flow, command: str, **fields: object) -> Task:
@@ -59,6 +62,7 @@ def test_credentials_are_nowhere_but_in_the_hands_of_the_mount(client: Flow, tmp
     assert task.status == "completed"
     assert SECRET not in task.logs()
     home = Path(os.environ["FLOW_HOME"])
+    assert wait_until(lambda: not (keepers(tmp_path) or list(home.glob("record/*/outbox"))), seconds=30)
     holders = [path for path in home.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert holders == []
 

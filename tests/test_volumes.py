@@ -313,6 +313,23 @@ def test_a_running_task_is_given_a_volume_without_a_restart(client: Flow) -> Non
     assert not Path("/mnt", name).exists()
 
 
+def test_a_volume_that_is_mounted_late_covers_what_the_machine_has_of_its_name(client: Flow) -> None:
+    names = [f"late-{number}-{os.getpid()}" for number in range(2)]
+    task = running(client, "sleep 1000")
+    for name in names:
+        Path("/mnt", name).mkdir()
+    try:
+        for name in names:
+            client.create_volume(1, name)
+            flow.mount_volume(name, task)
+            assert task.shell(["touch", f"/mnt/{name}/file"]) == 0
+            assert (contents(client.get_volume(name)) / "file").exists()
+    finally:
+        cancelled(task)
+        for name in names:
+            Path("/mnt", name).rmdir()  # empty
+
+
 def test_a_volume_is_mounted_only_where_a_task_runs_and_may_have_it(client: Flow, at: Callable[[str], str]) -> None:
     client.create_volume(1, "disk")
     ended = finished(client, "true")

@@ -49,14 +49,11 @@ APP = """
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
+def project(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
-    project = Project(folder)
-    project.write(lib=APP)
-    return project
+    made = Project(project)
+    made.write(lib=APP)
+    return made
 
 
 def program(project: Project, text: str, *, code: int = 0) -> str:

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flow import errors as errors
     from flow.client import Flow as Flow
-    from flow.client import cancel as cancel
-    from flow.client import create_volume as create_volume
-    from flow.client import get_task as get_task
-    from flow.client import mount_volume as mount_volume
-    from flow.client import run as run
-    from flow.client import submit as submit
-    from flow.client import tasks as tasks
-    from flow.client import volumes as volumes
     from flow.config import TaskConfig as TaskConfig
     from flow.functions import FlowApp as FlowApp
     from flow.functions import function as function
     from flow.functions import invoke as invoke
     from flow.machines import Volume as Volume
+    from flow.shortcuts import cancel as cancel
+    from flow.shortcuts import create_volume as create_volume
+    from flow.shortcuts import get_task as get_task
+    from flow.shortcuts import mount_volume as mount_volume
+    from flow.shortcuts import run as run
+    from flow.shortcuts import submit as submit
+    from flow.shortcuts import tasks as tasks
+    from flow.shortcuts import volumes as volumes
     from flow.status import TaskStatus as TaskStatus
     from flow.task import Task as Task
 
@@ -28,14 +28,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Flow": "flow.client",
-    "cancel": "flow.client",
-    "create_volume": "flow.client",
-    "get_task": "flow.client",
-    "mount_volume": "flow.client",
-    "run": "flow.client",
-    "submit": "flow.client",
-    "tasks": "flow.client",
-    "volumes": "flow.client",
+    "cancel": "flow.shortcuts",
+    "create_volume": "flow.shortcuts",
+    "get_task": "flow.shortcuts",
+    "mount_volume": "flow.shortcuts",
+    "run": "flow.shortcuts",
+    "submit": "flow.shortcuts",
+    "tasks": "flow.shortcuts",
+    "volumes": "flow.shortcuts",
     "Volume": "flow.machines",
     "TaskConfig": "flow.config",
     "FlowApp": "flow.functions",

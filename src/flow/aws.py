@@ -17,16 +17,26 @@ _INDIRECT = ("sso_session", "sso_start_url", "role_arn", "credential_process", "
 
 
 def credentials(env: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
-    """AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and where there are any AWS_SESSION_TOKEN and AWS_REGION.
-
-    Looked for in the task's own `env`, then in `environ`, the shell that submits it, then in the profile AWS_PROFILE of
-    the shared files; the keys all come from one of these. Raises ValidationError where there are none.
-    Source: AWS SDKs and Tools Reference Guide, "Configuration and authentication settings".
-    """
+    """The `written_keys`, and AWS_REGION where one is said. Raises ValidationError where there are no keys."""
     profile = _Profile(env, environ)
     region = profile.variable(REGION) or profile.variable("AWS_DEFAULT_REGION") or profile.value("region")
-    found = _keys(env, "the task's `env`") or _keys(environ, "the environment") or profile.keys()
+    found = written_keys(env, environ)
+    if not found:
+        raise profile.without_keys()
     return {**found, **({REGION: region} if region else {})}
+
+
+def written_keys(env: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and maybe AWS_SESSION_TOKEN, all from one place; {} where none has any.
+
+    The places: the task's own `env`, or the profile that it names; `environ`, the shell that submits; the profile of
+    the shared files. Raises ValidationError where one of the two is missing, or a file cannot be read.
+    Source: AWS SDKs and Tools Reference Guide, "Configuration and authentication settings".
+    """
+    own = _keys(env, "the task's `env`")
+    if own or env.get("AWS_PROFILE"):
+        return own or _Profile(env, environ).keys()
+    return _keys(environ, "the environment") or _Profile(env, environ).keys()
 
 
 def s3_access(env: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
@@ -59,7 +69,9 @@ def _keys(variables: Mapping[str, str], where: str) -> dict[str, str]:
     found = {name: variables[name].strip() for name in (ID, SECRET, TOKEN) if variables.get(name, "").strip()}
     missing = [name for name in (ID, SECRET) if name not in found]
     if len(missing) == 1:
-        raise ValidationError(f"AWS credentials are half there: {where} has no {missing[0]}")
+        raise ValidationError(
+            f"AWS credentials are half there: {where} has no {missing[0]}", suggestions=[f"set {ID} and {SECRET} there"]
+        )
     return {} if missing else found
 
 
@@ -80,17 +92,18 @@ class _Profile:
         return self._credentials.get(name) or self._config.get(name) or ""
 
     def keys(self) -> dict[str, str]:
-        found = _keys({name: self.value(name.lower()) for name in (ID, SECRET, TOKEN)}, f"profile `{self.name}`")
-        if found:
-            return found
+        return _keys({name: self.value(name.lower()) for name in (ID, SECRET, TOKEN)}, f"profile `{self.name}`")
+
+    def without_keys(self) -> ValidationError:
+        """Why there are none, of a profile that has none."""
         named = f" --profile {self.name}" if self.variable("AWS_PROFILE") else ""
         export = f'`eval "$(aws configure export-credentials{named} --format env)"`'
         indirect = next((name for name in _INDIRECT if self.value(name)), None)
         if indirect:
-            raise ValidationError(
+            return ValidationError(
                 f"the AWS profile `{self.name}` has no keys but `{indirect}`", suggestions=[f"get keys with {export}"]
             )
-        raise ValidationError(
+        return ValidationError(
             f"no AWS credentials: none in the task's `env`, the environment, or profile `{self.name}` of ~/.aws",
             suggestions=[f"set {ID} and {SECRET}, or run `aws configure`"],
         )

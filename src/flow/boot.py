@@ -105,6 +105,7 @@ def _files_for(task: Mapping[str, Any]) -> list[str]:
         "container.py": task.get("image"),
         "pull.py": "inbox/registry.json" in task.get("needs", []),
         "mounts.py": mounts or task.get("private_mounts"),
+        "mount_points.py": mounts or task.get("private_mounts"),
         "volumes.py": any(one["kind"] == "device" for one in mounts),
         "peers.py": task.get("nodes", 1) > 1,
     }

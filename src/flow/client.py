@@ -1,4 +1,4 @@
-"""Flow: the client. Submits tasks, finds them again, asks their providers; and the module-level functions over it."""
+"""Flow: the client. Submits tasks, finds them again, asks their providers."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import os
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flow.durable import NoRoomError
-from flow.errors import FlowError, ResourceNotFoundError, StorageError, ValidationError, did_you_mean
+from flow.errors import FlowError, ResourceNotFoundError, StorageError, ValidationError
 from flow.importing import refuse_while_importing
 from flow.observe import observe
 from flow.providers import Provider
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
-from flow.status import FINAL, Outcome, TaskStatus, Want
+from flow.status import FINAL, Outcome, Want, states_named
 from flow.task import Task
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Unpack
 
     from flow.calls import Call
@@ -59,9 +56,7 @@ class Flow:
     def __enter__(self) -> Flow:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Nothing to close: tasks stay usable."""
 
     # -- submitting
@@ -140,29 +135,17 @@ class Flow:
     ) -> Submission:
         """Plan, upload and record: from here on the task cannot be lost."""
         from flow.blobs import store_lock
-        from flow.bundle import add_files, check_upload_limit, make_bundle
         from flow.task_volumes import make_volumes, store_of
+        from flow.upload import current_folder, with_project
         from flow.users import submitter
 
-        plan, user = self._resolve(config, task_id), submitter(_here())
+        plan, user = self._resolve(config, task_id), submitter(current_folder())
         is_repeated = bool(idempotency_key and self.records.has_key(idempotency_key))
         secrets = {} if is_repeated else self._secret_files(plan)  # before the upload: this may be refused
         provider = self.provider(plan.provider)
-        limit = self.settings.get("upload_limit_mb") or provider.capabilities.upload_limit_mb
+        limit_mb = self.settings.get("upload_limit_mb") or provider.capabilities.upload_limit_mb
         with store_lock(self.home, shared=True):
-            if config.upload_code and self._has_project():
-                bundle = make_bundle(_here(), self.home, exclude=[self.home])
-                if call:
-                    bundle = add_files(self.home, bundle, call.files, beside=call.file)
-                    plan = replace(plan, function=call.function)
-                if limit:
-                    check_upload_limit(self.home, bundle, limit)
-                plan = replace(plan, bundle=bundle.id, notes=(*plan.notes, *bundle.notes))
-            elif call:
-                raise ValidationError(
-                    f"`{call.file}` is not sent to the machine: {_why_not_sent(config)}",
-                    suggestions=["run from a project's folder, with `upload_code` as it is by default"],
-                )
+            plan = with_project(plan, config, self.home, call=call, limit_mb=limit_mb, notes=self.notes)
             if plan.mounts and not is_repeated:
                 plan = make_volumes(plan, store_of(provider))
             submission = Submission(
@@ -186,18 +169,11 @@ class Flow:
 
     def _resolve(self, config: TaskConfig, task_id: str) -> Plan:
         from flow.resolve import Submitter, resolve
+        from flow.upload import current_folder
 
         provider = self.provider(config.provider or self.settings.get("provider"))
-        submitter = Submitter(_here(), dict(os.environ), self._find)
+        submitter = Submitter(current_folder(), dict(os.environ), self._find)
         return resolve(config, provider, submitter, task_id=task_id)
-
-    def _has_project(self) -> bool:
-        """Whether the current folder is one to upload: not the whole home, not the whole disk."""
-        here = _here()
-        if here in (Path.home(), Path(here.anchor)):
-            self.notes.append(f"`{here}` is not uploaded: run from a project's folder to have your code there")
-            return False
-        return True
 
     # -- finding
 
@@ -223,7 +199,7 @@ class Flow:
 
         `name_pattern`: as a shell's, `dev-*`. Without `refresh` they are as they were when last looked at.
         """
-        states = _states(states)
+        states = states_named(states)
         self._finish_interrupted()
         if refresh and states is not None:
             self._look_at(row.task_id for row in self.records.rows(unfinished=True))
@@ -416,78 +392,3 @@ class Flow:
                 self._task(task_id).allocate()
             except FlowError as error:  # what stands in the way of one must not hide the others
                 self.notes.append(f"`{task_id}` is recorded, and not yet given to its provider: {error.message}")
-
-
-def _why_not_sent(config: TaskConfig) -> str:
-    return "the current folder is no project" if config.upload_code else "`upload_code` is false"
-
-
-def _here() -> Path:
-    """The current folder. Raises ValidationError where it is gone."""
-    try:
-        return Path.cwd()
-    except OSError as error:
-        raise ValidationError(
-            f"the current folder cannot be used: {error.strerror}", suggestions=["go to another one, `cd` for example"]
-        ) from error
-
-
-def _states(asked: str | Collection[str] | None) -> frozenset[TaskStatus] | None:
-    """The states that words name. Raises ValidationError for a word that names none."""
-    if asked is None:
-        return None
-    known = [str(state) for state in TaskStatus]
-    words = [str(word) for word in ([asked] if isinstance(asked, str) else asked)]
-    for word in words:
-        if word not in known:
-            near = did_you_mean(word, known)
-            raise ValidationError(f"no state `{word}`", suggestions=[*near, f"the states are {', '.join(known)}"])
-    return frozenset(map(TaskStatus, words))
-
-
-def run(
-    task: Operand | TaskConfig = None, /, *, idempotency_key: str | None = None, **fields: Unpack[TaskFields]
-) -> Task:
-    """Submit a shell command, a list of arguments, a task file, a script or a TaskConfig; see `Flow.run`."""
-    return Flow().run(task, idempotency_key=idempotency_key, **fields)
-
-
-submit = run  # what other clients call it
-
-
-def get_task(reference: str) -> Task:
-    """The task that an id, a unique prefix or a name stands for."""
-    return Flow().get_task(reference)
-
-
-def tasks(
-    *,
-    states: str | Collection[str] | None = None,
-    limit: int | None = 20,
-    name_pattern: str | None = None,
-    refresh: bool = True,
-) -> list[Task]:
-    """The newest tasks; see `Flow.tasks`."""
-    return Flow().tasks(states=states, limit=limit, name_pattern=name_pattern, refresh=refresh)
-
-
-def create_volume(
-    size_gb: int, name: str | None = None, *, interface: str = "block", region: str | None = None
-) -> Volume:
-    """Make a volume; see `Flow.create_volume`."""
-    return Flow().create_volume(size_gb, name, interface=interface, region=region)
-
-
-def volumes() -> list[Volume]:
-    """The volumes there are, newest first."""
-    return Flow().volumes()
-
-
-def mount_volume(volume: str | Volume, task: str | Task) -> str:
-    """Give a running task one more volume; the path at which it is seen, `/mnt/<name>`. See `Flow.mount_volume`."""
-    return Flow().mount_volume(volume, task)
-
-
-def cancel(*tasks: str | Task) -> None:
-    """Ask for the end of tasks, each named by an id, a unique prefix or a name; see `Flow.cancel`."""
-    Flow().cancel(*tasks)

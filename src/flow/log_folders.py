@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
+from typing import Any
 
+from flow.attempts import attempt_numbers
 from flow.channel import Channel
 from flow.errors import ValidationError
 from flow.log_feeds import Folder
@@ -38,13 +40,19 @@ def nodes_there_are(plan: Plan) -> str:
     return f"its nodes are 0 to {plan.nodes - 1}" if plan.nodes > 1 else "it has one node, `0`"
 
 
-def attempt_numbers(records: Records, task_id: str) -> list[int]:
-    """The attempts that have a folder in the record, oldest first."""
-    try:
-        names = os.listdir(records.folder(task_id, 1, 0).parent.parent)  # noqa: PTH208
-    except OSError:
-        return []
-    return sorted(int(name) for name in names if name.isdigit())
+def chosen_folders(
+    provider: Provider, records: Records, task_id: str, plan: Plan, choice: dict[str, Any], *, is_array: bool
+) -> Callable[[], list[Folder]]:
+    """What finds the folders that a choice of lines is read from; its `node` becomes the `rank` of `flow.logs`.
+
+    Raises ValidationError for a choice that cannot be.
+    """
+    tail = choice.get("tail")
+    if tail is not None and tail < 0:
+        raise ValidationError(f"`tail` is `{tail}`", suggestions=["write a number of lines, 0 or more"])
+    rank = choice["rank"] = choice.pop("node", None)
+    check_rank(task_id, plan, rank, is_array=is_array)
+    return lambda: log_folders(provider, records, task_id, plan, rank, is_array=is_array)
 
 
 def log_folders(

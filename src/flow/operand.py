@@ -28,7 +28,12 @@ def read_operand(given: str | os.PathLike[str]) -> str | Path:
         raise _is_folder(path, text)
     if stat.S_ISREG(mode):
         if _is_slurm(path):
-            raise _slurm_script(text)
+            raise ValidationError(
+                f"`{text}` is a Slurm script, which this version cannot read yet",
+                suggestions=[
+                    "write what its `#SBATCH` lines say into a task file; `flow schema task` lists the fields"
+                ],
+            )
         return path if is_path or path.suffix in (*TASK_FILES, *_SCRIPTS) else text
     if is_path or _looks_like_a_file(text):
         raise _no_file(path, text)
@@ -67,13 +72,6 @@ def _is_folder(path: Path, text: str) -> FlowError:
     inside = [*sorted(path.glob("*.y*ml")), *sorted(path.glob("*.py"))]
     meant = [f"did you mean `{shlex.quote(str(inside[0]))}`?"] if inside else []
     return ValidationError(f"`{text}` is a folder", suggestions=meant)
-
-
-def _slurm_script(text: str) -> FlowError:
-    return ValidationError(
-        f"`{text}` is a Slurm script, which this version cannot read yet",
-        suggestions=["write what its `#SBATCH` lines say into a task file; `flow schema task` lists the fields"],
-    )
 
 
 def _no_file(path: Path, text: str) -> FlowError:

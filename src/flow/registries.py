@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from flow.aws import ID, SECRET, TOKEN, written_keys
 from flow.errors import AuthenticationError, FlowError, ProviderError, ValidationError
 
 # <account>.dkr.ecr.<region>.amazonaws.com; source: Amazon ECR User Guide, "Amazon ECR private registries".
@@ -14,7 +15,7 @@ _ECR = re.compile(r"(?P<host>\d+\.dkr\.ecr(?:-fips)?\.(?P<region>[a-z0-9-]+)\.am
 # Codes with which AWS says no to who asks, and not to what is asked; source: "Common Error Types" of the ECR API.
 _REFUSALS = re.compile(r"AccessDenied|UnrecognizedClient|InvalidClientToken|Signature|ExpiredToken|NotAuthorized|OptIn")
 _HERE_BEFORE = "or pull it before: an image that the task's own machine has needs no login"
-_SET = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in `env` of the task or in your shell, or AWS_PROFILE"
+_SET = f"set {ID} and {SECRET}, in `env` of the task or in your shell, or AWS_PROFILE"
 
 
 def wants_login(image: str) -> bool:
@@ -25,10 +26,10 @@ def wants_login(image: str) -> bool:
 def registry_login(image: str, env: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str] | None:
     """The login to an image's registry: registry, username, password; None where the engine's own login holds.
 
-    Amazon's (ECR) is a token that lasts 12 hours. It is asked with the credentials of `env` (the task's), else of
-    `environ` (the shell's), else of the files that the AWS tools read; AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_ECR are
-    honoured. Raises ValidationError without credentials, AuthenticationError where AWS refuses them, ProviderError
-    where it does not answer. Source: `GetAuthorizationToken` of the ECR API reference.
+    Amazon's (ECR) is a token that lasts 12 hours. It is asked with the keys that `flow.aws.written_keys` finds, else in
+    the ways that boto3 knows; AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_ECR are honoured. Raises ValidationError without
+    credentials, AuthenticationError where AWS refuses them, ProviderError where it does not answer. Source:
+    `GetAuthorizationToken` of the ECR API reference.
     """
     found = _ECR.match(image)
     if not found:
@@ -60,19 +61,15 @@ def _token(image: str, region: str, env: Mapping[str, str], environ: Mapping[str
 
 
 def _credentials(env: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, Any]:
-    """What to make a session with: all from one place, so that no key meets another key's secret."""
-    for given in (env, environ):
-        if given.get("AWS_ACCESS_KEY_ID"):
-            if not given.get("AWS_SECRET_ACCESS_KEY"):
-                raise ValidationError("AWS_ACCESS_KEY_ID is set without AWS_SECRET_ACCESS_KEY", suggestions=[_SET])
-            return {
-                "aws_access_key_id": given["AWS_ACCESS_KEY_ID"],
-                "aws_secret_access_key": given["AWS_SECRET_ACCESS_KEY"],
-                "aws_session_token": given.get("AWS_SESSION_TOKEN"),
-            }
-        if given.get("AWS_PROFILE"):
-            return {"profile_name": given["AWS_PROFILE"]}
-    return {}
+    """What to make a session with; where no keys are written down, boto3 knows other ways, as single sign-on."""
+    keys = written_keys(env, environ)
+    if not keys:
+        return {"profile_name": env.get("AWS_PROFILE") or environ.get("AWS_PROFILE")}
+    return {
+        "aws_access_key_id": keys[ID],
+        "aws_secret_access_key": keys[SECRET],
+        "aws_session_token": keys.get(TOKEN),
+    }
 
 
 def _endpoint(given: Mapping[str, str]) -> str | None:

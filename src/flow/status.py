@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flow.errors import ValidationError, did_you_mean
 from flow.machines import Allocation, Machines, Report
 
 _NUMBER = (int, float)
@@ -52,6 +53,19 @@ _WORST_FIRST = (
     TaskStatus.CANCELLED,
     TaskStatus.COMPLETED,
 )
+
+
+def states_named(asked: str | Collection[str] | None) -> frozenset[TaskStatus] | None:
+    """The states that words name. Raises ValidationError for a word that names none."""
+    if asked is None:
+        return None
+    known = [str(state) for state in TaskStatus]
+    words = [str(word) for word in ([asked] if isinstance(asked, str) else asked)]
+    for word in words:
+        if word not in known:
+            near = did_you_mean(word, known)
+            raise ValidationError(f"no state `{word}`", suggestions=[*near, f"the states are {', '.join(known)}"])
+    return frozenset(map(TaskStatus, words))
 
 
 class Want(str, enum.Enum):

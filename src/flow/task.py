@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from flow.errors import FlowError, StorageError, TaskFailedError, ValidationError
+from flow.attempts import Attempt, attempt_numbers, attempts_of, moment
+from flow.errors import StorageError, TaskFailedError, ValidationError
 from flow.errors import TimeoutError as FlowTimeoutError
-from flow.machines import Allocation, Report, Volume
-from flow.masking import masked
+from flow.machines import Allocation, Volume
 from flow.observe import instances, observe
 from flow.plan import Plan
 from flow.providers import Provider, VolumeStore
 from flow.record import Records, Submission
-from flow.status import Outcome, TaskStatus, Want, attempt_outcome, read_report
+from flow.status import Outcome, TaskStatus, Want
 
 if TYPE_CHECKING:
     import subprocess
@@ -34,18 +33,6 @@ if TYPE_CHECKING:
     from flow.users import User
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.25  # seconds between looks while waiting
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One start of the task."""
-
-    number: int
-    status: TaskStatus
-    exit_code: int | None
-    reason: str
-    started_at: datetime | None
-    ended_at: datetime | None
 
 
 class Task:
@@ -67,7 +54,7 @@ class Task:
         return f"<Task {self.task_id} {self.name} {self.status}>"
 
     def _repr_html_(self) -> str:
-        from flow.notebook import task_html
+        from flow.views import task_html
 
         return task_html(self)
 
@@ -124,12 +111,12 @@ class Task:
     @property
     def started_at(self) -> datetime | None:
         """When the last attempt started."""
-        return _moment(self._outcome.started)
+        return moment(self._outcome.started)
 
     @property
     def ended_at(self) -> datetime | None:
         """When it ended."""
-        return _moment(self._outcome.ended)
+        return moment(self._outcome.ended)
 
     @property
     def run_seconds(self) -> float | None:
@@ -175,10 +162,7 @@ class Task:
         """Of an array: how many elements are in each state."""
         if not self.is_array:
             return None
-        counts: dict[str, int] = {}
-        for outcome in self._element_outcomes():
-            counts[str(outcome.state)] = counts.get(str(outcome.state), 0) + 1
-        return counts
+        return dict(Counter(str(outcome.state) for outcome in self._element_outcomes()))
 
     @property
     def is_held(self) -> bool:
@@ -204,33 +188,19 @@ class Task:
     @property
     def attempts(self) -> list[Attempt]:
         """Every start, oldest first, from the record."""
-        numbers = self._attempt_numbers()
-        return [self._attempt(number, is_last=number == numbers[-1]) for number in numbers]
+        return attempts_of(self._records, self.task_id, self.plan.nodes, self._outcome)
 
     @property
     def folder(self) -> Path | None:
         """Where the record of the last attempt lies, once there is one (first node)."""
-        numbers = self._attempt_numbers()
+        numbers = attempt_numbers(self._records, self.task_id)
         return self._records.folder(self.task_id, numbers[-1], 0) if numbers else None
 
     def record(self) -> dict[str, Any]:
         """The attributes as JSON-ready values, secrets masked: what `--json` prints."""
-        config = dict(self._submission.config)
-        if config.get("env"):
-            config["env"] = masked(config["env"])
-        plain = ("task_id", "name", "provider", "exit_code", "signal", "reason", "instance_type", "num_instances")
-        return {
-            **{name: getattr(self, name) for name in plain},
-            "status": str(self.status),
-            **{name: _text(getattr(self, name)) for name in ("created_at", "started_at", "ended_at")},
-            "run_seconds": self.run_seconds,
-            "price_per_hour": self.price_per_hour,
-            "attempt": self._outcome.attempt,
-            "elements": self.elements,
-            "endpoints": dict(self.endpoints),
-            "labels": dict(self.plan.labels),
-            "config": config,
-        }
+        from flow.views import task_record
+
+        return task_record(self, self._submission.config)
 
     # -- looking and acting
 
@@ -390,26 +360,9 @@ class Task:
         With `capture` the `command` reads nothing, and what it wrote comes back beside its `returncode`, as text in
         `stdout` and `stderr`. Raises ValidationError unless the task runs and has that node.
         """
-        if capture and not command:
-            raise ValidationError("there is no command to capture", suggestions=["name one, as `nvidia-smi -L`"])
-        allocation = self._allocation() if self.refresh().status is TaskStatus.RUNNING else None
-        if not allocation or not allocation.nodes:
-            raise ValidationError(f"`{self.task_id}` {self._no_shell()}", suggestions=[self._way_to_a_shell()])
-        from flow.log_folders import check_rank
+        from flow.access import shell
 
-        check_rank(self.task_id, self.plan, node, is_array=False)
-        words = ["sh", "-c", command] if isinstance(command, str) else list(command or ())
-        import subprocess
-
-        from flow.node import tail
-
-        enter = [sys.executable, str(Path(tail.__file__)), "enter", allocation.nodes[node].folder]
-        argv = [*enter, *(["--", *words] if words else [])]
-        if not capture:
-            return subprocess.run(argv, check=False).returncode
-        ran = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        texts = [output.decode(errors="replace") for output in (ran.stdout, ran.stderr)]
-        return subprocess.CompletedProcess(words, ran.returncode, *texts)
+        return shell(self, self._running(), command, node=node, capture=capture)
 
     def get_instances(self) -> list[Instance]:
         """Its machines as they are now, by rank; none before there are any, and none once they were let go."""
@@ -421,20 +374,6 @@ class Task:
         from flow.users import User
 
         return User(self._submission.user, self._submission.email)
-
-    def _no_shell(self) -> str:
-        if self.is_array:
-            return "is an array: a shell needs one of its elements"
-        return f"is {self.status}: a shell needs a running task"
-
-    def _way_to_a_shell(self) -> str:
-        if self.status.is_final:
-            return f"see its output with `flow logs {self.task_id}`"
-        if self.is_held:
-            return f"it is held: let it start with `flow resume {self.task_id}`"
-        if self.is_array and self.plan.elements:
-            return f"name an element: `flow ssh {self.task_id}_{self.plan.elements.indices[0]}`"
-        return f"wait until it runs: `flow status {self.task_id} --watch`"
 
     def reach(self) -> tuple[Channel, str] | None:
         """The channel to its first node, and its folder there; None while it has no machine that is up."""
@@ -448,34 +387,9 @@ class Task:
 
         Raises ValidationError where it does not run, the volume is held, or the machine does not allow it.
         """
-        if volume.interface == "block" and self.plan.nodes > 1:
-            raise ValidationError(
-                f"the block volume `{volume.name}` cannot be mounted by {self.plan.nodes} nodes",
-                suggestions=["use a volume made with `--interface file`"],
-            )
-        allocation = self._allocation()
-        if self.refresh().status is not TaskStatus.RUNNING or not allocation or not allocation.nodes:
-            what = "an array: a volume is for one of its elements" if self.is_array else f"{self.status}, not running"
-            raise ValidationError(f"`{self.task_id}` is {what}", suggestions=[self._way_to_a_shell()])
-        source = store.attach(volume.volume_id, self.plan)
-        try:
-            for node in allocation.nodes:
-                self._bind(node.folder, source, volume.name)
-        except FlowError:
-            if volume.volume_id not in [one.source for one in self.plan.mounts]:
-                store.detach(volume.volume_id, self.plan.task_id)
-            raise
-        return f"/mnt/{volume.name}"
+        from flow.access import mount
 
-    def _bind(self, folder: str, source: str, name: str) -> None:
-        import subprocess
-
-        from flow.node import mounts
-
-        words = [sys.executable, str(Path(mounts.__file__)), "add", folder, source, name]
-        told = subprocess.run(words, capture_output=True, text=True, check=False)
-        if told.returncode:
-            raise ValidationError(f"`{self.task_id}` cannot be given the volume `{name}`: {told.stderr.strip()}")
+        return mount(self, self._running(), volume, store)
 
     # -- how the above is known
 
@@ -488,6 +402,10 @@ class Task:
         found = [one for one in self._provider.allocations([self.task_id]) if one.task_id == self.task_id]
         return found[0] if found else None
 
+    def _running(self) -> Allocation | None:
+        """The machines of a task that runs."""
+        return self._allocation() if self.refresh().status is TaskStatus.RUNNING else None
+
     def _element_outcomes(self) -> Collection[Outcome]:
         if not self._elements:
             self.see(self._provider.allocations([self.task_id]))
@@ -495,52 +413,17 @@ class Task:
 
     def _paid_seconds(self) -> float:
         """How long its machines have run, or ran, in all attempts; of an array, the last attempt of each element."""
-        now = time.time()
+        now = datetime.now(timezone.utc)
         if self.is_array:
-            spans = [(one.started, one.ended) for one in self._element_outcomes()]
+            spans = [(moment(one.started), moment(one.ended)) for one in self._element_outcomes()]
         else:
-            spans = [(_seconds(one.started_at), _seconds(one.ended_at)) for one in self.attempts]
-        return sum(max((now if end is None else end) - begin, 0.0) for begin, end in spans if begin is not None)
-
-    def _attempt_numbers(self) -> list[int]:
-        from flow.log_folders import attempt_numbers
-
-        return attempt_numbers(self._records, self.task_id)
-
-    def _attempt(self, number: int, *, is_last: bool) -> Attempt:
-        folders = [self._records.folder(self.task_id, number, rank) for rank in range(self.plan.nodes)]
-        found: Mapping[int, Report | None] = {rank: read_report(folder) for rank, folder in enumerate(folders)}
-        reports = {rank: report for rank, report in found.items() if report}
-        outcome = attempt_outcome(reports, self.plan.nodes, attempt=number)
-        if outcome is None or (is_last and self.status.is_final):
-            outcome = self._outcome if is_last else Outcome(TaskStatus.LOST, reason="left no report")
-        return Attempt(
-            number, outcome.state, outcome.exit_code, outcome.reason, _moment(outcome.started), _moment(outcome.ended)
-        )
+            spans = [(one.started_at, one.ended_at) for one in self.attempts]
+        return sum(max(((end or now) - begin).total_seconds(), 0.0) for begin, end in spans if begin)
 
     def _folders(self, choice: dict[str, Any]) -> Callable[[], Sequence[Folder]]:
-        """What finds the folders that a choice of lines is read from; `node` becomes the `rank` of `flow.logs`."""
-        from flow.log_folders import check_rank, log_folders
+        from flow.log_folders import chosen_folders
 
-        tail = choice.get("tail")
-        if tail is not None and tail < 0:
-            raise ValidationError(f"`tail` is `{tail}`", suggestions=["write a number of lines, 0 or more"])
-        rank = choice["rank"] = choice.pop("node", None)
-        check_rank(self.task_id, self.plan, rank, is_array=self.is_array)
-        place = (self._provider, self._records, self.task_id, self.plan, rank)
-        return lambda: log_folders(*place, is_array=self.is_array)
+        return chosen_folders(self._provider, self._records, self.task_id, self.plan, choice, is_array=self.is_array)
 
     def _is_final(self) -> bool:
         return self.refresh().status.is_final
-
-
-def _moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
-
-
-def _seconds(moment: datetime | None) -> float | None:
-    return None if moment is None else moment.timestamp()
-
-
-def _text(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -24,10 +24,10 @@ def mount(volume: str, reference: str) -> int:
 
     client = Flow()
     task = client.get_task(reference)
-    output.notes(client.notes)
-    client.notes.clear()
-    path = client.mount_volume(volume, task)
-    output.notes(client.notes)
+    try:
+        path = client.mount_volume(volume, task)
+    finally:
+        output.notes(client.notes)
     click.echo(f"{task.task_id}  {path}")
     output.hint(f"look into it with `flow ssh {task.task_id} -- ls {path}`")
     return 0

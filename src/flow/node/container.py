@@ -6,7 +6,6 @@ Standard library, Python 3.8 and up.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -35,6 +34,22 @@ CLIENT_READS = (
 INITS = "/usr/libexec/{0} /usr/local/libexec/{0} /usr/lib/{0} /usr/local/lib/{0} /usr/bin /usr/local/bin /usr/sbin"
 
 
+def command(rank: Rank, delivered: dict[str, str]) -> tuple[list[str], dict[str, str], str]:
+    """What is executed for a task in a container, in which environment and folder; its image is here then.
+
+    `delivered`: variables that came after the task. Raises ValueError with the reason where there is no image.
+    """
+    env = {name: rank.task["env"][name] for name in rank.task.get("user_env", [])}
+    env = {**env, **delivered, **rank.own_variables(env)}
+    container = Container(rank, env)
+    rank.beside("processes").adopt_orphans(False)  # what the engine leaves running is its own
+    container.pull()
+    rank.check_stopped()
+    rank.command = container
+    rank.write("env.json", container.place())
+    return container.argv(), container.client_env(), rank.path("workspace")
+
+
 class Container:
     """The container of one rank. The runner's child is the engine's client, which ends as the container does."""
 
@@ -49,12 +64,12 @@ class Container:
         self.cwd = os.path.join(WORKSPACE, task.get("cwd") or "")
         self.has_init = _has_init(self.engine)
         self.kills = 0
-        self.helpers: list[subprocess.Popen[bytes]] = []
+        self.asked: list[subprocess.Popen[bytes]] = []
 
     def pull(self) -> None:
         """Have the image here, where a login to its registry was delivered. Raises ValueError with the reason."""
         if "inbox/registry.json" in self.rank.task.get("needs", []):  # else `run` pulls what is missing
-            importlib.import_module(f"{__package__}.pull" if __package__ else "pull").pull(self.rank)
+            self.rank.beside("pull").pull(self.rank)
 
     def argv(self) -> list[str]:
         """The engine's command line."""
@@ -118,9 +133,9 @@ class Container:
     def _remove(self) -> None:
         for word in ("kill", "rm"):  # podman's `rm --force` alone would ask it for 10 seconds to end
             self._spawn(self.engine, word, *(["--force"] if word == "rm" else []), self.name)
-            for helper in self.helpers:
+            for client in self.asked:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    helper.wait(60)
+                    client.wait(60)
 
     def _user(self) -> list[str]:
         """Files that the command makes belong to who runs it."""
@@ -141,7 +156,7 @@ class Container:
     def _spawn(self, *argv: str) -> None:
         """Run it beside the command; the runner reaps it like any other child."""
         null = subprocess.DEVNULL
-        self.helpers.append(subprocess.Popen(argv, start_new_session=True, stdin=null, stdout=null, stderr=null))
+        self.asked.append(subprocess.Popen(argv, start_new_session=True, stdin=null, stdout=null, stderr=null))
 
 
 def _has_init(engine: str) -> bool:

@@ -114,10 +114,6 @@ def _traceback(error: BaseException) -> str:
         return f"{type(error).__name__}\n"
 
 
-def _file_of(trace: Any) -> str:
-    return os.path.abspath(str(trace.tb_frame.f_code.co_filename))
-
-
 def _cut(text: str) -> str:
     half = MOST_TRACEBACK // 2
     return text if len(text) <= MOST_TRACEBACK else f"{text[:half]}\n[…]\n{text[-half:]}"
@@ -167,7 +163,8 @@ def _namespace(name: str, path: str, function: str) -> dict[str, Any]:
             raise
         trace: Any = error.__traceback__
         while trace:
-            if trace.tb_frame.f_code.co_name == "<module>" and _file_of(trace) == path:
+            code = trace.tb_frame.f_code
+            if code.co_name == "<module>" and os.path.abspath(code.co_filename) == path:
                 break
             trace = trace.tb_next
         if trace and function in trace.tb_frame.f_globals:

@@ -21,7 +21,7 @@ from typing import Any, Callable, NoReturn
 LIBC = ctypes.CDLL(None, use_errno=True)
 WORKSPACE = "/workspace"
 CONTAINER_SECONDS = 30
-OURS = b"flow"  # what the file systems are called that are put over others
+OURS = "flow"  # what the file systems are called that are put over others
 DOCKER = "/var/lib/docker"  # for the daemon, not for what it runs
 # Of unshare(2), mount(2), umount2(2) and the calls that have no function in older C libraries.
 NEWNS, NEWUSER = 0x20000, 0x10000000
@@ -36,8 +36,12 @@ NOT_ALLOWED = (
 )
 
 
-class CannotMount(ValueError):  # noqa: N818  # a sentence for the user
-    """Why a mount cannot be made."""
+def _beside(name: str) -> Any:
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
+
+
+mount_points = _beside("mount_points")
+CannotMount = mount_points.CannotMount
 
 
 def arrange(
@@ -82,15 +86,8 @@ def _objects(source: str, folder: str, cache: str, check: Callable[[], None]) ->
     s3 = _beside("s3")
     with open(os.path.join(folder, "inbox", "s3.json"), encoding="utf-8") as file:
         access = json.load(file)
-    try:
-        found: str = s3.attach(source, access, cache, check)[0]  # the descriptor beside it keeps them until we end
-    except s3.CannotMount as error:
-        raise CannotMount(str(error)) from None
+    found: str = s3.attach(source, access, cache, check)[0]  # the descriptor beside it keeps them until we end
     return found
-
-
-def _beside(name: str) -> Any:
-    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
 class Namespace:
@@ -215,7 +212,7 @@ def _show_anew(folder: str) -> None:
         return _show_root_anew()
     held = os.open(folder, os.O_PATH | os.O_CLOEXEC)
     names = os.listdir(folder)
-    _call("mount", OURS, os.fsencode(folder), b"tmpfs", 0, b"mode=555")
+    _call("mount", OURS.encode(), os.fsencode(folder), b"tmpfs", 0, b"mode=555")
     _bind_entries(f"/proc/self/fd/{held}", names, folder)
     os.close(held)
     return None
@@ -223,7 +220,7 @@ def _show_anew(folder: str) -> None:
 
 def _show_root_anew() -> None:
     """The same for `/`, which cannot be covered: it is exchanged, twice, so that nothing covers what is to be seen."""
-    _call("mount", OURS, b"/tmp", b"tmpfs", 0, b"mode=755")
+    _call("mount", OURS.encode(), b"/tmp", b"tmpfs", 0, b"mode=755")
     os.mkdir("/tmp/old")
     os.mkdir("/tmp/new", 0o555)  # nobody could write there before, and what is written there now would be lost
     os.chdir("/tmp")
@@ -236,12 +233,6 @@ def _show_root_anew() -> None:
     _pivot(b".", b".")
     _call("umount2", b".", DETACH)
     os.chdir("/")
-
-
-def _mounted_at(folder: str) -> bytes:
-    """What the kernel tells of the mounts at a folder; empty where there are none."""
-    with open("/proc/self/mountinfo", "rb") as file:
-        return b"".join(line for line in file if line.split()[4] == os.fsencode(folder))
 
 
 def _bind_entries(source: str, names: list[str], target: str) -> None:
@@ -303,11 +294,11 @@ def add(folder: str, source: str, name: str) -> None:
                 "`volumes`, or with `options: {private_mounts: true}`"
             )
         join(place["namespace_of"])
-        if b" - tmpfs " + OURS not in _mounted_at("/mnt"):
+        if ("/mnt", OURS) not in [(one.path, one.source) for one in mount_points.mounted()]:
             _hold_place("/mnt")
             _show_anew("/mnt")  # so that nothing is left there when the task has ended
         os.makedirs(target, exist_ok=True)
-        if not _mounted_at(target):
+        if not os.path.samefile(source, target):  # else it is there already
             _bind(source, target)
     except FileNotFoundError as error:
         raise CannotMount(f"`{error.filename}` is not there") from None

@@ -14,18 +14,24 @@ try:
     PRCTL: Any = ctypes.CDLL(None).prctl
 except (ImportError, OSError, AttributeError):  # not on Linux: orphans are then found by their process group only
     PRCTL = None
-SET_SUBREAPER = 36  # of prctl(2)
+SET_DEATH_SIGNAL, SET_SUBREAPER = 1, 36  # of prctl(2)
 IGNORED = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP]  # by Python and by the runner; exec resets the others
 
 
 class CannotStart(Exception):  # noqa: N818  # what is wrong is the command
-    """The command was not executed: "cd" or "run", what could not be, the error's number and its text."""
+    """The command was not executed: the code that a shell would give, and why."""
 
 
 def adopt_orphans(wanted: bool) -> None:
     """Whether processes become our children when their parents end; where the system can do that."""
     if PRCTL:
         PRCTL(SET_SUBREAPER, int(wanted), 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """In a child, before it is executed: SIGTERM comes when its parent is killed; where the system can do that."""
+    if PRCTL:
+        PRCTL(SET_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
 
 
 class Processes:
@@ -59,7 +65,7 @@ class Processes:
         except (OSError, ValueError) as error:
             os.close(out[0])
             os.close(err[0])
-            raise CannotStart(where, what, getattr(error, "errno", 0), getattr(error, "strerror", str(error))) from None
+            raise _cannot_start(where, what, error) from None
         finally:
             os.chdir("/")
             for fd in (out[1], err[1], lock):
@@ -116,6 +122,14 @@ class Processes:
     def clean_up(self, code: int, *, was_stopped: bool) -> str:
         """Nothing is left to do, and a command that was not executed has said so itself."""
         return ""
+
+
+def _cannot_start(where: str, what: str, error: Exception) -> CannotStart:
+    missing = getattr(error, "errno", 0) in (errno.ENOENT, errno.ENOTDIR)
+    text = getattr(error, "strerror", str(error))
+    if missing:
+        text = {"cd": "no such folder", "run": "command not found" if "/" not in what else text}[where]
+    return CannotStart(127 if missing and where == "run" else 126, f"`{what}`: {text}")
 
 
 def _spawn(program: str, argv: list[str], env: dict[str, str], choice: dict[str, Any]) -> int:

@@ -14,13 +14,6 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-try:
-    import ctypes
-
-    PRCTL: Any = ctypes.CDLL(None).prctl
-except (ImportError, OSError, AttributeError):  # not on Linux
-    PRCTL = None
-
 if TYPE_CHECKING:
     from flow.node.runner import Rank
 
@@ -28,7 +21,6 @@ LOGIN = "inbox/registry.json"  # {"registry": host, "username": …, "password":
 GRACE_SECONDS = 5  # for the engine's client to end once the task was stopped
 # What would be asked before the login in the same file, or holds logins to other registries.
 OF_LOGINS = ("auths", "credsStore", "credHelpers")
-SET_DEATH_SIGNAL = 1  # of prctl(2)
 
 
 class CannotPull(ValueError):  # noqa: N818  # what is wrong is the image, or the login
@@ -50,18 +42,15 @@ def pull(rank: Rank) -> None:
             return
         with open(rank.path(LOGIN), encoding="utf-8") as file:
             _write_login(folder, json.load(file))
-        code, said = _run(rank, [engine, "pull", image], _with_login(folder))
+        # in which docker and podman find the login, whatever the user's own say
+        env = {**os.environ, "DOCKER_CONFIG": folder, "REGISTRY_AUTH_FILE": os.path.join(folder, "config.json")}
+        code, said = _run(rank, [engine, "pull", image], env)
         if code and not rank.stopped:
             raise CannotPull(said or f"`{engine}` could not pull `{image}`")
     except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
         raise CannotPull(f"cannot pull `{image}`: {error}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _with_login(folder: str) -> dict[str, str]:
-    """The environment in which docker and podman find the login, whatever the user's own say."""
-    return {**os.environ, "DOCKER_CONFIG": folder, "REGISTRY_AUTH_FILE": os.path.join(folder, "config.json")}
 
 
 def _write_login(folder: str, login: dict[str, str]) -> None:
@@ -92,19 +81,13 @@ def _run(rank: Rank, argv: list[str], env: dict[str, str]) -> tuple[int, str]:
             stdout=null,
             stderr=said,
             start_new_session=True,
-            preexec_fn=_end_with_runner,  # noqa: PLW1509  # a runner has no threads
+            preexec_fn=rank.beside("processes").end_with_parent,  # noqa: PLW1509  # a runner has no threads
         )
         code = _await(rank, client.pid)
         said.seek(max(0, os.fstat(said.fileno()).st_size - 4096))
         lines = said.read().decode(errors="replace").strip().splitlines()
     words = [line for line in lines if line and not line.startswith(("See '", "Run '"))]  # where to read help
     return code, words[-1].strip() if words else ""
-
-
-def _end_with_runner() -> None:
-    """In the client, before it is executed: SIGTERM comes when the runner is killed."""
-    if PRCTL:
-        PRCTL(SET_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
 
 
 def _await(rank: Rank, pid: int) -> int:

@@ -64,6 +64,8 @@ class Ended(Exception):  # noqa: N818  # an end is not always an error
 class Rank:
     """One rank: its task, its command's processes, and what is known of their end."""
 
+    beside = staticmethod(_beside)
+
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.task: dict[str, Any] = {}
@@ -104,7 +106,7 @@ class Rank:
         needs = self.task.get("needs", [])
         while True:
             missing = [need for need in needs if not os.path.exists(self.path(need))]
-            self._check_stopped()
+            self.check_stopped()
             if not missing:
                 break
             if missing != self.status["needs"]:
@@ -127,21 +129,16 @@ class Rank:
             if code:
                 with open(self.path(code["manifest"]), encoding="utf-8") as file:
                     manifest = json.load(file)
-                _beside("unpack").unpack(
-                    manifest, self.path(code["blobs"]), self.path("workspace"), self._check_stopped
-                )
+                _beside("unpack").unpack(manifest, self.path(code["blobs"]), self.path("workspace"), self.check_stopped)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Ended(126, None, "start", "cannot unpack the code: " + log.say(error)) from None
-        self._check_stopped()
+        self.check_stopped()
 
     def _mount(self) -> None:
         """Make what the command is to see at paths of its own choice; in a container that is left to the engine."""
         if self.task.get("mounts") or (self.task.get("private_mounts") and not self.task.get("image")):
-            try:
-                self.binds, self.namespace = _beside("mounts").arrange(self.task, self.folder, self._check_stopped)
-            except ValueError as error:
-                raise Ended(126, None, "start", str(error)) from None
-            self._check_stopped()
+            self.binds, self.namespace = _beside("mounts").arrange(self.task, self.folder, self.check_stopped)
+            self.check_stopped()
 
     def _start(self) -> None:
         """Execute the command, once `running` is on disk."""
@@ -159,7 +156,8 @@ class Rank:
         try:
             stdout, stderr = self.processes.start(argv, env, cwd, lock=held)
         except processes.CannotStart as error:
-            raise _start_failure(*error.args) from None
+            code, reason = error.args
+            raise Ended(code, None, "start", reason) from None
         self._listen(stdout, lambda data: output.append(0, data))
         self._listen(stderr, lambda data: output.append(1, data))
         self._set_limits()
@@ -168,19 +166,11 @@ class Rank:
         """What is executed, in which environment and folder; also left in `env.json`, for who enters the task."""
         delivered = self._delivered_variables()
         if self.task.get("image"):
-            env = {name: self.task["env"][name] for name in self.task.get("user_env", [])}
-            env = {**env, **delivered, **self._own_variables(env)}
-            container = _beside("container").Container(self, env)
-            processes.adopt_orphans(False)  # what the engine leaves running is its own
-            container.pull()
-            self._check_stopped()
-            self.command = container
-            self.write("env.json", container.place())
-            return container.argv(), container.client_env(), self.path("workspace")
+            return _beside("container").command(self, delivered)  # type: ignore[no-any-return]
         env = {} if self.task.get("clean_env") else dict(os.environ)
         env.update(self.task.get("env", {}))
         env.update(delivered)
-        env.update(self._own_variables(env))
+        env.update(self.own_variables(env))
         if self.task.get("gpu_ids") is not None:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.task["gpu_ids"]))
         cwd = self.path("workspace", self.task.get("cwd") or "")
@@ -277,7 +267,7 @@ class Rank:
             self.loop.times.pop("limit", None)
             self.loop.times.pop("signal", None)
 
-    def _check_stopped(self) -> None:
+    def check_stopped(self) -> None:
         """Raise Ended where a stop came before the command runs."""
         self.loop.step(0)
         if self.stopped:
@@ -322,7 +312,7 @@ class Rank:
             variables: dict[str, str] = json.load(file)
         return variables
 
-    def _own_variables(self, env: dict[str, str]) -> dict[str, str]:
+    def own_variables(self, env: dict[str, str]) -> dict[str, str]:
         """What every task finds in its environment besides its own `env`."""
         task = self.task
         main = (task.get("peers") or ["127.0.0.1"])[0]
@@ -421,14 +411,6 @@ def _close_inherited(keep: set[int | None]) -> None:
         fd = os.open(os.devnull, os.O_RDWR)
         if fd > 2:
             return os.close(fd)
-
-
-def _start_failure(where: str, what: str, number: int, text: str) -> Ended:
-    """The end of a task whose command could not be executed, with the code that a shell would give."""
-    missing = number in (errno.ENOENT, errno.ENOTDIR)
-    if missing:
-        text = {"cd": "no such folder", "run": "command not found" if "/" not in what else text}[where]
-    return Ended(127 if missing and where == "run" else 126, None, "start", f"`{what}`: {text}")
 
 
 def _overwrite(path: str, data: bytes) -> bool:

@@ -25,7 +25,7 @@ def _beside(name: str) -> Any:
 
 
 folders, keeper, request = map(_beside, ("s3_folders", "s3_keeper", "s3_request"))
-CannotMount = request.CannotMount
+CannotMount = _beside("mount_points").CannotMount
 NO_PROGRAM = "no program that mounts S3 is on this machine: install `s3fs`, `rclone` or `mount-s3`"
 LINGER_SECONDS = 60.0
 BUSY_SECONDS = 90  # how long one that is just being started or ended by others is waited for

@@ -21,7 +21,7 @@ def _beside(name: str) -> Any:
 
 
 folders = _beside("s3_folders")
-CannotMount = _beside("s3_place").CannotMount
+CannotMount = _beside("mount_points").CannotMount
 AT_ONCE = 8  # objects
 A_DAY = 86400
 

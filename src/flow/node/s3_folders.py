@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import subprocess
 import time
 from typing import Any, Callable
 
+mounted = importlib.import_module(f"{__package__}.mount_points" if __package__ else "mount_points").mounted
 LOCKS = ("lock", "users", "keeper", "program")
 KEPT_SECONDS = 7 * 86400  # how long what no task used is kept
 EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
@@ -67,11 +69,7 @@ def soon(ask: Callable[[], Any], check: Callable[[], None], seconds: float) -> A
 
 def is_mounted(path: str) -> bool:
     """Whether something is mounted there, dead or alive: a dead mount cannot even be looked at."""
-    name = os.fsencode(path)
-    for byte in (b"\\", b" ", b"\t", b"\n"):  # as the kernel writes them, proc_pid_mountinfo(5)
-        name = name.replace(byte, b"\\%03o" % ord(byte))
-    with open("/proc/self/mountinfo", "rb") as file:
-        return any(line.split(b" ")[4] == name for line in file)
+    return any(one.path == path for one in mounted())
 
 
 def is_readable_mount(path: str) -> bool:

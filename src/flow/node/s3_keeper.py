@@ -23,13 +23,12 @@ def _beside(name: str) -> Any:
 
 
 folders, programs = _beside("s3_folders"), _beside("s3_programs")
-PRCTL = _beside("processes").PRCTL
+end_with_parent = _beside("processes").end_with_parent
 START_LOCK = 3  # the descriptor: s3.py's own, so that no one else starts it though s3.py be killed
 START_SECONDS = 30
 END_SECONDS = 2  # what the program has to end after it was unmounted
 STEP_SECONDS = 0.2
 MOST_LOG_BYTES = 1 << 20
-SET_DEATH_SIGNAL = 1  # of prctl(2)
 
 
 def main(folder: str) -> None:
@@ -101,7 +100,7 @@ def _start(
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     return subprocess.Popen(
         argv, env={**os.environ, **env}, cwd="/", stdin=subprocess.DEVNULL, stdout=fd, stderr=fd,
-        pass_fds=keep_open, preexec_fn=_end_with_parent,  # noqa: PLW1509  # there are no threads here
+        pass_fds=keep_open, preexec_fn=end_with_parent,  # noqa: PLW1509  # there are no threads here
     )  # fmt: skip
 
 
@@ -151,12 +150,6 @@ def _end(program: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             program.wait(END_SECONDS)
             return
-
-
-def _end_with_parent() -> None:
-    """In the child: SIGTERM where the keeper is killed, so that no program is left that nobody ends."""
-    if PRCTL:
-        PRCTL(SET_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
 
 
 def _last_line(log: str) -> str:

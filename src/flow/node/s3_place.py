@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections import namedtuple
 
 
-class CannotMount(Exception):  # noqa: N818  # what is wrong is what was asked for, or this machine
-    """Why the objects cannot be had, in one sentence for the user."""
-
-
 class Place(namedtuple("Place", ("bucket", "prefix", "endpoint", "region"))):
     """Where objects lie. `prefix` is "" or ends with "/"; `endpoint` is "" for AWS's own."""
 

@@ -26,8 +26,7 @@ def _beside(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
-s3_place = _beside("s3_place")
-CannotMount = s3_place.CannotMount
+CannotMount = _beside("mount_points").CannotMount
 SECONDS = 10  # until an endpoint that says nothing is given up
 PAUSES = (0.5, 2)  # before the question is asked again, where S3 says that it is busy
 WHY = {
@@ -55,7 +54,9 @@ def find(source: str, access: dict[str, str]) -> Place:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{1,254}", bucket):
         raise CannotMount(WHY["InvalidBucketName"].format(bucket=bucket))
     endpoint = access.get("AWS_ENDPOINT_URL", "").rstrip("/")
-    place: Place = s3_place.Place(bucket, path and path + "/", endpoint, access.get("AWS_REGION") or "us-east-1")
+    place: Place = _beside("s3_place").Place(
+        bucket, path and path + "/", endpoint, access.get("AWS_REGION") or "us-east-1"
+    )
     try:
         keys, place = _first_keys(place, place.prefix, access)
         if keys:
@@ -67,6 +68,8 @@ def find(source: str, access: dict[str, str]) -> Place:
             raise CannotMount(f"that is an object, not a folder; mount `s3://{bucket}/{folder}` and read it there")
     except _Refused as refusal:
         raise CannotMount(_reason(place, access, refusal)) from None
+    except CannotMount:
+        raise
     except (OSError, http.client.HTTPException, ET.ParseError, ValueError) as error:
         raise CannotMount(f"cannot reach {place.url}: {getattr(error, 'reason', None) or error}") from None
     raise CannotMount(f"there is nothing at that path in the bucket `{bucket}`")

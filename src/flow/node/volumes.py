@@ -6,17 +6,14 @@ Root, on Linux. Standard library, Python 3.8 and up.
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import importlib
 import os
-import re
 import signal
 import stat
 import subprocess
 import time
 from typing import Any, Callable, Iterator
 
-LIBC = ctypes.CDLL(None)
-SET_SUBREAPER = 36  # of prctl(2)
 DOCKER = "/var/lib/docker"
 DOCKER_PID = "/var/run/docker.pid"
 FILE_SYSTEMS = ("ext4", "xfs", "btrfs")
@@ -25,8 +22,12 @@ CALL_SECONDS = 300  # for mkfs on the largest of volumes, and for a daemon to le
 START_SECONDS = 60  # for Docker to answer
 
 
-class CannotMount(ValueError):  # noqa: N818  # what is wrong is the volume
-    """Why a volume cannot be used: one sentence."""
+def _beside(name: str) -> Any:
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
+
+
+mount_points, processes = _beside("mount_points"), _beside("processes")
+CannotMount = mount_points.CannotMount
 
 
 def mount_device(device: str, target: str) -> None:
@@ -50,24 +51,13 @@ def _is_mounted(device: str, target: str) -> bool:
     if not stat.S_ISBLK(found.st_mode):
         raise CannotMount(f"`{device}` is not a block device")
     number = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
-    mounted = _mounted()
-    at = [path for path in mounted if number in mounted[path] or os.path.realpath(device) in mounted[path]]
+    seen = {one.path: one for one in mount_points.mounted()}
+    at = [path for path, one in seen.items() if one.number == number or one.source == os.path.realpath(device)]
     if target in at:
         return True
     if at:
         raise CannotMount(f"`{device}` is mounted already, at `{at[0]}`")
     return False
-
-
-def _mounted() -> dict[str, tuple[str, str]]:
-    """What is seen at each mount point: a device's number and name. Source: proc(5), /proc/pid/mountinfo."""
-    found = {}
-    with open("/proc/self/mountinfo", "rb") as file:
-        for line in file:
-            words = line.split()
-            path = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), words[4])  # a space is \040
-            found[os.fsdecode(path)] = (os.fsdecode(words[2]), os.fsdecode(words[words.index(b"-") + 2]))
-    return found
 
 
 def _mount(device: str, target: str) -> None:
@@ -114,10 +104,10 @@ def _docker_stopped() -> Iterator[None]:
         yield
     finally:
         if start:
-            LIBC.prctl(SET_SUBREAPER, 0, 0, 0, 0)  # a daemon is no part of the task, and does not end with it
+            processes.adopt_orphans(False)  # a daemon is no part of the task, and does not end with it
             start()
-            LIBC.prctl(SET_SUBREAPER, 1, 0, 0, 0)
-            _await_docker()
+            processes.adopt_orphans(True)
+            _await(lambda: _run("docker", "version").returncode == 0, START_SECONDS, "Docker does not answer")
 
 
 def _stop_docker() -> Callable[[], Any] | None:
@@ -150,7 +140,9 @@ def _stop_bare_daemon() -> Callable[[], Any] | None:
         return None
     _await(lambda: not _words(pid, "cmdline"), CALL_SECONDS, "Docker does not end")
     # forked once more: whoever takes in orphans has it
-    return lambda: subprocess.run(["setsid", "--fork", *argv], env=env, cwd=cwd, check=True, **_nowhere())
+    null = subprocess.DEVNULL
+    fork = ["setsid", "--fork", *argv]
+    return lambda: subprocess.run(fork, env=env, cwd=cwd, check=True, stdin=null, stdout=null, stderr=null)
 
 
 def _words(pid: int, name: str) -> list[str]:
@@ -160,10 +152,6 @@ def _words(pid: int, name: str) -> list[str]:
             return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
     except OSError:
         return []
-
-
-def _await_docker() -> None:
-    _await(lambda: _run("docker", "version").returncode == 0, START_SECONDS, "Docker does not answer")
 
 
 def _await(claim: Callable[[], bool], seconds: float, otherwise: str) -> None:
@@ -194,8 +182,3 @@ def _run(*argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(argv, 127, "", "no such program on this machine")
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(argv, 124, "", f"not done after {CALL_SECONDS} s")
-
-
-def _nowhere() -> dict[str, Any]:
-    null = subprocess.DEVNULL
-    return {"stdin": null, "stdout": null, "stderr": null}

@@ -1,0 +1,81 @@
+"""What enters a running task: a shell or a command, and one more volume."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flow.errors import FlowError, ValidationError
+from flow.log_folders import check_rank
+from flow.machines import Allocation, Volume
+from flow.node import mounts, tail
+from flow.providers import VolumeStore
+
+if TYPE_CHECKING:
+    from flow.task import Task
+
+
+def shell(
+    task: Task, allocation: Allocation | None, command: Sequence[str] | str | None, *, node: int, capture: bool
+) -> int | subprocess.CompletedProcess[str]:
+    """What `Task.shell` promises, of a task that has these machines while it runs."""
+    if capture and not command:
+        raise ValidationError("there is no command to capture", suggestions=["name one, as `nvidia-smi -L`"])
+    if not allocation or not allocation.nodes:
+        what = (
+            "an array: a shell needs one of its elements"
+            if task.is_array
+            else f"{task.status}: a shell needs a running task"
+        )
+        raise ValidationError(f"`{task.task_id}` is {what}", suggestions=[_way_in(task)])
+    check_rank(task.task_id, task.plan, node, is_array=False)
+    words = ["sh", "-c", command] if isinstance(command, str) else list(command or ())
+    argv = [sys.executable, str(Path(tail.__file__)), "enter", allocation.nodes[node].folder]
+    argv += ["--", *words] if words else []
+    if not capture:
+        return subprocess.run(argv, check=False).returncode
+    ran = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    texts = [output.decode(errors="replace") for output in (ran.stdout, ran.stderr)]
+    return subprocess.CompletedProcess(words, ran.returncode, *texts)
+
+
+def mount(task: Task, allocation: Allocation | None, volume: Volume, store: VolumeStore) -> str:
+    """What `Task.mount` promises, of a task that has these machines while it runs."""
+    if volume.interface == "block" and task.plan.nodes > 1:
+        raise ValidationError(
+            f"the block volume `{volume.name}` cannot be mounted by {task.plan.nodes} nodes",
+            suggestions=["use a volume made with `--interface file`"],
+        )
+    if not allocation or not allocation.nodes:
+        what = "an array: a volume is for one of its elements" if task.is_array else f"{task.status}, not running"
+        raise ValidationError(f"`{task.task_id}` is {what}", suggestions=[_way_in(task)])
+    source = store.attach(volume.volume_id, task.plan)
+    try:
+        for node in allocation.nodes:
+            _bind(task.task_id, node.folder, source, volume.name)
+    except FlowError:
+        if volume.volume_id not in [one.source for one in task.plan.mounts]:
+            store.detach(volume.volume_id, task.plan.task_id)
+        raise
+    return f"/mnt/{volume.name}"
+
+
+def _way_in(task: Task) -> str:
+    """What to do where a task that does not run cannot be entered."""
+    if task.status.is_final:
+        return f"see its output with `flow logs {task.task_id}`"
+    if task.is_held:
+        return f"it is held: let it start with `flow resume {task.task_id}`"
+    if task.is_array and task.plan.elements:
+        return f"name an element: `flow ssh {task.task_id}_{task.plan.elements.indices[0]}`"
+    return f"wait until it runs: `flow status {task.task_id} --watch`"
+
+
+def _bind(task_id: str, folder: str, source: str, name: str) -> None:
+    words = [sys.executable, str(Path(mounts.__file__)), "add", folder, source, name]
+    told = subprocess.run(words, capture_output=True, text=True, check=False)
+    if told.returncode:
+        raise ValidationError(f"`{task_id}` cannot be given the volume `{name}`: {told.stderr.strip()}")
