@@ -344,10 +344,10 @@ def test_a_damaged_record_is_reported_and_the_others_live(records: Records, home
         fresh.get(fresh.find(bad.task_id))
     with pytest.raises(StorageError, match=f"`.*{worse.task_id}/final.json` is damaged"):
         fresh.final(worse.task_id)
-    assert [(task_id, why.split("`")[1]) for task_id, _, why in fresh.damaged()] == [
-        (bad.task_id, str(home / "record" / bad.task_id / "record.json")),
-        (worse.task_id, str(home / "record" / worse.task_id / "final.json")),
-    ]
+    assert {task_id: why.split("`")[1] for task_id, _, why in fresh.damaged()} == {
+        bad.task_id: str(home / "record" / bad.task_id / "record.json"),
+        worse.task_id: str(home / "record" / worse.task_id / "final.json"),
+    }
     fresh.add(submission("new"))
     assert fresh.prune(keep=0).task_ids == ()
 
