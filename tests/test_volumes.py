@@ -326,6 +326,26 @@ def test_a_volume_is_mounted_only_where_a_task_runs_and_may_have_it(client: Flow
     cancelled(other)
 
 
+def test_an_element_of_an_array_holds_a_block_volume_for_itself(client: Flow) -> None:
+    name = f"late-{os.getpid()}"
+    volume = client.create_volume(1, name)
+    array = run(client, "sleep 1000", array="1-2")
+    first, second = (client.get_task(f"{array}_{index}") for index in (1, 2))
+    assert wait_until(lambda: {first.refresh().status, second.refresh().status} == {"running"}, seconds=30)
+    with pytest.raises(ValidationError, match="is an array: a volume is for one of its elements") as refused:
+        flow.mount_volume(name, array)
+    assert refused.value.suggestions == (f"name an element: `flow mount {name} {array}_1`",)
+    assert flow.mount_volume(name, first) == flow.mount_volume(name, first) == f"/mnt/{name}"
+    with pytest.raises(ValidationError, match=f"the block volume `{name}` is held by `{first}`"):
+        flow.mount_volume(name, second)
+    with pytest.raises(ValidationError, match=f"the volume `{name}` is used by `{first}`"):
+        client.delete_volume(volume.volume_id)
+    cancelled(first)
+    assert flow.mount_volume(name, second) == f"/mnt/{name}"
+    cancelled(array)
+    assert client.get_volume(name).used_by == ()
+
+
 def test_a_container_sees_its_volumes_and_takes_another_one(client: Flow, containers: str, tmp_path: Path) -> None:
     client.create_volume(1, "in-image")
     client.create_volume(1, "late")

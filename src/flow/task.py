@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -455,15 +455,18 @@ class Task:
             )
         allocation = self._allocation()
         if self.refresh().status is not TaskStatus.RUNNING or not allocation or not allocation.nodes:
-            what = "an array: a volume is for one of its elements" if self.is_array else f"{self.status}, not running"
-            raise ValidationError(f"`{self.task_id}` is {what}", suggestions=[self._way_to_a_shell()])
-        source = store.attach(volume.volume_id, self.plan)
+            what, way = f"{self.status}, not running", self._way_to_a_shell()
+            if self.is_array and self.plan.elements:
+                what = "an array: a volume is for one of its elements"
+                way = f"name an element: `flow mount {volume.name} {self.task_id}_{self.plan.elements.indices[0]}`"
+            raise ValidationError(f"`{self.task_id}` is {what}", suggestions=[way])
+        source = store.attach(volume.volume_id, replace(self.plan, task_id=self.task_id))  # an element's own
         try:
             for node in allocation.nodes:
                 self._bind(node.folder, source, volume.name)
         except FlowError:
             if volume.volume_id not in [one.source for one in self.plan.mounts]:
-                store.detach(volume.volume_id, self.plan.task_id)
+                store.detach(volume.volume_id, self.task_id)
             raise
         return f"/mnt/{volume.name}"
 

@@ -23,7 +23,7 @@ _UNKNOWN_SECONDS = 60.0  # how long a holder counts whose task is not on record:
 class LocalVolumes:
     """Folders as volumes; their size is noted and not enforced, and they cost nothing.
 
-    has_ended: whether a task has; None for one that is not on record. waits_for: the tasks whose end one waits for.
+    has_ended: whether a task, array or element has; None for one that is not on record. waits_for: the tasks whose end one waits for.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class LocalVolumes:
         """Leave the task's name in the volume's folder."""
         with self._alone():
             volume = self._get(volume_id)
-            others = set(volume.used_by) - {plan.task_id} - (self._waits_for(plan) if volume.used_by else set())
+            array = plan.task_id.partition("_")[0]
+            others = set(volume.used_by) - {plan.task_id, array} - (self._waits_for(plan) if volume.used_by else set())
             if others and volume.interface == "block":
                 holder = min(others)
                 raise ValidationError(
