@@ -17,6 +17,7 @@ import flow
 from flow.client import Flow
 from flow.errors import ResourceNotFoundError, ValidationError
 from flow.machines import Volume
+from flow.node import mounts, tail
 from flow.task import Task
 from tests.support.processes import wait_until
 
@@ -324,6 +325,22 @@ def test_a_volume_is_mounted_only_where_a_task_runs_and_may_have_it(client: Flow
         flow.mount_volume("nothing", other)
     cancelled(holder)
     cancelled(other)
+
+
+def test_a_task_that_ends_meanwhile_is_not_taken_for_the_machine_that_its_runner_is_back_on(client: Flow) -> None:
+    volume = client.create_volume(1, "late")
+    task = finished(client, "true")
+    folder = Path(os.environ["FLOW_HOME"], "record", task.task_id, "1", "0")
+    told = json.loads((folder / "status.json").read_text())
+    for phase in ("ended", "running"):  # running: its runner was killed, say, and the process is another one
+        (folder / "status.json").write_text(json.dumps({**told, "phase": phase}))
+        add = [sys.executable, mounts.__file__, "add", str(folder), str(contents(volume)), "late"]
+        added = subprocess.run(add, capture_output=True, text=True)
+        assert (added.returncode, added.stderr) == (1, "it has ended\n")
+        enter = [sys.executable, tail.__file__, "enter", str(folder), "--", "true"]
+        entered = subprocess.run(enter, capture_output=True, text=True)
+        assert (entered.returncode, entered.stderr) == (1, "the task has ended\n")
+    assert "/mnt/late " not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_an_element_of_an_array_holds_a_block_volume_for_itself(client: Flow) -> None:

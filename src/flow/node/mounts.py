@@ -110,6 +110,7 @@ class Namespace:
         except OSError:
             os.close(self.outside)
             raise
+        self.owner = os.getpid(), os.stat("/proc/self/ns/mnt").st_ino  # as `join_task` asks for
 
     def leave(self) -> bool:
         """Go back to where it came from; False where that cannot be, and this process should do nothing else."""
@@ -153,9 +154,29 @@ def _enter_user_namespace() -> None:
             file.write(text)
 
 
-def join(pid: int) -> None:
-    """Enter the namespaces that the process `pid` is in. Raises OSError. One thread only."""
-    spaces = {name: os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY) for name in ("user", "mnt")}
+def join_task(folder: str, pid: int, number: int) -> None:
+    """Enter the namespaces of the task of `folder`: those of its runner, where they are those of that number.
+
+    A runner leaves them after it has reported the end of the task: what was opened before a look at the report that
+    tells no end is the task's own, and not the machine's or the next task's. Raises OSError. One thread only.
+    """
+    over = ProcessLookupError(errno.ESRCH, "it has ended")
+    try:
+        spaces = _open_namespaces(pid)
+        with open(os.path.join(folder, "status.json"), encoding="utf-8") as file:
+            is_over = json.load(file)["phase"] == "ended"
+    except FileNotFoundError:
+        raise over from None
+    if is_over or os.fstat(spaces["mnt"]).st_ino != number:
+        raise over
+    _join(spaces)
+
+
+def _open_namespaces(pid: int) -> dict[str, int]:
+    return {name: os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("user", "mnt")}
+
+
+def _join(spaces: dict[str, int]) -> None:
     if not os.path.sameopenfile(spaces["user"], os.open("/proc/self/ns/user", os.O_RDONLY)):
         _call("setns", spaces["user"], NEWUSER)
     _call("setns", spaces["mnt"], NEWNS)
@@ -302,7 +323,7 @@ def add(folder: str, source: str, name: str) -> None:
                 "it has no mounts of its own, as it was started by an ordinary user without a volume: start it with "
                 "`volumes`, or with `options: {private_mounts: true}`"
             )
-        join(place["namespace_of"])
+        join_task(folder, *place["namespace_of"])
         if b" - tmpfs " + OURS not in _mounted_at("/mnt"):
             _hold_place("/mnt")
             _show_anew("/mnt")  # so that nothing is left there when the task has ended
@@ -322,7 +343,7 @@ def _add_to_container(container: list[str], source: str, target: str) -> None:
     pid = _first_process(*container)
     ours = os.stat(source)
     tree = _call("syscall", OPEN_TREE, -100, os.fsencode(source), TREE_CLONE | os.O_CLOEXEC)
-    join(pid)
+    _join(_open_namespaces(pid))
     os.makedirs(target, exist_ok=True)
     if not os.path.samestat(ours, os.stat(target)):  # else it is there already
         _call("syscall", MOVE_MOUNT, tree, b"", -100, os.fsencode(target), FROM_NOTHING)

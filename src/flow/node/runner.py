@@ -184,7 +184,7 @@ class Rank:
         if self.task.get("gpu_ids") is not None:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.task["gpu_ids"]))
         cwd = self.path("workspace", self.task.get("cwd") or "")
-        self.write("env.json", {"env": env, "cwd": cwd, "namespace_of": os.getpid() if self.namespace else None})
+        self.write("env.json", {"env": env, "cwd": cwd, "namespace_of": self.namespace and self.namespace.owner})
         return self.task["argv"], env, cwd
 
     def _set_limits(self) -> None:

@@ -23,7 +23,8 @@ _UNKNOWN_SECONDS = 60.0  # how long a holder counts whose task is not on record:
 class LocalVolumes:
     """Folders as volumes; their size is noted and not enforced, and they cost nothing.
 
-    has_ended: whether a task, array or element has; None for one that is not on record. waits_for: the tasks whose end one waits for.
+    has_ended: whether a task, array or element has; None for one that is not on record.
+    waits_for: the tasks whose end one waits for.
     """
 
     def __init__(
