@@ -19,6 +19,7 @@ from flow.errors import ResourceNotFoundError, ValidationError
 from flow.machines import Volume
 from flow.node import mounts, tail
 from flow.task import Task
+from tests.support.components import require
 from tests.support.processes import wait_until
 
 
@@ -173,6 +174,15 @@ def test_an_ephemeral_volume_goes_with_its_task(client: Flow, at: Callable[[str]
         run(client, "true", volumes=[{"name": "kept", "size_gb": 1, "mount_path": at("x"), "ephemeral": True}])
 
 
+def test_tasks_of_one_name_have_an_ephemeral_volume_each(client: Flow, at: Callable[[str], str]) -> None:
+    volumes = [{"size_gb": 1, "mount_path": at("scratch"), "ephemeral": True}]
+    tasks = [run(client, "sleep 1000", volumes=volumes, name="t") for _ in range(2)]
+    assert len(client.volumes()) == 2
+    for task in tasks:
+        cancelled(task)
+    assert client.volumes() == []
+
+
 def test_volume_sources_among_the_mounts_are_made_with_100_gb(client: Flow, at: Callable[[str], str]) -> None:
     task = finished(client, f"echo 1 > {at('out')}/one", mounts={at("out"): "volume://results"})
     assert task.status == "completed"
@@ -250,13 +260,16 @@ def test_a_task_that_was_killed_holds_its_volume_no_more(client: Flow, at: Calla
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "//", "/.", "/proc/x", "/dev/shm", "/sys", "/usr", "/etc", "data", "/data/../x", "/a:b"]
+    "path",
+    ["/", "//", "/.", "/proc/x", "/dev/shm", "/sys", "/usr", "/etc", "data", "/data/../x", "/a:b", "/workspace/"],
 )
 def test_a_place_where_nothing_may_be_mounted_is_refused(client: Flow, path: str) -> None:
-    for fields in ({"volumes": [{"size_gb": 1, "mount_path": path}]}, {"mounts": {path: "volume://v"}}):
+    client.create_volume(1, "there")
+    wrong = [{"volumes": [{"size_gb": 1, "mount_path": path}]}, {"volumes": {path: "there"}}]
+    for fields in (*wrong, {"mounts": {path: "volume://v"}}):
         with pytest.raises(ValidationError, match="is no place to mount at"):
             run(client, "true", **fields)
-    assert client.volumes() == []
+    assert [one.name for one in client.volumes()] == ["there"]
 
 
 def test_nothing_is_mounted_over_flows_own_folder(client: Flow) -> None:
@@ -275,6 +288,19 @@ def test_a_volume_within_a_volume_is_seen_there_and_two_at_one_place_are_refused
     assert [one.name for one in contents(client.get_volume("inner")).iterdir()] == ["i"]
     with pytest.raises(ValidationError, match="two things are mounted at"):
         run(client, "true", volumes={outer: "outer"}, mounts={outer: "volume://inner"})
+
+
+def test_a_volume_within_the_workspace_is_seen_by_either_path(client: Flow, tmp_path: Path) -> None:
+    there = Path("/workspace")
+    require("free /workspace", "a task's project is seen there", found=not there.exists() or not any(there.iterdir()))
+    volume = client.create_volume(1, "disk")
+    (tmp_path / "code.txt").write_text("code\n")
+    command = "echo 1 > /workspace/data/one; echo 2 > data/two; cat /workspace/code.txt; touch /workspace/mine; ls"
+    task = client.run(command, volumes={"/workspace/data": "disk"})
+    assert task.wait(timeout=60) == "completed"
+    assert task.logs().split() == ["code", "code.txt", "data", "mine"]
+    assert sorted(one.name for one in contents(volume).iterdir()) == ["one", "two"]
+    assert not Path("/workspace/mine").exists()
 
 
 def test_a_place_that_is_a_file_ends_the_task_before_its_command(client: Flow, tmp_path: Path) -> None:

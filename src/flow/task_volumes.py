@@ -67,8 +67,9 @@ def plan_mounts(
     """
     wanted = [*config.volumes, *_volumes_of(config)]
     volumes = store_of(provider).list() if wanted else ()
-    called = config.name or f"{name}-{task_id[-6:]}"  # a name that was not given may be that of many tasks
-    mounts = [_planned(one, volumes, config, called=called, notes=notes) for one in wanted]
+    own = f"{name}-{task_id[-6:]}"  # a name that was not given may be that of many tasks
+    called = {False: config.name or own, True: own}  # ephemeral: nobody finds it again
+    mounts = [_planned(one, volumes, config, called=called[one.ephemeral], notes=notes) for one in wanted]
     mounts += [
         Mount(target, S3, parse_source(source)[1])
         for target, source in config.mounts.items()

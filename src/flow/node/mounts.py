@@ -60,10 +60,23 @@ def arrange(
         if binds:
             raise CannotMount(NOT_ALLOWED.format(_said(error))) from None
         return binds, None
+    workspace, is_shown = os.path.join(folder, "workspace"), _is_free(WORKSPACE)
     for one in binds:
-        space.bind(one["source"], one["target"], read_only=one.get("read_only", False))
-    space.show_workspace(os.path.join(folder, "workspace"))
+        target = one["target"]
+        if is_shown and target.startswith(WORKSPACE + "/"):  # seen by either path
+            target = workspace + target[len(WORKSPACE) :]
+        space.bind(one["source"], target, read_only=one.get("read_only", False))
+    if is_shown:
+        space.show_workspace(workspace)
     return binds, space
+
+
+def _is_free(path: str) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    try:
+        return not os.listdir(path)
+    except OSError:
+        return not os.path.lexists(path)
 
 
 def _folder_of(mount: dict[str, Any], folder: str, check: Callable[[], None]) -> dict[str, Any]:
@@ -139,10 +152,9 @@ class Namespace:
             raise CannotMount(f"nothing can be mounted at `{target}`: {_said(error)}") from None
 
     def show_workspace(self, folder: str) -> None:
-        """Have the task's copy of the project seen at /workspace, unless the machine has something there itself."""
-        with contextlib.suppress(OSError, CannotMount):
-            if not os.path.lexists(WORKSPACE) or (os.path.isdir(WORKSPACE) and not os.listdir(WORKSPACE)):
-                self.bind(folder, WORKSPACE)
+        """Have the task's copy of the project seen at /workspace, where the machine has nothing itself."""
+        with contextlib.suppress(CannotMount):
+            self.bind(folder, WORKSPACE)
 
 
 def _enter_user_namespace() -> None:
