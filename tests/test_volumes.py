@@ -70,6 +70,12 @@ def test_a_volume_is_made_once_and_found_by_name_and_id(client: Flow) -> None:
     assert client.get_volume("datasets") == client.get_volume(made.volume_id) == made
 
 
+def test_nobody_else_can_look_into_what_is_made_first(client: Flow) -> None:
+    client.create_volume(1, "data")
+    home = Path(os.environ["FLOW_HOME"])
+    assert [oct(folder.stat().st_mode)[-3:] for folder in (home, home / "volumes")] == ["700", "700"]
+
+
 def test_a_name_that_is_taken_is_refused_unless_it_is_the_same_call_again(client: Flow) -> None:
     made = client.create_volume(100, "datasets")
     assert client.create_volume(100, "datasets") == made  # as after a cut line

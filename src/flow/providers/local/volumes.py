@@ -95,7 +95,8 @@ class LocalVolumes:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         with writing(self.folder):
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.folder.parent, self.folder):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with Lock(self.folder / ".lock"):
                 yield
 
