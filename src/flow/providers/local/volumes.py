@@ -179,6 +179,7 @@ def _doom(folder: Path) -> None:
 
 def _remove(doomed: Path) -> None:
     """By a process that nobody waits for: a large folder takes its time."""
-    script = ["sh", "-c", 'rm -rf -- "$1" &', "sh", str(doomed)]
+    remove = 'rm -rf -- "$1" || { chmod -R u+rwX -- "$1"; rm -rf -- "$1"; }'  # folders may be read-only
+    script = ["sh", "-c", f"{{ {remove}; }} </dev/null >/dev/null 2>&1 &", "sh", str(doomed)]
     with contextlib.suppress(OSError):  # the next `list` tries again
         os.waitpid(os.posix_spawn("/bin/sh", script, os.environ, setsid=True), 0)
