@@ -15,7 +15,7 @@ import pytest
 
 import flow
 from flow.client import Flow
-from flow.errors import ResourceNotFoundError, ValidationError
+from flow.errors import ResourceNotFoundError, StorageError, ValidationError
 from flow.machines import Volume
 from flow.node import mounts, tail
 from flow.task import Task
@@ -294,6 +294,32 @@ def test_a_volume_within_a_volume_is_seen_there_and_two_at_one_place_are_refused
     assert [one.name for one in contents(client.get_volume("inner")).iterdir()] == ["i"]
     with pytest.raises(ValidationError, match="two things are mounted at"):
         run(client, "true", volumes={outer: "outer"}, mounts={outer: "volume://inner"})
+
+
+def test_no_link_leads_a_mount_over_flows_own_folder(client: Flow, tmp_path: Path) -> None:
+    for folder in (os.environ["FLOW_HOME"], "/"):
+        link = tmp_path / "link"
+        link.symlink_to(folder)
+        with pytest.raises(ValidationError, match=f"`{link}` would hide Flow's own folder"):
+            run(client, "true", volumes=[{"size_gb": 1, "mount_path": str(link)}])
+        link.unlink()
+    folder = tmp_path / "made-later"
+    task = client.run("true", volumes=[{"size_gb": 1, "mount_path": str(folder)}], hold=True)
+    folder.symlink_to("/")
+    task.resume()
+    assert task.wait(timeout=60) == "failed"
+    assert task.reason == f"a mount at `{folder}` would hide the task's own folder"
+
+
+def test_a_damaged_volume_is_named_with_what_to_write(client: Flow) -> None:
+    volume = client.create_volume(1, "disk")
+    (contents(volume) / "file").touch()
+    file = contents(volume).with_name("volume.json")
+    file.write_text("{")
+    with pytest.raises(StorageError, match=f"the volume file `{file}` cannot be read") as refused:
+        client.volumes()
+    file.write_text(refused.value.suggestions[0].split("`")[1].replace("NAME", "disk"))
+    assert client.get_volume("disk").volume_id == volume.volume_id
 
 
 def test_a_volume_within_the_workspace_is_seen_by_either_path(client: Flow, tmp_path: Path) -> None:

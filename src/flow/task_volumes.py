@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -155,10 +156,10 @@ def _is_taken_here(mount: Mount, notes: list[str]) -> bool:
             f"`{DOCKER_CACHE}` is this machine's own: its docker keeps its images there, the volume is not used"
         )
         return False
-    home, target = flow_home(), Path(mount.target)
+    home, target = (Path(os.path.realpath(path)) for path in (flow_home(), mount.target))
     if home.is_relative_to(target) or target.is_relative_to(home):
         raise ValidationError(
-            f"a mount at `{mount.target}` would hide Flow's own folder `{home}`",
+            f"a mount at `{mount.target}` would hide Flow's own folder `{flow_home()}`",
             suggestions=["mount it elsewhere, as `/data`"],
         )
     return True

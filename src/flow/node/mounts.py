@@ -52,7 +52,7 @@ def arrange(
     if task.get("image"):
         return binds, None
     for one in binds:
-        if (folder + "/").startswith(one["target"] + "/"):
+        if _is_within(os.path.realpath(folder), os.path.realpath(one["target"])):
             raise CannotMount(f"a mount at `{one['target']}` would hide the task's own folder")
     try:
         space = Namespace()
@@ -69,6 +69,10 @@ def arrange(
     if is_shown:
         space.show_workspace(workspace)
     return binds, space
+
+
+def _is_within(path: str, folder: str) -> bool:
+    return (path + "/").startswith(folder.rstrip("/") + "/")
 
 
 def _is_free(path: str) -> bool:

@@ -115,9 +115,10 @@ class LocalVolumes:
             try:
                 volume = Volume(**json.loads(file.read_text()))
             except (OSError, ValueError, TypeError) as error:
+                again = json.dumps({"volume_id": file.parent.name, "name": "NAME", "size_gb": 100})
                 raise StorageError(
                     f"the volume file `{file}` cannot be read: {error}",
-                    suggestions=["write it again: its `data` folder beside it is whole"],
+                    suggestions=[f"write it again, as `{again}`: its `data` folder beside it is whole"],
                 ) from error
             used_by, folder = tuple(self._holders(volume.volume_id)), str(file.with_name("data"))
             if file.exists():  # an ephemeral one may have gone just now
