@@ -140,6 +140,7 @@ class Rank:
             try:
                 self.binds, self.namespace = _beside("mounts").arrange(self.task, self.folder, self._check_stopped)
             except ValueError as error:
+                self._check_stopped()  # it was cancelled first, while an answer was waited for
                 raise Ended(126, None, "start", str(error)) from None
             self._check_stopped()
 
