@@ -433,6 +433,15 @@ def test_a_container_sees_its_volumes_and_takes_another_one(client: Flow, contai
     assert (contents(client.get_volume("late")) / "seen").read_text() == "yes\n"
 
 
+def test_a_container_that_ends_meanwhile_is_not_waited_for(client: Flow, containers: str) -> None:
+    volume = client.create_volume(1, "late")
+    task = finished(client, "true", image=containers)
+    folder = Path(os.environ["FLOW_HOME"], "record", task.task_id, "1", "0")
+    add = [sys.executable, mounts.__file__, "add", str(folder), str(contents(volume)), "late"]
+    added = subprocess.run(add, capture_output=True, text=True, timeout=20)
+    assert (added.returncode, added.stderr) == (1, "it has ended\n")
+
+
 # -- on the command line
 
 

@@ -176,16 +176,25 @@ def join_task(folder: str, pid: int, number: int) -> None:
     A runner leaves them after it has reported the end of the task: what was opened before a look at the report that
     tells no end is the task's own, and not the machine's or the next task's. Raises OSError. One thread only.
     """
-    over = ProcessLookupError(errno.ESRCH, "it has ended")
     try:
         spaces = _open_namespaces(pid)
-        with open(os.path.join(folder, "status.json"), encoding="utf-8") as file:
-            is_over = json.load(file)["phase"] == "ended"
     except FileNotFoundError:
-        raise over from None
-    if is_over or os.fstat(spaces["mnt"]).st_ino != number:
-        raise over
+        raise _over() from None
+    _check_goes_on(folder)
+    if os.fstat(spaces["mnt"]).st_ino != number:
+        raise _over()
     _join(spaces)
+
+
+def _check_goes_on(folder: str) -> None:
+    """Raises ProcessLookupError where the task of `folder` has ended."""
+    with open(os.path.join(folder, "status.json"), encoding="utf-8") as file:
+        if json.load(file)["phase"] == "ended":
+            raise _over()
+
+
+def _over() -> ProcessLookupError:
+    return ProcessLookupError(errno.ESRCH, "it has ended")
 
 
 def _open_namespaces(pid: int) -> dict[str, int]:
@@ -333,7 +342,7 @@ def add(folder: str, source: str, name: str) -> None:
         with open(os.path.join(folder, "env.json"), encoding="utf-8") as file:
             place = json.load(file)
         if place.get("container"):
-            return _add_to_container(place["container"], source, target)
+            return _add_to_container(folder, place["container"], source, target)
         if not place.get("namespace_of"):
             raise CannotMount(
                 "it has no mounts of its own, as it was started by an ordinary user without a volume: start it with "
@@ -352,11 +361,11 @@ def add(folder: str, source: str, name: str) -> None:
         raise CannotMount(_said(error)) from None
 
 
-def _add_to_container(container: list[str], source: str, target: str) -> None:
+def _add_to_container(folder: str, container: list[str], source: str, target: str) -> None:
     """Take the folder along as a mount of its own, since the container's namespace does not hold its path."""
     if os.geteuid() != 0:
         raise CannotMount("a container of an ordinary user takes no volume later: start the task with `volumes`")
-    pid = _first_process(*container)
+    pid = _first_process(folder, *container)
     ours = os.stat(source)
     tree = _call("syscall", OPEN_TREE, -100, os.fsencode(source), TREE_CLONE | os.O_CLOEXEC)
     _join(_open_namespaces(pid))
@@ -365,7 +374,7 @@ def _add_to_container(container: list[str], source: str, target: str) -> None:
         _call("syscall", MOVE_MOUNT, tree, b"", -100, os.fsencode(target), FROM_NOTHING)
 
 
-def _first_process(engine: str, name: str) -> int:
+def _first_process(folder: str, engine: str, name: str) -> int:
     """The process of a container, which may just be on its way."""
     import subprocess  # the local scheduler loads this module, and pays for `threading` at each of its forks
 
@@ -375,6 +384,7 @@ def _first_process(engine: str, name: str) -> int:
         asked = subprocess.run(ask, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
         if asked.returncode == 0 and int(asked.stdout) > 0:
             return int(asked.stdout)
+        _check_goes_on(folder)
         if time.monotonic() > deadline:
             raise CannotMount(f"its container has not started after {CONTAINER_SECONDS} s")
         time.sleep(0.1)
