@@ -251,6 +251,8 @@ def test_an_unknown_field_is_told_with_the_nearest() -> None:
         "unknown field `volumes[0].mountpath`",
         ("did you mean `mount_path`?",),
     )
+    for name in ("n", "field", " "):  # also where the words of the message hold it
+        assert refused(TaskConfig, volumes=[{"name": "a", name: 1}]).message == f"unknown field `volumes[0].{name}`"
     error = refused(TaskConfig.from_dict, {"xyz": 1})
     assert error.suggestions[0].startswith("the fields are name, instance_type, gpu, command,")
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,22 @@ def test_a_volume_that_is_gone_ends_the_task_before_its_command(start: Start, pl
     assert start("echo ran", "", mounts=mounts).wait(30) == 0
     assert status(place)["reason"] == f"the folder `{place}/nothing` is not there"
     assert not (place / "task" / "stdout.log").exists()
+
+
+def test_what_is_read_only_in_a_volume_goes_with_it(place: Path) -> None:
+    program = """if True:
+        from pathlib import Path
+        from flow.client import Flow
+        client = Flow()
+        folder = Path(client.create_volume(1, "v").folder, "read-only")
+        folder.mkdir()
+        (folder / "file").touch()
+        folder.chmod(0o500)
+        client.delete_volume("v")
+    """
+    theirs = {**os.environ, "HOME": str(place), "FLOW_HOME": str(place / "flow")}
+    seen = subprocess.run([*AS_NOBODY, sys.executable, "-c", "import flow.client"], cwd=place, env=theirs)
+    require("a Python that any user can start", WHY, found=seen.returncode == 0)
+    done = subprocess.run([*AS_NOBODY, sys.executable, "-c", program], cwd=place, env=theirs, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert wait_until(lambda: [one.name for one in (place / "flow" / "volumes").iterdir()] == [".lock"])

@@ -121,6 +121,8 @@ def test_fields_override_a_file_or_a_copy_of_a_config(project: Path) -> None:
         ("nosuch.yaml", {}, ResourceNotFoundError, "no file `nosuch.yaml`"),
         (Path("nosuch"), {}, ResourceNotFoundError, "no file `nosuch`"),
         (Path(), {}, ValidationError, "`.` is a folder"),
+        (" ", {}, ValidationError, "` ` is nothing to run"),
+        (3, {}, ValidationError, "`3` is nothing to run"),
         ("true", {"command": "false"}, ValidationError, "the command is given twice"),
         ("true", {"gpus": 1}, ValidationError, "unknown field `gpus`"),
         ("true", {"retries": -1}, ValidationError, "retries: `-1` is too small"),

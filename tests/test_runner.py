@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from flow.aws import s3_access
 from flow.node import runner
+from tests.support.components import require
 from tests.support.processes import is_alive, leaders_of, wait_until
 from tests.support.pythons import old_pythons
 
@@ -306,6 +308,22 @@ def test_a_cancel_while_waiting_runs_nothing(run: Any) -> None:
     one.process.terminate()
     assert end_of(one.wait()) == ended(143, None, "cancel", "cancelled")
     assert not (one.folder / "workspace").exists()
+
+
+def test_a_cancel_while_its_data_is_out_of_reach_is_a_cancel(run: Any, tmp_path: Path) -> None:
+    require("s3fs", "S3 is mounted")
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "r"}
+    mount = {"kind": "s3", "source": "bucket", "target": str(tmp_path / "seen"), "cache": str(tmp_path / "cache")}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(20)
+        access = s3_access({}, {**keys, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.getsockname()[1]}"})
+        (tmp_path / "task" / "inbox").mkdir(parents=True)
+        (tmp_path / "task" / "inbox" / "s3.json").write_text(json.dumps(access))
+        one = run("touch", "ran", mounts=[mount])
+        asked = server.accept()[0]
+        one.process.terminate()
+    asked.close()
+    assert end_of(one.wait()) == ended(143, None, "cancel", "cancelled")
 
 
 # -- once

@@ -40,12 +40,11 @@ def finished(client: Flow, command: str, **fields: object) -> Task:
 
 
 def test_a_source_alone_is_seen_at_data_and_can_only_be_read(client: Flow) -> None:
-    if Path("/data").exists():
-        pytest.fail("this machine has a /data of its own")
+    had_one = Path("/data").exists()
     task = finished(client, "cat /data/train/a.txt /data/b.txt; echo x > /data/c", mounts="s3://bucket/set")
     assert task.logs() == "hello\nmore\n" + task.logs(stderr=True)
     assert "Read-only file system" in task.logs(stderr=True)
-    assert not Path("/data").exists()
+    assert Path("/data").exists() == had_one
 
 
 def test_each_source_of_a_mapping_is_seen_at_its_own_path(client: Flow, tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ import pytest
 
 import flow
 from flow.client import Flow
-from flow.errors import ResourceNotFoundError, ValidationError
+from flow.errors import ResourceNotFoundError, StorageError, ValidationError
 from flow.machines import Volume
+from flow.node import mounts, tail
 from flow.task import Task
+from tests.support.components import require
 from tests.support.processes import wait_until
 
 
@@ -66,6 +68,12 @@ def test_a_volume_is_made_once_and_found_by_name_and_id(client: Flow) -> None:
     assert (made.name, made.size_gb, made.interface, made.used_by) == ("datasets", 100, "block", ())
     assert client.volumes() == [made]
     assert client.get_volume("datasets") == client.get_volume(made.volume_id) == made
+
+
+def test_nobody_else_can_look_into_what_is_made_first(client: Flow) -> None:
+    client.create_volume(1, "data")
+    home = Path(os.environ["FLOW_HOME"])
+    assert [oct(folder.stat().st_mode)[-3:] for folder in (home, home / "volumes")] == ["700", "700"]
 
 
 def test_a_name_that_is_taken_is_refused_unless_it_is_the_same_call_again(client: Flow) -> None:
@@ -174,6 +182,15 @@ def test_an_ephemeral_volume_goes_with_its_task(client: Flow, at: Callable[[str]
         run(client, "true", volumes=[{"name": "kept", "size_gb": 1, "mount_path": at("x"), "ephemeral": True}])
 
 
+def test_tasks_of_one_name_have_an_ephemeral_volume_each(client: Flow, at: Callable[[str], str]) -> None:
+    volumes = [{"size_gb": 1, "mount_path": at("scratch"), "ephemeral": True}]
+    tasks = [run(client, "sleep 1000", volumes=volumes, name="t") for _ in range(2)]
+    assert len(client.volumes()) == 2
+    for task in tasks:
+        cancelled(task)
+    assert client.volumes() == []
+
+
 def test_volume_sources_among_the_mounts_are_made_with_100_gb(client: Flow, at: Callable[[str], str]) -> None:
     task = finished(client, f"echo 1 > {at('out')}/one", mounts={at("out"): "volume://results"})
     assert task.status == "completed"
@@ -251,13 +268,16 @@ def test_a_task_that_was_killed_holds_its_volume_no_more(client: Flow, at: Calla
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "//", "/.", "/proc/x", "/dev/shm", "/sys", "/usr", "/etc", "data", "/data/../x", "/a:b"]
+    "path",
+    ["/", "//", "/.", "/proc/x", "/dev/shm", "/sys", "/usr", "/etc", "data", "/data/../x", "/a:b", "/workspace/"],
 )
 def test_a_place_where_nothing_may_be_mounted_is_refused(client: Flow, path: str) -> None:
-    for fields in ({"volumes": [{"size_gb": 1, "mount_path": path}]}, {"mounts": {path: "volume://v"}}):
+    client.create_volume(1, "there")
+    wrong = [{"volumes": [{"size_gb": 1, "mount_path": path}]}, {"volumes": {path: "there"}}]
+    for fields in (*wrong, {"mounts": {path: "volume://v"}}):
         with pytest.raises(ValidationError, match="is no place to mount at"):
             run(client, "true", **fields)
-    assert client.volumes() == []
+    assert [one.name for one in client.volumes()] == ["there"]
 
 
 def test_nothing_is_mounted_over_flows_own_folder(client: Flow) -> None:
@@ -276,6 +296,45 @@ def test_a_volume_within_a_volume_is_seen_there_and_two_at_one_place_are_refused
     assert [one.name for one in contents(client.get_volume("inner")).iterdir()] == ["i"]
     with pytest.raises(ValidationError, match="two things are mounted at"):
         run(client, "true", volumes={outer: "outer"}, mounts={outer: "volume://inner"})
+
+
+def test_no_link_leads_a_mount_over_flows_own_folder(client: Flow, tmp_path: Path) -> None:
+    for folder in (os.environ["FLOW_HOME"], "/"):
+        link = tmp_path / "link"
+        link.symlink_to(folder)
+        with pytest.raises(ValidationError, match=f"`{link}` would hide Flow's own folder"):
+            run(client, "true", volumes=[{"size_gb": 1, "mount_path": str(link)}])
+        link.unlink()
+    folder = tmp_path / "made-later"
+    task = client.run("true", volumes=[{"size_gb": 1, "mount_path": str(folder)}], hold=True)
+    folder.symlink_to("/")
+    task.resume()
+    assert task.wait(timeout=60) == "failed"
+    assert task.reason == f"a mount at `{folder}` would hide the task's own folder"
+
+
+def test_a_damaged_volume_is_named_with_what_to_write(client: Flow) -> None:
+    volume = client.create_volume(1, "disk")
+    (contents(volume) / "file").touch()
+    file = contents(volume).with_name("volume.json")
+    file.write_text("{")
+    with pytest.raises(StorageError, match=f"the volume file `{file}` cannot be read") as refused:
+        client.volumes()
+    file.write_text(refused.value.suggestions[0].split("`")[1].replace("NAME", "disk"))
+    assert client.get_volume("disk").volume_id == volume.volume_id
+
+
+def test_a_volume_within_the_workspace_is_seen_by_either_path(client: Flow, tmp_path: Path) -> None:
+    there = Path("/workspace")
+    require("free /workspace", "a task's project is seen there", found=not there.exists() or not any(there.iterdir()))
+    volume = client.create_volume(1, "disk")
+    (tmp_path / "code.txt").write_text("code\n")
+    command = "echo 1 > /workspace/data/one; echo 2 > data/two; cat /workspace/code.txt; touch /workspace/mine; ls"
+    task = client.run(command, volumes={"/workspace/data": "disk"})
+    assert task.wait(timeout=60) == "completed"
+    assert task.logs().split() == ["code", "code.txt", "data", "mine"]
+    assert sorted(one.name for one in contents(volume).iterdir()) == ["one", "two"]
+    assert not Path("/workspace/mine").exists()
 
 
 def test_a_place_that_is_a_file_ends_the_task_before_its_command(client: Flow, tmp_path: Path) -> None:
@@ -345,6 +404,42 @@ def test_a_volume_is_mounted_only_where_a_task_runs_and_may_have_it(client: Flow
     cancelled(other)
 
 
+def test_a_task_that_ends_meanwhile_is_not_taken_for_the_machine_that_its_runner_is_back_on(client: Flow) -> None:
+    volume = client.create_volume(1, "late")
+    task = finished(client, "true")
+    folder = Path(os.environ["FLOW_HOME"], "record", task.task_id, "1", "0")
+    told = json.loads((folder / "status.json").read_text())
+    for phase in ("ended", "running"):  # running: its runner was killed, say, and the process is another one
+        (folder / "status.json").write_text(json.dumps({**told, "phase": phase}))
+        add = [sys.executable, mounts.__file__, "add", str(folder), str(contents(volume)), "late"]
+        added = subprocess.run(add, capture_output=True, text=True)
+        assert (added.returncode, added.stderr) == (1, "it has ended\n")
+        enter = [sys.executable, tail.__file__, "enter", str(folder), "--", "true"]
+        entered = subprocess.run(enter, capture_output=True, text=True)
+        assert (entered.returncode, entered.stderr) == (1, "the task has ended\n")
+    assert "/mnt/late " not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_an_element_of_an_array_holds_a_block_volume_for_itself(client: Flow) -> None:
+    name = f"late-{os.getpid()}"
+    volume = client.create_volume(1, name)
+    array = run(client, "sleep 1000", array="1-2")
+    first, second = (client.get_task(f"{array}_{index}") for index in (1, 2))
+    assert wait_until(lambda: {first.refresh().status, second.refresh().status} == {"running"}, seconds=30)
+    with pytest.raises(ValidationError, match="is an array: a volume is for one of its elements") as refused:
+        flow.mount_volume(name, array)
+    assert refused.value.suggestions == (f"name an element: `flow mount {name} {array}_1`",)
+    assert flow.mount_volume(name, first) == flow.mount_volume(name, first) == f"/mnt/{name}"
+    with pytest.raises(ValidationError, match=f"the block volume `{name}` is held by `{first}`"):
+        flow.mount_volume(name, second)
+    with pytest.raises(ValidationError, match=f"the volume `{name}` is used by `{first}`"):
+        client.delete_volume(volume.volume_id)
+    cancelled(first)
+    assert flow.mount_volume(name, second) == f"/mnt/{name}"
+    cancelled(array)
+    assert client.get_volume(name).used_by == ()
+
+
 def test_a_container_sees_its_volumes_and_takes_another_one(client: Flow, containers: str, tmp_path: Path) -> None:
     client.create_volume(1, "in-image")
     client.create_volume(1, "late")
@@ -355,6 +450,15 @@ def test_a_container_sees_its_volumes_and_takes_another_one(client: Flow, contai
     assert (task.wait(timeout=60), task.logs()) == ("completed", "")
     assert (contents(client.get_volume("in-image")) / "file").read_text() == "hello\n"
     assert (contents(client.get_volume("late")) / "seen").read_text() == "yes\n"
+
+
+def test_a_container_that_ends_meanwhile_is_not_waited_for(client: Flow, containers: str) -> None:
+    volume = client.create_volume(1, "late")
+    task = finished(client, "true", image=containers)
+    folder = Path(os.environ["FLOW_HOME"], "record", task.task_id, "1", "0")
+    add = [sys.executable, mounts.__file__, "add", str(folder), str(contents(volume)), "late"]
+    added = subprocess.run(add, capture_output=True, text=True, timeout=20)
+    assert (added.returncode, added.stderr) == (1, "it has ended\n")
 
 
 # -- on the command line

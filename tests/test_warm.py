@@ -201,6 +201,23 @@ print(next(left))
     assert wait_until(lambda: all(task.status.is_final for task in flow.tasks()))
 
 
+def test_what_is_left_of_a_map_that_is_given_up_is_not_made(project: Project) -> None:
+    text = """
+with app.run():
+    values = f.map(["time.sleep(0.02)"] * 500, concurrency=1)
+    next(values)
+    values.close()
+    print(f.remote(1))
+    def broken():
+        yield from ["time.sleep(0.02)"] * 100
+        1 / 0
+    try: list(f.map(broken(), concurrency=1))
+    except ZeroDivisionError: print(f.remote(2))
+"""
+    assert program(project, text) == "1\n2\n"
+    assert 1 <= len(notes()) < 20
+
+
 def test_one_cpu_is_enough_for_several_functions_and_a_spawned_call(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,15 +51,18 @@ def mount(task: Task, allocation: Allocation | None, volume: Volume, store: Volu
             suggestions=["use a volume made with `--interface file`"],
         )
     if not allocation or not allocation.nodes:
-        what = "an array: a volume is for one of its elements" if task.is_array else f"{task.status}, not running"
-        raise ValidationError(f"`{task.task_id}` is {what}", suggestions=[_way_in(task)])
-    source = store.attach(volume.volume_id, task.plan)
+        what, way = f"{task.status}, not running", _way_in(task)
+        if task.is_array and task.plan.elements:
+            what = "an array: a volume is for one of its elements"
+            way = f"name an element: `flow mount {volume.name} {task.task_id}_{task.plan.elements.indices[0]}`"
+        raise ValidationError(f"`{task.task_id}` is {what}", suggestions=[way])
+    source = store.attach(volume.volume_id, replace(task.plan, task_id=task.task_id))  # an element's own
     try:
         for node in allocation.nodes:
             _bind(task.task_id, node.folder, source, volume.name)
     except FlowError:
         if volume.volume_id not in [one.source for one in task.plan.mounts]:
-            store.detach(volume.volume_id, task.plan.task_id)
+            store.detach(volume.volume_id, task.task_id)
         raise
     return f"/mnt/{volume.name}"
 

@@ -70,15 +70,20 @@ def call_each(
     with session_of(session) as session:  # noqa: PLR1704
         pool = _pool(session, target, fields)
         pool.most = max(pool.most, concurrency or _cpus_for(session.client, fields))
-        answers = deque(session.submit(pool, _pending(one, fields)) for one in islice(calls, _AHEAD))
-        while answers:
-            try:
-                yield _value_in(answers.popleft())
-            except RemoteError as error:
-                if is_raised:
-                    raise
-                yield error
-            answers.extend(session.submit(pool, _pending(one, fields)) for one in islice(calls, 1))
+        answers: deque[Future[bytes]] = deque()
+        try:
+            answers.extend(session.submit(pool, _pending(one, fields)) for one in islice(calls, _AHEAD))
+            while answers:
+                try:
+                    yield _value_in(answers.popleft())
+                except RemoteError as error:
+                    if is_raised:
+                        raise
+                    yield error
+                answers.extend(session.submit(pool, _pending(one, fields)) for one in islice(calls, 1))
+        finally:
+            for one in answers:  # of a map that is given up: what no worker has yet is not made
+                one.cancel()
 
 
 @contextmanager

@@ -23,8 +23,10 @@ from flow.spellings import parse_array, parse_begin, parse_dependency, parse_sig
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _WORD = re.compile(r"[^\s\0]+")
 _SOURCE = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*(/[^\0]*)?|volume://[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_SAYS_VOLUME = frozenset(("name", "volume_id", "size_gb", "mount_path"))  # one of them is in each volume
 _KERNEL = ("dev", "proc", "sys")
 _SYSTEM = ("bin", "boot", "etc", "lib", "lib32", "lib64", "run", "sbin", "usr", "var")
+_WORKSPACE = "/workspace"
 _DEFAULT_TARGET = "/data"  # where a mount given without a target appears
 
 
@@ -67,7 +69,13 @@ def _absolute(value: Any) -> str:
         raise _refuse(f"{shown_value(text)} is no place to mount at", "write an absolute path, as `/data`")
     if parts[0] in _KERNEL or (parts[0] in _SYSTEM and len(parts) == 1):
         raise _refuse(f"{shown_value(text)} is no place to mount at: programs need what is there", "take `/data`")
-    return "/" + "/".join(parts)
+    path = "/" + "/".join(parts)
+    if path == _WORKSPACE:
+        raise _refuse(
+            f"{shown_value(text)} is no place to mount at: the task's copy of the project is there",
+            f"take `/data`, or a folder in it, as `{_WORKSPACE}/data`",
+        )
+    return path
 
 
 def _plain_text(value: Any, name: str = "") -> str:
@@ -141,9 +149,13 @@ def _mounts(value: Any) -> dict[str, str]:
 
 def _volumes(value: Any) -> Any:
     """`{"/data": "name"}` is a short way to write `[{"mount_path": "/data", "name": "name"}]`."""
-    if isinstance(value, Mapping) and all(str(path).startswith("/") for path in value):
+    if isinstance(value, Mapping) and _SAYS_VOLUME.isdisjoint(value) and all(map(_is_text, value.values())):
         return [{"mount_path": path, "name": name} for path, name in value.items()]
     return [value] if isinstance(value, Mapping) else value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _listed(value: Any) -> Any:

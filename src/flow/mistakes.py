@@ -102,11 +102,11 @@ def shown_value(value: object, name: object = "") -> str:
 
 def _moved(mistake: Mistake, location: Location) -> Mistake:
     """A mistake of a part, told of the whole."""
-    message = mistake.message
-    if mistake.location:
-        message = message.replace(path_text(mistake.location), path_text(location + mistake.location), 1)
+    message, there, here = mistake.message, path_text(mistake.location), path_text(location + mistake.location)
+    if mistake.of_key:
+        message = message.replace(f"`{there}`", f"`{here}`", 1)
     else:
-        message = _with_path(location, message)
+        message = here + message.removeprefix(there) if mistake.location else _with_path(location, message)
     return Mistake(message, mistake.advice, location + mistake.location, mistake.of_key)
 
 

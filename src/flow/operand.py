@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 from flow.errors import FlowError, ResourceNotFoundError, ValidationError
+from flow.mistakes import shown_value
 
 TASK_FILES = (".yaml", ".yml")
 _SLURM_FILES = (".slurm", ".sbatch")
@@ -19,8 +20,10 @@ _PEEK_BYTES = 65536  # #SBATCH lines stand at the top
 def read_operand(given: str | os.PathLike[str]) -> str | Path:
     """The task file or script that `given` names, or `given` itself: a shell command. A path object is a file.
 
-    Raises ResourceNotFoundError for a file that is not there, ValidationError for a folder or a Slurm script.
+    Raises ResourceNotFoundError for a file that is not there, ValidationError for a folder, a Slurm script, or nothing.
     """
+    if not isinstance(given, (str, os.PathLike)) or not str(given).strip():
+        raise ValidationError(f"{shown_value(given)} is nothing to run", suggestions=["give a shell command or a file"])
     text, path = os.fspath(given), Path(given)
     is_path = not isinstance(given, str)
     mode = _mode(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -68,8 +69,9 @@ def plan_mounts(
     wanted = [*config.volumes, *_volumes_of(config)]
     store = store_of(provider) if wanted else None
     volumes = store.list() if store else ()
-    called = config.name or f"{name}-{task_id[-6:]}"  # a name that was not given may be that of many tasks
-    mounts = [_planned(one, volumes, config, called=called, notes=notes) for one in wanted]
+    own = f"{name}-{task_id[-6:]}"  # a name that was not given may be that of many tasks
+    called = {False: config.name or own, True: own}  # ephemeral: nobody finds it again
+    mounts = [_planned(one, volumes, config, called=called[one.ephemeral], notes=notes) for one in wanted]
     notes += [_kept(one, store, config.region) for one in mounts if store and one.size_gb and not one.ephemeral]
     mounts += [
         Mount(target, S3, parse_source(source)[1])
@@ -161,10 +163,10 @@ def _is_taken_here(mount: Mount, notes: list[str]) -> bool:
             f"`{DOCKER_CACHE}` is this machine's own: its docker keeps its images there, the volume is not used"
         )
         return False
-    home, target = flow_home(), Path(mount.target)
+    home, target = (Path(os.path.realpath(path)) for path in (flow_home(), mount.target))
     if home.is_relative_to(target) or target.is_relative_to(home):
         raise ValidationError(
-            f"a mount at `{mount.target}` would hide Flow's own folder `{home}`",
+            f"a mount at `{mount.target}` would hide Flow's own folder `{flow_home()}`",
             suggestions=["mount it elsewhere, as `/data`"],
         )
     return True

@@ -109,7 +109,8 @@ class Pool:
     def fail(self, error: BaseException) -> None:
         """Nobody will answer what waits."""
         for call in self.waiting:
-            call.answer.set_exception(error)
+            if not call.answer.cancelled():
+                call.answer.set_exception(error)
         self.waiting.clear()
 
 

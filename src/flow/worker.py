@@ -104,13 +104,14 @@ class Worker:
         return ours
 
     def send(self, calls: deque[PendingCall]) -> None:
-        """Take as many of `calls` as it may have, and send them."""
+        """Take as many of `calls` as it may have, and send them but for those that were cancelled."""
         if calls and not self.sent:
             self.since = time.monotonic()
         while calls and self.has_room:
             call = calls.popleft()
-            self.sent.append(call)
-            self.out += call.line
+            if call.answer.running() or call.answer.set_running_or_notify_cancel():  # running: made again
+                self.sent.append(call)
+                self.out += call.line
         self.flush()
 
     def flush(self) -> None:

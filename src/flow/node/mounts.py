@@ -56,7 +56,7 @@ def arrange(
     if task.get("image"):
         return binds, None
     for one in binds:
-        if (folder + "/").startswith(one["target"] + "/"):
+        if _is_within(os.path.realpath(folder), os.path.realpath(one["target"])):
             raise CannotMount(f"a mount at `{one['target']}` would hide the task's own folder")
     try:
         space = Namespace()
@@ -64,10 +64,27 @@ def arrange(
         if binds:
             raise CannotMount(NOT_ALLOWED.format(_said(error))) from None
         return binds, None
+    workspace, is_shown = os.path.join(folder, "workspace"), _is_free(WORKSPACE)
     for one in binds:
-        space.bind(one["source"], one["target"], read_only=one.get("read_only", False))
-    space.show_workspace(os.path.join(folder, "workspace"))
+        target = one["target"]
+        if is_shown and target.startswith(WORKSPACE + "/"):  # seen by either path
+            target = workspace + target[len(WORKSPACE) :]
+        space.bind(one["source"], target, read_only=one.get("read_only", False))
+    if is_shown:
+        space.show_workspace(workspace)
     return binds, space
+
+
+def _is_within(path: str, folder: str) -> bool:
+    return (path + "/").startswith(folder.rstrip("/") + "/")
+
+
+def _is_free(path: str) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    try:
+        return not os.listdir(path)
+    except OSError:
+        return not os.path.lexists(path)
 
 
 def _folder_of(mount: dict[str, Any], folder: str, check: Callable[[], None]) -> dict[str, Any]:
@@ -107,6 +124,7 @@ class Namespace:
         except OSError:
             os.close(self.outside)
             raise
+        self.owner = os.getpid(), os.stat("/proc/self/ns/mnt").st_ino  # as `join_task` asks for
 
     def leave(self) -> bool:
         """Go back to where it came from; False where that cannot be, and this process should do nothing else."""
@@ -135,10 +153,9 @@ class Namespace:
             raise CannotMount(f"nothing can be mounted at `{target}`: {_said(error)}") from None
 
     def show_workspace(self, folder: str) -> None:
-        """Have the task's copy of the project seen at /workspace, unless the machine has something there itself."""
-        with contextlib.suppress(OSError, CannotMount):
-            if not os.path.lexists(WORKSPACE) or (os.path.isdir(WORKSPACE) and not os.listdir(WORKSPACE)):
-                self.bind(folder, WORKSPACE)
+        """Have the task's copy of the project seen at /workspace, where the machine has nothing itself."""
+        with contextlib.suppress(CannotMount):
+            self.bind(folder, WORKSPACE)
 
 
 def _enter_user_namespace() -> None:
@@ -150,9 +167,38 @@ def _enter_user_namespace() -> None:
             file.write(text)
 
 
-def join(pid: int) -> None:
-    """Enter the namespaces that the process `pid` is in. Raises OSError. One thread only."""
-    spaces = {name: os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY) for name in ("user", "mnt")}
+def join_task(folder: str, pid: int, number: int) -> None:
+    """Enter the namespaces of the task of `folder`: those of its runner, where they are those of that number.
+
+    A runner leaves them after it has reported the end of the task: what was opened before a look at the report that
+    tells no end is the task's own, and not the machine's or the next task's. Raises OSError. One thread only.
+    """
+    try:
+        spaces = _open_namespaces(pid)
+    except FileNotFoundError:
+        raise _over() from None
+    _check_goes_on(folder)
+    if os.fstat(spaces["mnt"]).st_ino != number:
+        raise _over()
+    _join(spaces)
+
+
+def _check_goes_on(folder: str) -> None:
+    """Raises ProcessLookupError where the task of `folder` has ended."""
+    with open(os.path.join(folder, "status.json"), encoding="utf-8") as file:
+        if json.load(file)["phase"] == "ended":
+            raise _over()
+
+
+def _over() -> ProcessLookupError:
+    return ProcessLookupError(errno.ESRCH, "it has ended")
+
+
+def _open_namespaces(pid: int) -> dict[str, int]:
+    return {name: os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("user", "mnt")}
+
+
+def _join(spaces: dict[str, int]) -> None:
     if not os.path.sameopenfile(spaces["user"], os.open("/proc/self/ns/user", os.O_RDONLY)):
         _call("setns", spaces["user"], NEWUSER)
     _call("setns", spaces["mnt"], NEWNS)
@@ -287,13 +333,13 @@ def add(folder: str, source: str, name: str) -> None:
         with open(os.path.join(folder, "env.json"), encoding="utf-8") as file:
             place = json.load(file)
         if place.get("container"):
-            return _add_to_container(place["container"], source, target)
+            return _add_to_container(folder, place["container"], source, target)
         if not place.get("namespace_of"):
             raise CannotMount(
                 "it has no mounts of its own, as it was started by an ordinary user without a volume: start it with "
                 "`volumes`, or with `options: {private_mounts: true}`"
             )
-        join(place["namespace_of"])
+        join_task(folder, *place["namespace_of"])
         if ("/mnt", OURS) not in [(one.path, one.source) for one in mount_points.mounted()]:
             _hold_place("/mnt")
             _show_anew("/mnt")  # so that nothing is left there when the task has ended
@@ -306,20 +352,20 @@ def add(folder: str, source: str, name: str) -> None:
         raise CannotMount(_said(error)) from None
 
 
-def _add_to_container(container: list[str], source: str, target: str) -> None:
+def _add_to_container(folder: str, container: list[str], source: str, target: str) -> None:
     """Take the folder along as a mount of its own, since the container's namespace does not hold its path."""
     if os.geteuid() != 0:
         raise CannotMount("a container of an ordinary user takes no volume later: start the task with `volumes`")
-    pid = _first_process(*container)
+    pid = _first_process(folder, *container)
     ours = os.stat(source)
     tree = _call("syscall", OPEN_TREE, -100, os.fsencode(source), TREE_CLONE | os.O_CLOEXEC)
-    join(pid)
+    _join(_open_namespaces(pid))
     os.makedirs(target, exist_ok=True)
     if not os.path.samestat(ours, os.stat(target)):  # else it is there already
         _call("syscall", MOVE_MOUNT, tree, b"", -100, os.fsencode(target), FROM_NOTHING)
 
 
-def _first_process(engine: str, name: str) -> int:
+def _first_process(folder: str, engine: str, name: str) -> int:
     """The process of a container, which may just be on its way."""
     import subprocess  # the local scheduler loads this module, and pays for `threading` at each of its forks
 
@@ -329,6 +375,7 @@ def _first_process(engine: str, name: str) -> int:
         asked = subprocess.run(ask, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
         if asked.returncode == 0 and int(asked.stdout) > 0:
             return int(asked.stdout)
+        _check_goes_on(folder)
         if time.monotonic() > deadline:
             raise CannotMount(f"its container has not started after {CONTAINER_SECONDS} s")
         time.sleep(0.1)

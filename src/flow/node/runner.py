@@ -137,7 +137,11 @@ class Rank:
     def _mount(self) -> None:
         """Make what the command is to see at paths of its own choice; in a container that is left to the engine."""
         if self.task.get("mounts") or (self.task.get("private_mounts") and not self.task.get("image")):
-            self.binds, self.namespace = _beside("mounts").arrange(self.task, self.folder, self.check_stopped)
+            try:
+                self.binds, self.namespace = _beside("mounts").arrange(self.task, self.folder, self.check_stopped)
+            except ValueError:
+                self.check_stopped()  # it was cancelled first, while an answer was waited for
+                raise
             self.check_stopped()
 
     def _start(self) -> None:
@@ -174,7 +178,7 @@ class Rank:
         if self.task.get("gpu_ids") is not None:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.task["gpu_ids"]))
         cwd = self.path("workspace", self.task.get("cwd") or "")
-        self.write("env.json", {"env": env, "cwd": cwd, "namespace_of": os.getpid() if self.namespace else None})
+        self.write("env.json", {"env": env, "cwd": cwd, "namespace_of": self.namespace and self.namespace.owner})
         return self.task["argv"], env, cwd
 
     def _set_limits(self) -> None:

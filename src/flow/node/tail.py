@@ -318,7 +318,10 @@ def _enter(folder: str, argv: Sequence[str]) -> None:
         os.execvp(engine, [engine, "exec", *terminal, "-w", place["cwd"], name, *(argv or ["sh"])])
     if place.get("namespace_of"):
         mounts = importlib.import_module("mounts")  # beside this file, which runs as a program here
-        mounts.join(place["namespace_of"])
+        try:
+            mounts.join_task(folder, *place["namespace_of"])
+        except ProcessLookupError:
+            sys.exit("the task has ended")
     os.chdir(place["cwd"])
     words = list(argv) or [env.get("SHELL") or "/bin/sh"]
     try:

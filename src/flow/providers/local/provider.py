@@ -163,10 +163,11 @@ class Local:
         return ""
 
     def _has_ended(self, task_id: str) -> bool | None:
-        """Whether a task or array has; None where it is not on record."""
-        if self._has_queue() and self._ask(lambda queue: queue.holds(task_id)):
+        """Whether a task, array or element has; None where it is not on record."""
+        base = task_id.partition("_")[0]
+        if self._has_queue() and self._ask(lambda queue: queue.holds(base)):
             return not self._ask(lambda queue: queue.is_open(task_id))
-        record = self.home / "record" / task_id
+        record = self.home / "record" / base
         if not (record / "record.json").exists():
             return None
         intent = read_intent(record)

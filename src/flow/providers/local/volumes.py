@@ -23,7 +23,8 @@ _UNKNOWN_SECONDS = 60.0  # how long a holder counts whose task is not on record:
 class LocalVolumes:
     """Folders as volumes; their size is noted and not enforced, and they cost nothing.
 
-    has_ended: whether a task has; None for one that is not on record. waits_for: the tasks whose end one waits for.
+    has_ended: whether a task, array or element has; None for one that is not on record.
+    waits_for: the tasks whose end one waits for.
     """
 
     def __init__(
@@ -75,7 +76,8 @@ class LocalVolumes:
         """Leave the task's name in the volume's folder."""
         with self._alone():
             volume = self._get(volume_id)
-            others = set(volume.used_by) - {plan.task_id} - (self._waits_for(plan) if volume.used_by else set())
+            array = plan.task_id.partition("_")[0]
+            others = set(volume.used_by) - {plan.task_id, array} - (self._waits_for(plan) if volume.used_by else set())
             if others and volume.interface == "block":
                 holder = min(others)
                 raise ValidationError(
@@ -97,7 +99,8 @@ class LocalVolumes:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         with writing(self.folder):
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.folder.parent, self.folder):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with Lock(self.folder / ".lock"):
                 yield
 
@@ -118,9 +121,10 @@ class LocalVolumes:
             except FileNotFoundError:  # an ephemeral one that went just now
                 continue
             except (OSError, ValueError, TypeError) as error:
+                again = json.dumps({"volume_id": file.parent.name, "name": "NAME", "size_gb": 100})
                 raise StorageError(
                     f"the volume file `{file}` cannot be read: {error}",
-                    suggestions=["write it again: its `data` folder beside it is whole"],
+                    suggestions=[f"write it again, as `{again}`: its `data` folder beside it is whole"],
                 ) from error
             used_by, folder = tuple(self._holders(volume.volume_id)), str(file.with_name("data"))
             if file.exists():  # an ephemeral one may have gone just now
@@ -182,6 +186,7 @@ def _doom(folder: Path) -> None:
 
 def _remove(doomed: Path) -> None:
     """By a process that nobody waits for: a large folder takes its time."""
-    script = ["sh", "-c", 'rm -rf -- "$1" &', "sh", str(doomed)]
+    remove = 'rm -rf -- "$1" || { chmod -R u+rwX -- "$1"; rm -rf -- "$1"; }'  # folders may be read-only
+    script = ["sh", "-c", f"{{ {remove}; }} </dev/null >/dev/null 2>&1 &", "sh", str(doomed)]
     with contextlib.suppress(OSError):  # the next `list` tries again
         os.waitpid(os.posix_spawn("/bin/sh", script, os.environ, setsid=True), 0)
