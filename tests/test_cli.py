@@ -211,6 +211,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("my task.yaml", Path("my task.yaml")),
         ("train.py", Path("train.py")),
         ("plain.sh", Path("plain.sh")),
+        ("job.sh", Path("job.sh")),
+        ("old.slurm", Path("old.slurm")),
         ("./tool", "./tool"),
         ("echo hi", "echo hi"),
         ("cat missing.yaml", "cat missing.yaml"),
@@ -232,8 +234,6 @@ def test_an_operand_is_a_file_where_it_can_be_one(files: Path, text: str, operan
         ("jobs/other.yaml", "no file `jobs/other.yaml`", ()),
         ("nowhere/x.yaml", "no file `nowhere/x.yaml`: there is no folder `nowhere`", ()),
         ("jobs", "`jobs` is a folder", ("did you mean `jobs/train.yaml`?",)),
-        ("job.sh", "`job.sh` is a Slurm script, which this version cannot read yet", ...),
-        ("old.slurm", "`old.slurm` is a Slurm script, which this version cannot read yet", ...),
     ],
 )
 def test_an_operand_that_is_neither_is_refused(files: Path, text: str, message: str, hints: object) -> None:

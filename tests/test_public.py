@@ -82,7 +82,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "train.py").write_text("import sys; print('trained', *sys.argv[1:])")
     (tmp_path / "hello.sh").write_text("echo hello $NAME\n")
     (tmp_path / "task.yaml").write_text("name: from-file\ncommand: echo $GREETING\nenv: {GREETING: hi}\n")
-    (tmp_path / "job.slurm").write_text("#!/bin/bash\n#SBATCH --nodes=2\n")
+    (tmp_path / "job.slurm").write_text("#!/bin/bash\n#SBATCH -n 1 -J job\necho $SLURM_JOB_NAME of $SLURM_NTASKS\n")
     return tmp_path
 
 
@@ -97,6 +97,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (Path("hello.sh"), "hello\n"),
         ("task.yaml", "hi\n"),
         (Path("task.yaml"), "hi\n"),
+        ("job.slurm", "job of 1\n"),
+        (Path("job.slurm"), "job of 1\n"),
         (TaskConfig(command="echo config"), "config\n"),
     ],
 )
@@ -116,8 +118,6 @@ def test_fields_override_a_file_or_a_copy_of_a_config(project: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "fields", "kind", "message"),
     [
-        ("job.slurm", {}, ValidationError, "`job.slurm` is a Slurm script, which this version cannot read yet"),
-        (Path("job.slurm"), {}, ValidationError, "`job.slurm` is a Slurm script, which this version cannot read yet"),
         ("nosuch.yaml", {}, ResourceNotFoundError, "no file `nosuch.yaml`"),
         (Path("nosuch"), {}, ResourceNotFoundError, "no file `nosuch`"),
         (Path(), {}, ValidationError, "`.` is a folder"),

@@ -68,7 +68,7 @@ class Flow:
         interactive machine. Raises ValidationError, ResourceNotFoundError for a file that is not there.
         """
         from flow.config import TaskConfig
-        from flow.operand import TASK_FILES, read_operand, script_argv
+        from flow.operand import TASK_FILES, is_slurm, read_operand, script_argv
 
         if operand is None:
             return TaskConfig(**fields)
@@ -77,8 +77,21 @@ class Flow:
             return TaskConfig.from_yaml(found).copy_with(**fields)
         if fields.get("command") is not None:
             raise ValidationError("the command is given twice", suggestions=["leave `command` out"])
+        if isinstance(found, Path) and is_slurm(found):
+            return self._load_slurm(found, fields)
         fields["command"] = script_argv(found) if isinstance(found, Path) else found
         return TaskConfig(**fields)
+
+    def _load_slurm(self, path: Path, fields: TaskFields) -> TaskConfig:
+        from flow.config import TaskConfig
+        from flow.slurm_script import read_slurm_script
+
+        is_sent = fields.get("upload_code") is not False and not path.is_absolute() and ".." not in path.parts
+        script = read_slurm_script(path, f"$FLOW_WORKSPACE/{path.as_posix()}" if is_sent else str(path.absolute()))
+        self.notes += script.notes
+        if fields.get("env"):
+            fields["env"] = {**script.fields["env"], **(fields["env"] or {})}
+        return TaskConfig.from_dict(script.fields).copy_with(**fields)
 
     def plan(self, config: TaskConfig) -> Plan:
         """What would run, decided; nothing is uploaded or submitted."""

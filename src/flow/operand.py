@@ -20,7 +20,7 @@ _PEEK_BYTES = 65536  # #SBATCH lines stand at the top
 def read_operand(given: str | os.PathLike[str]) -> str | Path:
     """The task file or script that `given` names, or `given` itself: a shell command. A path object is a file.
 
-    Raises ResourceNotFoundError for a file that is not there, ValidationError for a folder, a Slurm script, or nothing.
+    Raises ResourceNotFoundError for a file that is not there, ValidationError for a folder, or nothing.
     """
     if not isinstance(given, (str, os.PathLike)) or not str(given).strip():
         raise ValidationError(f"{shown_value(given)} is nothing to run", suggestions=["give a shell command or a file"])
@@ -30,14 +30,8 @@ def read_operand(given: str | os.PathLike[str]) -> str | Path:
     if stat.S_ISDIR(mode) and (is_path or "/" in text or not shutil.which(text)):
         raise _is_folder(path, text)
     if stat.S_ISREG(mode):
-        if _is_slurm(path):
-            raise ValidationError(
-                f"`{text}` is a Slurm script, which this version cannot read yet",
-                suggestions=[
-                    "write what its `#SBATCH` lines say into a task file; `flow schema task` lists the fields"
-                ],
-            )
-        return path if is_path or path.suffix in (*TASK_FILES, *_SCRIPTS) else text
+        is_file = is_path or path.suffix in (*TASK_FILES, *_SCRIPTS) or is_slurm(path)
+        return path if is_file else text
     if is_path or _looks_like_a_file(text):
         raise _no_file(path, text)
     return text
@@ -59,7 +53,8 @@ def _mode(path: Path) -> int:
         return 0
 
 
-def _is_slurm(path: Path) -> bool:
+def is_slurm(path: Path) -> bool:
+    """Whether the file is a Slurm script: by its name, or by an `#SBATCH` line."""
     if path.suffix in _SLURM_FILES:
         return True
     if path.suffix in TASK_FILES:
