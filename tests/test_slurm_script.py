@@ -50,6 +50,7 @@ PLAIN = {"name": "job.slurm", "num_instances": 1, "cpus": 1}
         (["--gres=gpu"], {"gpu": "1"}),
         (["-n 8 -N 2 -c 3"], {"num_instances": 2, "cpus": 12}),
         (["--ntasks-per-node=4", "--cpus-per-task=2"], {"cpus": 8}),
+        (["-N 2 -n 4 --gpus-per-task=a100:2"], {"num_instances": 2, "cpus": 2, "gpu": "a100:4"}),
         (["--mem=64G"], {"memory_gb": 64}),
         (["--mem=2048"], {"memory_gb": 2}),
         (["--mem=0"], {}),
@@ -125,6 +126,18 @@ def test_the_script_runs_as_it_is_with_its_own_interpreter_and_slurms_variables(
     assert (task.wait(60), task.logs(), task.name, task.plan.cpus) == ("completed", "1 2 job.slurm\n", "mine", 2)
     other = flow.run(path, name="other", env={"A": "1"}, upload_code=False)
     assert (other.wait(60), other.name, other.config.env["SLURM_NNODES"]) == ("completed", "other", "1")
+
+
+def test_it_runs_on_the_first_of_its_nodes(script: Any) -> None:
+    task = flow.run(script("--nodes=2", body="echo $FLOW_NODE_RANK of $SLURM_NNODES; exit 3"))
+    assert (task.wait(60), task.exit_code, task.logs()) == ("failed", 3, "0 of 2\n")
+    task = flow.run(script("--nodes=2", body="sleep 0.2; echo done"))
+    assert (task.wait(60), task.logs()) == ("completed", "done\n")
+
+
+def test_variables_are_exported_by_name_and_value(script: Any) -> None:
+    task = flow.run(script("--export=ALL,RATE=0.1,WORDS='a b' -Q -w node1", body='echo "$RATE $WORDS"'))
+    assert (task.wait(60), task.logs()) == ("completed", "0.1 a b\n")
 
 
 def test_it_runs_in_the_folder_that_it_names(script: Any) -> None:

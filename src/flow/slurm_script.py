@@ -20,13 +20,15 @@ from flow.mistakes import Mistake, MistakesError
 _SHORT = {
     "A": "account", "a": "array", "b": "begin", "C": "constraint", "c": "cpus-per-task", "D": "chdir",
     "d": "dependency", "e": "error", "G": "gpus", "H": "hold", "J": "job-name", "N": "nodes", "n": "ntasks",
-    "o": "output", "p": "partition", "q": "qos", "t": "time",
+    "k": "no-kill", "L": "licenses", "M": "clusters", "o": "output", "p": "partition", "Q": "quiet", "q": "qos",
+    "s": "oversubscribe", "t": "time", "v": "verbose", "W": "wait", "w": "nodelist", "x": "exclude",
 }  # fmt: skip
-_FLAGS = {"exclusive", "hold", "requeue", "no-requeue"}
+_FLAGS = {"exclusive", "hold", "no-kill", "no-requeue", "oversubscribe", "quiet", "requeue", "verbose", "wait"}
 # What says nothing where there is no Slurm; told in a note.
 _FOR_SLURM = {
-    "account", "comment", "constraint", "exclusive", "mail-type", "mail-user", "no-requeue", "partition", "qos",
-    "requeue", "reservation",
+    "account", "clusters", "comment", "constraint", "exclude", "exclusive", "licenses", "mail-type", "mail-user",
+    "no-kill", "no-requeue", "nodelist", "open-mode", "oversubscribe", "partition", "qos", "quiet", "requeue",
+    "reservation", "verbose", "wait",
 }  # fmt: skip
 _SAME = {
     "array": "array",
@@ -37,7 +39,10 @@ _SAME = {
     "signal": "signal",
 }
 _COUNTS = ("nodes", "ntasks", "ntasks-per-node", "cpus-per-task")
-_READ = ("chdir", "dependency", "gpus", "gpus-per-node", "gres", "hold", "mem", "mem-per-cpu", "mem-per-gpu", "time")
+_READ = (
+    "chdir", "dependency", "export", "gpus", "gpus-per-node", "gpus-per-task", "gres", "hold", "mem", "mem-per-cpu",
+    "mem-per-gpu", "time",
+)  # fmt: skip
 _KNOWN = {*_FOR_SLURM, *_SAME, *_COUNTS, *_READ}
 _AFTER = {"afterok": "completed", "afterany": "ended", "afternotok": "failed", "after": "started"}
 _UNITS = {"K": 1 / 1024**2, "M": 1 / 1024, "": 1 / 1024, "G": 1, "T": 1024}
@@ -72,6 +77,8 @@ def read_slurm_script(path: Path, place: str) -> SlurmScript:
     if mistakes:
         raise MistakesError.of(mistakes, f"`{path}`")
     command = [*shlex.split(lines[0][2:]), place]
+    if found.get("nodes", 1) > 1:  # a batch script runs on the first of its nodes
+        command = ["sh", "-c", '[ $FLOW_NODE_RANK = 0 ] || exit 0; exec "$@"', "sh", *command]
     own = {"name": path.name, **_fields(found), "command": command, "env": _variables(found)}
     return SlurmScript(own, tuple(notes))
 
@@ -125,8 +132,8 @@ def _value(name: str, text: str) -> Any:
     if name in _COUNTS:
         return _count(text.partition("-")[0] if name == "nodes" else text, name)  # 2-4 nodes: the least will do
     read: dict[str, Callable[[str], Any]] = {
-        "dependency": _dependencies, "gpus": _gpus, "gpus-per-node": _gpus, "gres": _gres, "hold": lambda _: True,
-        "mem": _memory_gb, "mem-per-cpu": _memory_gb, "mem-per-gpu": _memory_gb, "time": _hours,
+        "dependency": _dependencies, "gpus": _gpus, "gpus-per-node": _gpus, "gpus-per-task": _gpus, "gres": _gres,
+        "hold": lambda _: True, "mem": _memory_gb, "mem-per-cpu": _memory_gb, "mem-per-gpu": _memory_gb, "time": _hours,
     }  # fmt: skip
     if name == "signal":
         return text.removeprefix("B:")  # the script has it in any case, with all that it started
@@ -203,6 +210,9 @@ def _fields(asked: Mapping[str, Any]) -> dict[str, Any]:
 def _gpu_of_each_node(asked: Mapping[str, Any], nodes: int) -> tuple[str, int] | None:
     """Kind and number; `--gpus` is of all nodes together. Raises ValidationError where they cannot have the same."""
     each = asked.get("gpus-per-node") or asked.get("gres")
+    if not each and "gpus-per-task" in asked:
+        kind, count = asked["gpus-per-task"]
+        each = kind, count * _tasks_per_node(asked)
     if each or "gpus" not in asked:
         found: tuple[str, int] | None = each
         return found
@@ -219,7 +229,10 @@ def _tasks_per_node(asked: Mapping[str, Any]) -> int:
 
 
 def _variables(asked: Mapping[str, Any]) -> dict[str, str]:
-    """What Slurm would set in the script's environment, as far as the script alone decides it."""
+    """What Slurm would set in the script's environment as far as the script alone decides it, and what `--export` sets.
+
+    `ALL` of the shell's variables are not passed on: what a task sees of them is the provider's matter.
+    """
     nodes, each = asked.get("nodes", 1), _tasks_per_node(asked)
     tasks = str(asked.get("ntasks") or nodes * each)
     given = {
@@ -231,4 +244,5 @@ def _variables(asked: Mapping[str, Any]) -> dict[str, str]:
     for name in ("ntasks-per-node", "cpus-per-task", "job-name"):
         if name in asked:
             given["SLURM_" + name.upper().replace("-", "_")] = str(asked[name])
-    return given
+    pairs = (part.partition("=") for part in asked.get("export", "").split(","))
+    return {**given, **{name: value for name, equals, value in pairs if equals}}
