@@ -27,7 +27,7 @@ def main() -> int:
         command=TRAIN,
         env={"OMP_NUM_THREADS": "1"},
         max_run_time_hours=0.5,
-        retries=2,  # one node that fails ends the attempt of all
+        retries=2,  # one node that fails ends the attempt of all; torch has been seen to abort as it leaves
     )
     task = flow.run(config)
     for line in task.lines(follow=True):
