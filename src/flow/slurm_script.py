@@ -30,20 +30,13 @@ _FOR_SLURM = {
     "no-kill", "no-requeue", "nodelist", "open-mode", "oversubscribe", "partition", "qos", "quiet", "requeue",
     "reservation", "verbose", "wait",
 }  # fmt: skip
-_SAME = {
-    "array": "array",
-    "begin": "begin",
-    "error": "error",
-    "job-name": "name",
-    "output": "output",
-    "signal": "signal",
-}
+_SAME = ("array", "begin", "error", "output", "signal")  # in a task, too
 _COUNTS = ("nodes", "ntasks", "ntasks-per-node", "cpus-per-task")
 _READ = (
     "chdir", "dependency", "export", "gpus", "gpus-per-node", "gpus-per-task", "gres", "hold", "mem", "mem-per-cpu",
     "mem-per-gpu", "time",
 )  # fmt: skip
-_KNOWN = {*_FOR_SLURM, *_SAME, *_COUNTS, *_READ}
+_KNOWN = {*_FOR_SLURM, *_SAME, *_COUNTS, *_READ, "job-name"}
 _AFTER = {"afterok": "completed", "afterany": "ended", "afternotok": "failed", "after": "started"}
 _UNITS = {"K": 1 / 1024**2, "M": 1 / 1024, "": 1 / 1024, "G": 1, "T": 1024}
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
@@ -131,13 +124,14 @@ def _value(name: str, text: str) -> Any:
     """What is written for an option, as a number where it is one."""
     if name in _COUNTS:
         return _count(text.partition("-")[0] if name == "nodes" else text, name)  # 2-4 nodes: the least will do
-    read: dict[str, Callable[[str], Any]] = {
-        "dependency": _dependencies, "gpus": _gpus, "gpus-per-node": _gpus, "gpus-per-task": _gpus, "gres": _gres,
-        "hold": lambda _: True, "mem": _memory_gb, "mem-per-cpu": _memory_gb, "mem-per-gpu": _memory_gb, "time": _hours,
-    }  # fmt: skip
+    if name.startswith("gpus"):
+        return _gpus(text)
+    if name.startswith("mem"):
+        return _memory_gb(text)
     if name == "signal":
         return text.removeprefix("B:")  # the script has it in any case, with all that it started
-    return read[name](text) if name in read else text
+    read: dict[str, Callable[[str], Any]] = {"dependency": _dependencies, "gres": _gres, "time": _hours}
+    return True if name == "hold" else read[name](text) if name in read else text
 
 
 def _count(text: str, name: str) -> int:
@@ -174,7 +168,7 @@ def _gpus(text: str) -> tuple[str, int]:
     return kind, _count(count, "gpus")
 
 
-def _gres(text: str) -> tuple[str, int] | None:
+def _gres(text: str) -> tuple[str, int]:
     found = re.fullmatch(r"(?:gres[/:])?gpu(?::([A-Za-z][\w.-]*))?(?::(\d+))?", text)
     if not found:
         raise ValidationError(f"`--gres={text}` asks for what is no GPU", suggestions=["write `--gres=gpu:a100:4`"])
@@ -198,8 +192,10 @@ def _fields(asked: Mapping[str, Any]) -> dict[str, Any]:
     nodes = asked.get("nodes", 1)
     cpus = asked.get("cpus-per-task", 1) * _tasks_per_node(asked)
     gpu = _gpu_of_each_node(asked, nodes)
-    fields: dict[str, Any] = {_SAME[name]: asked[name] for name in _SAME if name in asked}
-    fields.update(num_instances=nodes, cpus=cpus, gpu=gpu and ":".join(map(str, gpu)).lstrip(":"))
+    fields: dict[str, Any] = {name: asked.get(name) for name in _SAME}
+    fields.update(
+        name=asked.get("job-name"), num_instances=nodes, cpus=cpus, gpu=gpu and ":".join(map(str, gpu)).lstrip(":")
+    )
     fields.update(max_run_time_hours=asked.get("time"), working_dir=asked.get("chdir"), hold=asked.get("hold"))
     fields["depends_on"] = asked.get("dependency")
     per_cpu, per_gpu = asked.get("mem-per-cpu"), asked.get("mem-per-gpu")

@@ -30,14 +30,18 @@ def store_of(provider: Provider) -> VolumeStore:
 
 def find_volume(volumes: Sequence[Volume], reference: str) -> Volume:
     """The one of that id or name. Raises ResourceNotFoundError with the nearest."""
-    found = [one for one in volumes if reference in (one.volume_id, one.name)]
+    found = _named(volumes, reference)
     if found:
-        return found[0]
+        return found
     names = [one.name for one in volumes]
     raise ResourceNotFoundError(
         f"there is no volume `{reference}`",
         suggestions=[*did_you_mean(reference, names), f"make it with `flow volume create {reference} --size-gb 100`"],
     )
+
+
+def _named(volumes: Sequence[Volume], reference: str) -> Volume | None:
+    return next((one for one in volumes if reference in (one.volume_id, one.name)), None)
 
 
 def save_listing(home: Path, volumes: Sequence[Volume]) -> None:
@@ -113,9 +117,8 @@ def _planned(
 ) -> Mount:
     name = asked.name or f"{called}-{PurePosixPath(asked.target).name}"[:128]
     reference = asked.volume_id or name
-    volume = next((one for one in volumes if reference in (one.volume_id, one.name)), None)
-    if volume is None and asked.size_gb is None:
-        find_volume(volumes, reference)  # raises, with what is near
+    look_up = find_volume if asked.size_gb is None else _named  # with a size, one that there is not is made
+    volume = look_up(volumes, reference)
     if volume and asked.ephemeral:
         raise ValidationError(
             f"the volume `{volume.name}` is there already, and `ephemeral` is for a new one",
