@@ -131,7 +131,7 @@ class Local:
 
     def _allocation(self, row: Row, created: float, plan_hash: str, place: int) -> Allocation:
         machines = {"started": Machines.UP, "ended": Machines.GONE}.get(row.state, Machines.QUEUED)
-        if row.cancel is not None and row.attempt == 0:  # the scheduler looks at that first: it never starts
+        if _never_starts(row):
             machines, row = Machines.GONE, replace(row, reason=row.reason if row.state == "ended" else "")
         return Allocation(
             task_id=row.id,
@@ -166,7 +166,7 @@ class Local:
         """Whether a task, array or element has; None where it is not on record."""
         base = task_id.partition("_")[0]
         if self._has_queue() and self._ask(lambda queue: queue.holds(base)):
-            return not self._ask(lambda queue: queue.is_open(task_id))
+            return all(row.state == "ended" or _never_starts(row) for row in self._rows([task_id]))
         record = self.home / "record" / base
         if not (record / "record.json").exists():
             return None
@@ -275,3 +275,8 @@ class Local:
     @staticmethod
     def _whole(value: object) -> int | None:
         return None if value is None else int(str(value))
+
+
+def _never_starts(row: Row) -> bool:
+    """Whether it was cancelled before its first attempt: the scheduler looks at that first, whenever it comes to it."""
+    return row.cancel is not None and row.attempt == 0
