@@ -127,7 +127,7 @@ def test_every_field_is_read_from_yaml(tmp_path: Path) -> None:
         "options": {"partition": "gpu", "exclusive": True, "nested": {"list": [1, None]}},
     }
     assert config.elements == Elements(tuple(range(1, 101)), 8)
-    assert set(config.to_dict()) | {"gpu"} == set(TaskConfig.model_fields)
+    assert set(config.to_dict()) | {"gpu", "batch"} == set(TaskConfig.model_fields)  # the other spellings
 
 
 def test_nothing_asked_is_a_task_with_defaults() -> None:

@@ -22,7 +22,7 @@ from flow.blobs import store_lock
 from flow.bundle import make_bundle
 from flow.durable import Lock
 from flow.errors import StorageError, TaskNotFoundError, ValidationError
-from flow.plan import Dependency, Elements, Plan, SignalBefore
+from flow.plan import Batch, Dependency, Elements, Plan, SignalBefore
 from flow.prune import Limits, choose
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.record_index import Row
@@ -62,11 +62,35 @@ def test_what_was_submitted_is_read_back_whole(home: Path) -> None:
         ports=(8080,),
         labels={"team": "x"},
         options={"partition": "gpu"},
+        batch=Batch("/home/ann/job.sh", ("--ntasks=2",), {"SLURM_NTASKS": "2"}),
     )
-    assert Records(home).add(whole) == whole
+    given, whole = whole, dataclasses.replace(whole, plan=dataclasses.replace(whole.plan, number=1))
+    assert Records(home).add(given) == whole
     assert Records(home).get(whole.task_id) == whole
     assert Records(home).get(f"{whole.task_id}_7") == whole
     assert Records(home).intent(whole.task_id) == Intent(Want.RUN, whole.created)
+
+
+def test_tasks_are_numbered_as_slurm_does_it(home: Path, records: Records) -> None:
+    """An array takes a number for each element: the last one has the array's own."""
+    first = records.add(submission())
+    array = records.add(submission(elements=Elements((3, 5, 9))))
+    theirs = records.add(submission(), numbered=False)
+    last = records.add(submission())
+    assert [one.plan.number for one in (first, array, theirs, last)] == [1, 2, None, 5]
+    assert [array.plan.number_of(index) for index in (None, 3, 5, 9)] == [2, 3, 4, 2]
+    elements = {"3": f"{array.task_id}_3", "4": f"{array.task_id}_5", "2_9": f"{array.task_id}_9"}
+    for reference, task_id in {"1": first.task_id, "2": array.task_id, "5": last.task_id, **elements}.items():
+        assert records.find(reference) == task_id
+    for unknown in ("0", "6", "2_4"):
+        with pytest.raises(TaskNotFoundError):
+            records.find(unknown)
+    records.set_number(theirs.task_id, 5)
+    (home / "index.db").unlink()
+    again = Records(home)
+    assert again.find("5") == last.task_id and "several tasks have the number 5" in again.notes[-1]
+    assert [row.number for row in again.rows()] == [5, 5, 2, 1]
+    assert again.add(submission()).plan.number == 6
 
 
 def test_a_home_is_made_when_first_written_to_and_is_private(home: Path, records: Records) -> None:
@@ -212,6 +236,7 @@ def test_a_row_tells_what_a_list_needs(records: Records) -> None:
             price_per_hour=1.5,
             nodes=2,
             elements=3,
+            number=1,
             state=TaskStatus.FAILED,
             exit_code=3,
             signal=None,
@@ -635,7 +660,9 @@ def test_prune_sweeps_up_after_one_that_was_killed(records: Records, home: Path)
 def test_which_tasks_go(limits: Limits, doomed: list[str]) -> None:
     """Four ended 60, 56, 40 and 30 seconds ago, of 100 bytes each; other records take 600."""
     ends = {"d": 970.0, "c": 960.0, "b": 944.0, "a": 940.0}
-    ended = [(Row(name, name, "local", 0.0, "", None, 1, 0, TaskStatus.COMPLETED), end) for name, end in ends.items()]
+    ended = [
+        (Row(name, name, "local", 0.0, "", None, 1, 0, None, TaskStatus.COMPLETED), end) for name, end in ends.items()
+    ]
     assert choose(ended, dict.fromkeys(ends, 100), 1000, limits=limits, now=1000.0) == doomed
 
 

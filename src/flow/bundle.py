@@ -55,20 +55,27 @@ def make_bundle(project: Path, store: Path, *, exclude: Collection[Path] = ()) -
         return _store(walk, store, incoming, index_path)
 
 
-def add_files(store: Path, bundle: Bundle, files: Mapping[str, bytes], *, beside: str) -> Bundle:
+def empty_bundle(store: Path) -> Bundle:
+    """The bundle of a project without a file."""
+    return Bundle(_keep_manifest(store, _manifest([])), files=0, bytes=0)
+
+
+def add_files(
+    store: Path, bundle: Bundle, files: Mapping[str, bytes], *, beside: str | None = None, mode: int = 0o644
+) -> Bundle:
     """The bundle with these files (path in the project -> content) too; to be called under the same `store_lock`.
 
     Raises ValidationError where `beside` is no file of the bundle, StorageError when the store cannot take more.
     """
     manifest = read_manifest(store, bundle.id)
     kept = [tuple(one) for one in manifest["files"] if one[0] not in files]
-    if not any(name == beside for name, *_ in kept):
+    if beside is not None and not any(name == beside for name, *_ in kept):
         raise ValidationError(
             f"`{beside}` is left out of the upload by the project's ignore file",
             suggestions=["take the line that names it out of `.flowignore` (or `.gitignore`)"],
         )
     with store_lock(store), Incoming(store) as incoming:
-        added = [(path, 0o644, incoming.add_content(content), len(content)) for path, content in files.items()]
+        added = [(path, mode, incoming.add_content(content), len(content)) for path, content in files.items()]
         incoming.commit()
     content = json.dumps({**manifest, "files": sorted([*kept, *added])}, separators=(",", ":")).encode()
     bundle_id = _keep_manifest(store, content)

@@ -170,7 +170,9 @@ class Flow:
                 email=user.email,
                 idempotency_key=idempotency_key,
             )
-            return self.records.add(submission, Want.HOLD if config.hold else Want.RUN, outbox=secrets)
+            want = Want.HOLD if config.hold else Want.RUN
+            is_numbered = not provider.capabilities.own_numbers
+            return self.records.add(submission, want, outbox=secrets, numbered=is_numbered)
 
     def _secret_files(self, plan: Plan) -> dict[str, bytes]:
         """What is to be brought to the machines and seen by nobody else, by name."""
@@ -191,7 +193,7 @@ class Flow:
     # -- finding
 
     def get_task(self, reference: str) -> Task:
-        """The task that an id, a unique prefix, a name, `:1` or `@last` names. Raises TaskNotFoundError."""
+        """The task that an id, a unique prefix, a number, a name, `:1` or `@last` names. Raises TaskNotFoundError."""
         self._finish_interrupted()
         task = self._task(self._find(reference))
         try:

@@ -31,6 +31,7 @@ from flow.field_types import (
     TextsByName,
     WholeNumber,
     Word,
+    Words,
     as_dependency,
     as_list,
     as_volumes,
@@ -45,7 +46,16 @@ if TYPE_CHECKING:
 
     from flow.task_fields import TaskFields
 
-__all__ = ["DependsOn", "TaskConfig", "VolumeMount", "parse_array", "parse_begin", "parse_signal", "task_schema"]
+__all__ = [
+    "Batch",
+    "DependsOn",
+    "TaskConfig",
+    "VolumeMount",
+    "parse_array",
+    "parse_begin",
+    "parse_signal",
+    "task_schema",
+]
 
 
 _CALLED = "the task"  # what messages call the whole, where it has no file
@@ -167,6 +177,23 @@ class DependsOn(_Checked):
 _Dependency = Annotated[DependsOn, as_dependency, OrElse("string")]
 
 
+class Batch(_Checked):
+    """A Slurm batch script, as `sbatch` takes it: its text, and what its options say that no field of a task holds."""
+
+    script: str = Field(description="The whole script, to the byte; its first line says what runs it.")
+    encoding: Literal["utf-8", "latin-1"] = Field("utf-8", description="Of the script's bytes.")
+    file: Text | None = Field(None, description="Where it was read.")
+    args: Words = Field([], description="What the script is called with.")
+    options: Words = Field([], description="The options of sbatch that hold, as `--name=value`.")
+    variables: TextsByName = Field({}, description="The SLURM_* variables that the options decide.")
+    export: Text = Field("ALL", description="The submitter's variables that it gets: `ALL`, `NONE`, or a list.")
+
+    @property
+    def content(self) -> bytes:
+        """The script's bytes."""
+        return self.script.encode(self.encoding)
+
+
 class TaskConfig(_Checked):
     """What the user asks for. All fields are optional; None is the default.
 
@@ -206,6 +233,7 @@ class TaskConfig(_Checked):
     output: Text | None = Field(None, description="File for a copy of stdout; Slurm's `%` patterns are filled in.")
     error: Text | None = Field(None, description="File for a copy of stderr; Slurm's `%` patterns are filled in.")
     options: Options = Field({}, description="The provider's own settings for this task.")
+    batch: Batch | None = Field(None, description="A Slurm batch script to run, in place of `command`.")
 
     if TYPE_CHECKING:
 
@@ -262,6 +290,8 @@ class TaskConfig(_Checked):
     @classmethod
     def _contradictions(cls, fields: Mapping[str, Any]) -> list[Mistake]:
         mistakes = []
+        if fields.get("batch") is not None and fields.get("command") is not None:
+            mistakes.append(Mistake("`batch` and `command` both say what runs", ("keep one of them",), ("command",)))
         if fields.get("gpu") is not None and fields.get("instance_type") is not None:
             mistakes.append(
                 Mistake("`gpu` and `instance_type` both say which machine", ("keep one of them",), ("gpu",))
@@ -290,7 +320,7 @@ def task_schema() -> dict[str, Any]:
 # Fields (of a volume, too) whose scalars are text as it was written, whatever YAML takes `no`, `1.10` or `12:30` for.
 _TEXT_FIELDS = frozenset(TaskConfig.model_fields) - {
     "volumes", "ports", "num_instances", "max_price_per_hour", "max_run_time_hours", "upload_code", "cpus", "memory_gb",
-    "retries", "priority", "hold", "grace_seconds", "options",
+    "retries", "priority", "hold", "grace_seconds", "options", "batch",
 }  # fmt: skip
 _VOLUME_TEXT_FIELDS = ("name", "volume_id", "mount_path", "interface")
 

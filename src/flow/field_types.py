@@ -132,6 +132,13 @@ def _command(value: Any) -> str | list[str] | None:
     return words
 
 
+def _words(value: Any) -> list[str]:
+    """Arguments, of which none, and empty ones, are possible."""
+    if not isinstance(value, (list, tuple)):
+        raise _refuse(f"{shown_value(value)} is no list", "write a list of words")
+    return [_plain_text(_not_bool(one)) for one in value]
+
+
 def _mounts(value: Any) -> dict[str, str]:
     """Target -> source; a source alone is mounted at /data."""
     sources = _texts_by_name({_DEFAULT_TARGET: value} if isinstance(value, str) else value)
@@ -252,6 +259,7 @@ Size = Annotated[int, Field(ge=1, le=10**9), BeforeValidator(_not_bool)]
 AbsolutePath = Annotated[str, BeforeValidator(_absolute), WithJsonSchema({"type": "string", "pattern": "^/"})]
 Port = Annotated[int, Field(ge=1, le=65535), BeforeValidator(_not_bool)]
 Ports = Annotated[list[Port], BeforeValidator(_listed), AfterValidator(_each_once), OrElse("integer")]
+Words = Annotated[list[str], BeforeValidator(_words)]
 Texts = Annotated[list[Text], BeforeValidator(_listed), OrElse("string")]
 TextsByName = Annotated[
     dict[str, str],

@@ -26,6 +26,7 @@ class Capabilities:
     arrays: bool = False  # takes an array whole; elsewhere the attendant expands it
     dependencies: bool = False
     emulates: bool = False  # runs an instance type that it does not have on what there is, with a note
+    own_numbers: bool = False  # its own commands call tasks by numbers, which `allocate` returns
     retries: bool = False  # starts the next attempt itself, with no client alive
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
 import json
@@ -34,6 +35,15 @@ class SignalBefore:
 
     number: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A Slurm batch script: what its options say that no other field of a plan holds. The script is in the bundle."""
+
+    file: str  # where it was read, absolute; "" where it came from standard input or `--wrap`
+    options: tuple[str, ...] = ()  # those that hold, as sbatch takes them: `--name=value`
+    variables: Mapping[str, str] = field(default_factory=dict)  # the SLURM_* variables that they decide
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,11 @@ class Plan:
     stderr: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     submit_dir: str = ""
+    in_place: bool = False  # runs in the folder it was submitted from, not in a copy of it
+    batch: Batch | None = None
+    number: int | None = (
+        None  # what Slurm's commands call it; an array of n takes n of them, of which this is the first
+    )
     notes: tuple[str, ...] = ()  # what was decided otherwise than asked, for the user to read
     options: Mapping[str, Any] = field(default_factory=dict)  # the provider's own
 
@@ -82,9 +97,20 @@ class Plan:
         values = _fields(self)  # not `asdict`: it copies every word, a tenth of a submit's time
         values["elements"] = self.elements and _fields(self.elements)
         values["signal"] = self.signal and _fields(self.signal)
+        values["batch"] = self.batch and _fields(self.batch)
         values["after"] = tuple(_fields(one) for one in self.after)
         values["mounts"] = tuple(_fields(one) for one in self.mounts)
         return values
+
+    def number_of(self, index: int | None) -> int | None:
+        """The number of the array's element with this index; of the task itself where that is None.
+
+        They follow on the array's own, which the last one has. Source: sbatch(1), `--array`.
+        """
+        if index is None or self.number is None or self.elements is None:
+            return self.number
+        place = bisect.bisect(self.elements.indices, index)  # they are sorted
+        return self.number + place if place < len(self.elements.indices) else self.number
 
     @property
     def hash(self) -> str:
@@ -93,7 +119,7 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _fields(one: Plan | Elements | SignalBefore | Dependency | Mount) -> dict[str, Any]:
+def _fields(one: Plan | Elements | SignalBefore | Dependency | Mount | Batch) -> dict[str, Any]:
     return {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
 
 
@@ -102,6 +128,7 @@ def plan_from_dict(values: Mapping[str, Any]) -> Plan:
     fields = dict(values)
     elements = fields.get("elements")
     signal = fields.get("signal")
+    batch = fields.get("batch")
     fields["argv"] = tuple(fields["argv"])
     fields["ports"] = tuple(fields.get("ports", ()))
     fields["notes"] = tuple(fields.get("notes", ()))
@@ -109,4 +136,5 @@ def plan_from_dict(values: Mapping[str, Any]) -> Plan:
     fields["mounts"] = tuple(mount_from_dict(one) for one in fields.get("mounts", ()))
     fields["elements"] = elements and Elements(tuple(elements["indices"]), elements["at_once"])
     fields["signal"] = signal and SignalBefore(**signal)
+    fields["batch"] = batch and Batch(**{**batch, "options": tuple(batch["options"])})
     return Plan(**fields)

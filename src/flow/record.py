@@ -64,10 +64,16 @@ class Records:
         return self._index.notes
 
     def add(
-        self, submission: Submission, want: Want = Want.RUN, *, outbox: Mapping[str, bytes] | None = None
+        self,
+        submission: Submission,
+        want: Want = Want.RUN,
+        *,
+        outbox: Mapping[str, bytes] | None = None,
+        numbered: bool = True,
     ) -> Submission:
         """Acknowledge a task: it is on disk when this returns. The same idempotency key gives the earlier submission.
 
+        numbered: whether it gets the next number; its provider has numbers of its own otherwise.
         outbox: secret files by name, 0600, which are brought to the machines and kept until the task has ended.
         Raises TaskIdTaken, or ValidationError when the key was used for another request.
         """
@@ -78,6 +84,9 @@ class Records:
             self._adopt_what_a_crash_left()
             earlier = self._earlier(submission)
             if earlier is None:
+                if numbered:
+                    plan = dataclasses.replace(submission.plan, number=self._index.next_number())
+                    submission = dataclasses.replace(submission, plan=plan)
                 self._write(submission, want, outbox or {})
         return earlier or submission
 
@@ -86,6 +95,19 @@ class Records:
         with writing(self.home), contextlib.suppress(FileNotFoundError):
             os.close(os.open(self._path(task_id, "allocated"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._index.write(lambda db: db.execute("UPDATE tasks SET allocated = 1 WHERE task_id = ?", (task_id,)))
+
+    def set_number(self, task_id: str, number: int) -> None:
+        """What the provider's own commands call the task. Asked again the provider would say the same."""
+        with writing(self.home), contextlib.suppress(FileNotFoundError):
+            self._path(task_id, "number").write_text(str(number))
+        self._index.set_number(task_id, number)
+
+    def number(self, task_id: str) -> int | None:
+        """The number that `set_number` gave."""
+        try:
+            return int(self._path(task_id, "number").read_text())
+        except (OSError, ValueError):
+            return None
 
     def unallocated(self) -> list[str]:
         """Acknowledged tasks that are to run and for which `allocate` is not known to have returned, oldest first."""
@@ -207,13 +229,18 @@ class Records:
         return found
 
     def find(self, reference: str) -> str:
-        """The id of the task that is meant: an id, `:N` of the last list, `@last`, the beginning of an id, a name.
+        """The id of the task that is meant by an id, its beginning, `:N` of the last list, `@last`, a number or a name.
 
         A name means the newest task of that name, with a note where there are more. Raises TaskNotFoundError with the
         nearest, ValidationError where several ids begin so.
         """
         found = find_task(self._index, reference)
         self.notes.extend(found.notes)
+        if found.place is not None:
+            plan = self.get(found.task_id).plan
+            if not plan.elements or plan.number is None:  # at its provider those numbers may be others'
+                raise _not_found(reference)
+            return f"{found.task_id}_{plan.elements.indices[found.place]}"
         if split_element(found.task_id)[1] is not None:
             self.get(found.task_id)  # the array may have no such element
         return found.task_id
@@ -335,6 +362,8 @@ class Records:
         except StorageError as error:
             return dataclasses.replace(entry, damage=(str(path.parent), error.message))
         row = dataclasses.replace(entry.row, **dataclasses.asdict(final)) if entry.row and final else entry.row
+        if row and row.number is None:
+            row = dataclasses.replace(row, number=self.number(task_id))
         return dataclasses.replace(entry, row=row, want=intent.want.value if intent else entry.want)
 
     def _own_intent(self, task_id: str) -> Intent | None:

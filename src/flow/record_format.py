@@ -17,7 +17,7 @@ from flow.record_index import Entry, Row
 from flow.status import Intent, Outcome, TaskStatus, Want
 
 # In two submissions of a request; the project may have changed by what the first one did there, as writing a log.
-_NEVER_THE_SAME = ("task_id", "notes", "not_before", "price_per_hour", "shell_env", "bundle")
+_NEVER_THE_SAME = ("task_id", "notes", "not_before", "price_per_hour", "shell_env", "bundle", "number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +94,14 @@ def entry_from(values: Mapping[str, Any]) -> Entry:
         price_per_hour=plan["price_per_hour"],
         nodes=plan["nodes"],
         elements=len(elements["indices"]) if elements else 0,
+        number=plan.get("number"),
         state=TaskStatus.PENDING,
     )
     after = tuple(dependency["task_id"] for dependency in plan["after"])
     key = values["idempotency_key"]
-    return Entry(row.task_id, row, key, want=first_intent(values).want.value, bundle=plan["bundle"], after=after)
+    next_number = row.number + max(row.elements, 1) if row.number else 0
+    want = first_intent(values).want.value
+    return Entry(row.task_id, row, key, want=want, bundle=plan["bundle"], after=after, next_number=next_number)
 
 
 def outcome_values(outcome: Outcome) -> dict[str, Any]:

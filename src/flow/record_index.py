@@ -22,17 +22,19 @@ from flow.errors import StorageError
 from flow.status import FINAL, Outcome, TaskStatus
 
 _T = TypeVar("_T")
-_VERSION = 1
+_VERSION = 2
 _BUSY_SECONDS = 60.0
 _SCHEMA = f"""
 CREATE TABLE tasks (
     task_id TEXT PRIMARY KEY, name TEXT, provider TEXT, created REAL, instance_type TEXT, price_per_hour REAL,
-    nodes INTEGER, elements INTEGER, state TEXT, exit_code INTEGER, signal INTEGER, reason TEXT, attempt INTEGER,
-    started REAL, ended REAL, idempotency_key TEXT UNIQUE, want TEXT, allocated INTEGER, bundle TEXT, after TEXT
+    nodes INTEGER, elements INTEGER, number INTEGER, state TEXT, exit_code INTEGER, signal INTEGER, reason TEXT,
+    attempt INTEGER, started REAL, ended REAL, idempotency_key TEXT UNIQUE, want TEXT, allocated INTEGER, bundle TEXT,
+    after TEXT
 ) WITHOUT ROWID;
 CREATE INDEX by_time ON tasks (created DESC, task_id DESC);
 CREATE INDEX by_state ON tasks (state, created DESC, task_id DESC);
 CREATE INDEX by_name ON tasks (name, created DESC);
+CREATE INDEX by_number ON tasks (number);
 CREATE INDEX to_allocate ON tasks (created, task_id) WHERE allocated = 0;
 CREATE TABLE listing (position INTEGER PRIMARY KEY, task_id TEXT);
 CREATE TABLE damaged (task_id TEXT PRIMARY KEY, path TEXT, why TEXT);
@@ -41,7 +43,7 @@ PRAGMA user_version = {_VERSION};
 """
 _FINAL_SQL = ", ".join(f"'{state.value}'" for state in sorted(FINAL, key=str))
 _OUTCOME = "state, exit_code, signal, reason, attempt, started, ended"
-_ROW = f"task_id, name, provider, created, instance_type, price_per_hour, nodes, elements, {_OUTCOME}"
+_ROW = f"task_id, name, provider, created, instance_type, price_per_hour, nodes, elements, number, {_OUTCOME}"
 _STATE_AT = _ROW.split(", ").index("state")
 
 
@@ -57,6 +59,7 @@ class Row:
     price_per_hour: float | None
     nodes: int
     elements: int
+    number: int | None  # what Slurm's commands call it
     state: TaskStatus
     exit_code: int | None = None
     signal: int | None = None
@@ -82,6 +85,7 @@ class Entry:
     allocated: bool = False
     bundle: str | None = None
     after: tuple[str, ...] = ()
+    next_number: int = 0  # the first that is free after those of this task; 0 where they are not ours
     damage: tuple[str, str] | None = None  # which file cannot be read, and why
 
 
@@ -128,6 +132,15 @@ class RecordIndex:
                 raise
 
         self._try(transaction)
+
+    def next_number(self) -> int:
+        """The number of the next task. Of records that were pruned it is not known that they had theirs."""
+        found = self.read("SELECT value FROM meta WHERE key = 'next_number'")
+        return int(found[0][0]) if found else 1
+
+    def set_number(self, task_id: str, number: int) -> None:
+        """What the provider's own commands call the task."""
+        self.write(lambda db: db.execute("UPDATE tasks SET number = ? WHERE task_id = ?", (number, task_id)))
 
     def put(self, entry: Entry) -> None:
         """Add one record, or replace what was known of it."""
@@ -375,3 +388,6 @@ def _put(db: sqlite3.Connection, entry: Entry) -> None:
     values[_STATE_AT] = entry.row.state.value
     values += [key, entry.want, entry.allocated, entry.bundle, " ".join(entry.after)]
     db.execute(f"INSERT INTO tasks VALUES ({', '.join('?' * len(values))})", values)
+    if entry.next_number:
+        highest = "ON CONFLICT (key) DO UPDATE SET value = max(CAST(value AS INTEGER), CAST(excluded.value AS INTEGER))"
+        db.execute(f"INSERT INTO meta VALUES ('next_number', ?) {highest}", (entry.next_number,))

@@ -1,4 +1,4 @@
-"""What users call a task -> its id: an id, `:N` of the last list, `@last`, the beginning of an id, a name."""
+"""What users call a task -> its id: an id, `:N` of the last list, `@last`, a number, the beginning of an id, a name."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Found:
 
     task_id: str
     notes: tuple[str, ...] = ()
+    place: int | None = None  # of the array's elements, the one that is meant
 
 
 def split_element(task_id: str) -> tuple[str, int | None]:
@@ -55,7 +56,28 @@ def _find_whole(index: RecordIndex, reference: str) -> Found | None:
     if reference == "@last":
         last = index.rows({}, limit=1)
         return Found(last[0].task_id) if last else None
-    return _beginning(index, reference) or _named(index, reference) or _beginning(index, f"task-{reference}", least=4)
+    return (
+        _numbered(index, reference)
+        or _beginning(index, reference)
+        or _named(index, reference)
+        or _beginning(index, f"task-{reference}", least=4)
+    )
+
+
+def _numbered(index: RecordIndex, text: str) -> Found | None:
+    """The task with this number, the newest where two providers gave the same; or the element of an array."""
+    if not text.isdecimal() or len(text) > 18:
+        return None
+    number = int(text)
+    sql = "SELECT task_id, number, elements FROM tasks WHERE number <= ? ORDER BY number DESC, created DESC LIMIT 2"
+    found = index.read(sql, (number,))
+    if not found:
+        return None
+    task_id, first, elements = found[0]
+    if first == number:
+        others = len(found) > 1 and found[1][1] == number
+        return Found(task_id, (f"several tasks have the number {number}: this is the newest, `{task_id}`",) * others)
+    return Found(task_id, place=number - first - 1) if number < first + elements else None
 
 
 def _beginning(index: RecordIndex, prefix: str, *, least: int = 1) -> Found | None:

@@ -17,7 +17,7 @@ from flow.config import DependsOn, TaskConfig, parse_begin, parse_signal
 from flow.errors import ValidationError, did_you_mean
 from flow.gpus import MEMORY_GB, Gpu, is_known_kind, parse_gpu
 from flow.machines import Offer
-from flow.plan import Dependency, Plan
+from flow.plan import Batch, Dependency, Plan
 from flow.providers import Provider
 from flow.task_volumes import plan_mounts
 
@@ -27,6 +27,7 @@ _LENT_PREFIXES = ("CONDA_", "LC_")
 # Set on each node by the runner, so one value for all nodes cannot be right.
 _SET_PER_NODE = ("FLOW_NODE_RANK", "FLOW_MAIN_IP", "FLOW_NUM_NODES", "FLOW_NODE_COUNT", "FLOW_TASK_ID", "FLOW_OUTPUT")
 _INTERACTIVE = ("tail", "-f", "/dev/null")  # a machine that waits for `flow ssh`
+_BATCH = ("sh", "-c", 'exec "$FLOW_WORKSPACE/.flow/batch/script" "$@"', "sh")
 _FLOW_VARIABLE = re.compile(r"(\$FLOW_\w+|\$\{FLOW_\w+\})")
 # In an image nobody knows which shells there are.
 _ANY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
@@ -49,6 +50,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
     name = config.name or _name_from(config, task_id)
     local = provider.capabilities.same_machine
     here = str(submitter.folder)
+    in_place = _is_in_place(config, provider)
     return Plan(
         task_id=task_id,
         name=name,
@@ -56,7 +58,9 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         argv=_argv(config, same_machine=local),
         env=_env(config, notes),
         shell_env=_lent(submitter.environ) if local else {},
-        working_dir=_working_dir(config, submitter.folder),
+        working_dir=str(submitter.folder / (config.working_dir or ""))
+        if in_place
+        else _working_dir(config, submitter.folder),
         image=config.image,
         engine=_engine() if config.image and local else None,
         instance_type=machine.instance_type,
@@ -82,6 +86,8 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         stderr=_copy_path(config, config.error, task_id, name, here),
         labels=config.labels,
         submit_dir=here,
+        in_place=in_place,
+        batch=_batch(config),
         notes=tuple(notes),
         options=config.options,
     )
@@ -164,6 +170,17 @@ def _check_abilities(config: TaskConfig, provider: Provider) -> None:
         )
 
 
+def _batch(config: TaskConfig) -> Batch | None:
+    given = config.batch
+    return Batch(given.file or "", tuple(given.options), dict(given.variables)) if given else None
+
+
+def _is_in_place(config: TaskConfig, provider: Provider) -> bool:
+    """Whether it runs where it was submitted, as with Slurm: a batch script, where the machines share that folder."""
+    is_asked = "upload_code" not in config.model_fields_set or not config.upload_code
+    return bool(config.batch) and is_asked and provider.capabilities.shared_folder and not config.image
+
+
 def _has_mounts(config: TaskConfig) -> bool:
     return bool(config.volumes or config.mounts)
 
@@ -171,6 +188,8 @@ def _has_mounts(config: TaskConfig) -> bool:
 def _argv(config: TaskConfig, *, same_machine: bool) -> tuple[str, ...]:
     """What is executed. `$FLOW_…` in a list is filled in by a shell, as the variables are known only on the node."""
     command = config.command
+    if config.batch:
+        return (*_BATCH, *config.batch.args)
     if command is None:
         return _INTERACTIVE
     if isinstance(command, list):

@@ -72,6 +72,12 @@ class Task:
         return self.plan.name
 
     @property
+    def number(self) -> int | None:
+        """What Slurm's commands call it; of an element on a Slurm cluster, what they call its array."""
+        index = None if self._index is None else int(self._index)
+        return self.plan.number_of(index) or self._records.number(self._submission.task_id)
+
+    @property
     def provider(self) -> str:
         """The name of the provider."""
         return self.plan.provider
@@ -275,7 +281,9 @@ class Task:
 
     def allocate(self) -> None:
         """Ask the provider for the machines of a task that is acknowledged, again where that was cut short."""
-        self._provider.allocate(self.plan)
+        number = self._provider.allocate(self.plan)
+        if number is not None:
+            self._records.set_number(self.task_id, number)
         self._records.mark_allocated(self.task_id)
         if self._records.intent(self.task_id).want is Want.CANCEL:  # by somebody else, with nothing there to release
             self._provider.release(self.task_id)

@@ -8,7 +8,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 if TYPE_CHECKING:
-    from flow.config import DependsOn, VolumeMount
+    from flow.config import Batch, DependsOn, VolumeMount
 
 _Text = str | os.PathLike[str]
 
@@ -52,3 +52,4 @@ class TaskFields(TypedDict, total=False):
     output: _Text | None
     error: _Text | None
     options: Mapping[str, Any] | None
+    batch: Batch | Mapping[str, Any] | None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def task_record(task: Task, config: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes, and `config` (what was asked for), secrets masked."""
     env = {"env": masked(config["env"])} if config.get("env") else {}
-    plain = ("task_id", "name", "provider", "exit_code", "signal", "reason", "instance_type", "num_instances")
+    plain = ("task_id", "number", "name", "provider", "exit_code", "signal", "reason", "instance_type", "num_instances")
     return {
         **{name: getattr(task, name) for name in plain},
         "status": str(task.status),

@@ -80,8 +80,11 @@ class Provider(Protocol):
         """What could be had now, cheapest first; with `gpu`, only machines that have that kind."""
         ...
 
-    def allocate(self, plan: Plan, attempt: int = 1) -> None:
-        """Ask for the plan's machines. Idempotent in (task_id, attempt); returns once the request is durable."""
+    def allocate(self, plan: Plan, attempt: int = 1) -> int | None:
+        """Ask for the plan's machines. Idempotent in (task_id, attempt); returns once the request is durable.
+
+        The number by which its own commands know the task, where there is one.
+        """
         ...
 
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:

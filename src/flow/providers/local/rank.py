@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ def write_job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting, 
     job = _job(home, row, plan, rank=rank, meeting=meeting)
     if plan.mounts or plan.image:  # a look at the disk less for the many
         job["needs"] = deliver(home / "record" / row.base, folder)
+    if plan.batch:
+        job["slurm"] = _slurm(row, plan)
     if has_gpus and "CUDA_VISIBLE_DEVICES" not in plan.env:
         job["gpu_ids"] = list(row.gpu_ids)  # none given: none seen
     descriptor = os.open(folder / "task.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -103,6 +105,21 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         "stderr_copy": _path_for(plan.stderr, row, rank),
         "delivery_timeout_seconds": 1800,
     }
+
+
+def _slurm(row: Row, plan: Plan) -> dict[str, Any]:
+    """What a batch script's variables and `srun` are made of."""
+    array = plan.elements and {"count": len(plan.elements.indices), **_extent(plan.elements.indices)}
+    return {
+        "number": plan.number_of(row.array_index),
+        "array_number": plan.number if plan.elements else None,
+        "array": array,
+        "variables": plan.batch.variables if plan.batch else {},
+    }
+
+
+def _extent(indices: Sequence[int]) -> dict[str, int]:
+    return {"min": indices[0], "max": indices[-1], "step": indices[1] - indices[0] if len(indices) > 1 else 1}
 
 
 def _mount(home: Path, mount: Mount) -> dict[str, Any]:

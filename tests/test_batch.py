@@ -1,0 +1,61 @@
+"""A batch script as a task: it runs as it is, where it was submitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flow.client import Flow
+from flow.config import Batch, TaskConfig
+from flow.errors import ValidationError
+
+SCRIPT = (
+    "#!/usr/bin/env python3\n# \xe9: no UTF-8\nimport os, sys\nprint(os.getcwd(), sys.argv[1:], file=open('seen', 'w'))"
+)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def client(here: Path) -> Flow:
+    return Flow(provider="local")
+
+
+def test_a_script_runs_byte_for_byte_by_its_own_first_line_in_the_folder_of_its_submission(
+    here: Path, client: Flow
+) -> None:
+    (here / "large.bin").write_bytes(b"not sent")
+    script = SCRIPT.replace("# ", "# -*- coding: latin-1 -*- ", 1)
+    task = client.run(TaskConfig(batch=Batch(script=script, encoding="latin-1", args=["a b", ""])))
+    assert task.wait(timeout=60) == "completed", task.logs()
+    assert (here / "seen").read_text() == f"{here} ['a b', '']\n"
+    assert task.folder
+    sent = [path for path in (task.folder / "workspace").rglob("*") if path.is_file()]
+    assert [path.read_bytes() for path in sent] == [script.encode("latin-1")]
+
+
+def test_a_script_runs_in_a_copy_where_that_is_asked(here: Path, client: Flow) -> None:
+    (here / "tool.txt").write_text("mine")
+    script = "#!/bin/sh\ncat tool.txt > copied; pwd"
+    task = client.run(TaskConfig(batch=Batch(script=script), upload_code=True))
+    assert task.wait(timeout=60) == "completed"
+    assert not (here / "copied").exists()
+    assert task.folder and (task.folder / "workspace" / "copied").read_text() == "mine"
+
+
+def test_a_script_and_a_command_cannot_both_run() -> None:
+    with pytest.raises(ValidationError, match="`batch` and `command` both say what runs"):
+        TaskConfig(batch=Batch(script="#!/bin/sh"), command="true")
+
+
+def test_a_task_is_known_by_its_number(here: Path, client: Flow) -> None:
+    task = client.run("true", array="1-2")
+    assert (task.number, client.get_task("1").task_id) == (1, task.task_id)
+    assert [client.get_task(one).number for one in ("1_1", "1_2", "2")] == [2, 1, 2]
