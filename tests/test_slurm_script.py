@@ -12,7 +12,7 @@ import flow
 from flow.client import Flow
 from flow.config import TaskConfig
 from flow.errors import ValidationError
-from flow.slurm.options import parse_command_line
+from flow.slurm.options import Given, parse_command_line
 from flow.slurm.script import SlurmScript, read_script, wrapped
 
 Write = Callable[..., Path]
@@ -34,7 +34,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 def read(*words: str, text: str = "#!/bin/sh\ntrue\n", environ: dict[str, str] | None = None) -> SlurmScript:
     given, _, args = parse_command_line(words)
-    return read_script(text.encode(), environ or {}, name="job.sh", called="job.sh", given=given, args=args)
+    return read_script(text.encode(), environ or {}, name="job.sh", file=Path("/job.sh"), given=given, args=args)
 
 
 def fields(*words: str) -> dict[str, Any]:
@@ -136,7 +136,8 @@ ALONE = {"SLURM_JOB_NAME": "job.sh", "SLURM_NNODES": "1", "SLURM_JOB_NUM_NODES":
         ("-m plane=2", {"SLURM_DISTRIBUTION": "plane", "SLURM_DIST_PLANESIZE": "2"}),
         ("--hint=nomultithread", {"SLURM_HINT": "nomultithread", "SLURM_THREADS_PER_CORE": "1"}),
         ("--export=A=1", {"SLURM_EXPORT_ENV": "A=1", "SLURM_GET_USER_ENV": "1"}),
-        ("--export=ALL,A=1", {"SLURM_EXPORT_ENV": "ALL,A=1"}),
+        ("--export=ALL,A=1", {"SLURM_EXPORT_ENV": "ALL,A=1", "SLURM_GET_USER_ENV": "1"}),
+        ("--export=all", {}),
         ("--overcommit --open-mode=append", {"SLURM_OVERCOMMIT": "1", "SLURM_OPEN_MODE": "a"}),
         ("-d singleton", {"SLURM_JOB_DEPENDENCY": "singleton"}),
         ("-G2 --cpus-per-gpu=2", {"SLURM_GPUS": "2", "SLURM_CPUS_PER_GPU": "2", "SLURM_TASKS_PER_NODE": "4"}),
@@ -209,21 +210,101 @@ def test_what_is_no_script_is_refused_as_sbatch_refuses_it(content: bytes, told:
 
 
 def test_wrap_makes_the_script_that_sbatch_makes() -> None:
-    found = read_script(wrapped("echo $1 'x'"), {}, name="--wrap", called="wrap").fields
+    command = "echo $1 'x'"
+    found = read_script(wrapped(command), {}, name="--wrap", given=[Given("wrap", command)]).fields
     assert found["batch"]["script"] == "#!/bin/sh\n# This script was created by sbatch --wrap.\n\necho $1 'x'\n"
     assert (found["name"], found["batch"]["file"]) == ("wrap", None)
 
 
-def test_the_script_runs_as_it_is_with_its_own_interpreter_and_slurms_variables(script: Write) -> None:
-    names = "SLURM_NNODES SLURM_CPUS_PER_TASK SLURM_JOB_NAME"
-    body = f"import os, sys\nprint(*map(os.environ.get, '{names}'.split()), os.getcwd())"
-    path = script("-N 1 -c 2 --job-name=mine", "--gpus=a100:1", body=body, first="#!/usr/bin/env -S python3 -u")
-    task = flow.run(path)
-    assert (task.wait(60), task.logs(), task.name, task.plan.cpus) == (
-        "completed", f"1 2 mine {Path.cwd()}\n", "mine", 2,
-    )  # fmt: skip
-    other = flow.run(path, name="other", env={"SLURM_NNODES": "7"})
-    assert (other.wait(60), other.name, other.logs().split()[0]) == ("completed", "other", "7")
+def ended(path: Path, **given: Any) -> flow.Task:
+    task = flow.run(path, **given)
+    task.wait(60)
+    return task
+
+
+def test_the_script_runs_as_it_is_where_it_was_submitted_with_its_own_interpreter(script: Write) -> None:
+    path = script("-c 2 --job-name=mine", body="import os\nprint(os.getcwd())", first="#!/usr/bin/env -S python3 -u")
+    task = ended(path)
+    assert (task.status, task.logs(), task.name, task.plan.cpus) == ("completed", f"{Path.cwd()}\n", "mine", 2)
+    assert Path(f"slurm-{task.number}.out").read_text() == f"{Path.cwd()}\n"
+    other = ended(path, name="other", cpus=1)
+    assert (other.status, other.name, other.plan.cpus) == ("completed", "other", 1)
+
+
+def test_both_streams_are_in_one_file_in_the_order_of_writing(script: Write) -> None:
+    body = "for i in 1 2 3 4 5; do echo out$i; echo err$i >&2; done"
+    task = ended(script("-o %x-%4j.txt -J 'a b'", body=body))
+    expected = "".join(f"out{i}\nerr{i}\n" for i in range(1, 6))
+    assert (Path(f"a b-{task.number:04d}.txt").read_text(), task.logs()) == (expected, expected)
+
+
+def test_each_stream_has_its_file_where_both_are_named(script: Write) -> None:
+    Path("sub").mkdir()
+    task = ended(script("-D sub -o o -e e.%j", body="echo out; echo err >&2; pwd"))
+    assert Path("sub/o").read_text() == f"out\n{Path.cwd()}/sub\n"
+    assert Path(f"sub/e.{task.number}").read_text() == "err\n"
+
+
+def test_a_file_begins_anew_unless_it_is_to_be_appended_to(script: Write) -> None:
+    for _ in range(2):
+        ended(script("-o one", body="echo line"))
+        ended(script("-o two --open-mode=append", body="echo line"))
+    assert (Path("one").read_text(), Path("two").read_text()) == ("line\n", "line\nline\n")
+
+
+def test_an_element_has_a_file_of_its_own(script: Write) -> None:
+    task = ended(script("-a 3,5", body="true"))
+    assert sorted(path.name for path in Path().glob("slurm-*")) == [f"slurm-{task.number}_{i}.out" for i in (3, 5)]
+
+
+def test_a_job_whose_output_has_no_folder_fails_before_it_runs(script: Write) -> None:
+    task = ended(script("-o nodir/%j", body="touch ran"))
+    assert (task.status, Path("ran").exists()) == ("failed", False)
+
+
+def test_nothing_is_kept_where_nothing_is_asked_for(script: Write) -> None:
+    ended(script("-o /dev/null", body="echo hi"))
+    ended(script("-o none", body="echo hi"))
+    assert sorted(path.name for path in Path().iterdir()) == ["job.slurm"]
+
+
+def test_input_is_what_it_names(script: Write) -> None:
+    Path("in 1").write_text("given\n")
+    assert ended(script("--input='in 1'", body="cat")).logs() == "given\n"
+    assert ended(script(body="cat")).logs() == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "seen"),
+    [
+        ("ALL", "[5] [6] [] [x]"),
+        ("ALL,A=1,C=two words", "[1] [6] [two words] [x]"),
+        ("NONE", "[] [] [] [x]"),
+        ("A,C='a,b'", "[5] [] ['a,b'] [x]"),
+        ("B=7", "[] [7] [] [x]"),
+    ],
+)
+def test_it_gets_the_submitters_variables_as_asked(
+    script: Write, monkeypatch: pytest.MonkeyPatch, asked: str, seen: str
+) -> None:
+    for name, one in {"A": "5", "B": "6", "SLURM_MINE": "x"}.items():
+        monkeypatch.setenv(name, one)
+    path = script(f'--export="{asked}"', body='echo "[$A] [$B] [$C] [$SLURM_MINE]"; [ -n "$HOME" ] && command -v ls')
+    assert ended(path).logs().splitlines()[0] == seen
+
+
+def test_variables_may_come_from_a_file(script: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A", "5")
+    Path("variables").write_bytes(b"B=two words\0C=a\nb\0")
+    assert ended(script("--export-file=variables", body='echo "[$A] [$B] [$C]"')).logs() == "[] [two words] [a\nb]\n"
+    with pytest.raises(ValidationError, match="cannot read `--export-file=none` .job.slurm:2.: No such file"):
+        flow.run(script("--export-file=none"))
+
+
+def test_without_slurm_what_only_it_can_do_is_recorded_and_told(script: Write) -> None:
+    task = ended(script("-p gpu -A lab --mail-type=END --comment=x --requeue"))
+    assert task.plan.notes == ("recorded, and of no effect without Slurm: --partition, --account, --mail-type",)
+    assert task.plan.batch and "--account=lab" in task.plan.batch.options
 
 
 def test_a_note_tells_what_was_left_out(script: Write) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 
@@ -35,3 +36,11 @@ def fill_pattern(pattern: str, values: Mapping[str, str | int]) -> str:
         return value.rjust(min(int(width), _WIDEST), "0") if width and letter in _NUMBERS else value
 
     return _PATTERN.sub(filled, pattern)
+
+
+def absolute_pattern(folder: str, pattern: str) -> str:
+    """The pattern below a folder, of whose own name nothing is filled in; `none` is no file at all."""
+    if pattern.startswith("/") or pattern == "none":
+        return pattern if pattern != "none" else os.devnull
+    kept = re.sub(r"\\", r"\\\\", folder) if "\\" in pattern else folder.replace("%", "%%")
+    return f"{kept}/{pattern}"

@@ -20,6 +20,7 @@ from flow.slurm.request import Request, contradictions, read_request
 from flow.slurm.values import After, parse_value
 
 _INTERPRETER = "begin it with `#!` and what runs it, as `#!/bin/bash`"
+_LAST_DESCRIPTOR = 1023
 _WRAPPER = "#!/bin/sh\n# This script was created by sbatch --wrap.\n\n"
 # Options that are a field of a task as they stand.
 _FIELDS = {
@@ -34,7 +35,7 @@ _TOLD = (
 )  # fmt: skip
 _TOLD_AS = {
     "account": "SLURM_JOB_ACCOUNT", "container": "SLURM_CONTAINER", "dependency": "SLURM_JOB_DEPENDENCY",
-    "export": "SLURM_EXPORT_ENV", "partition": "SLURM_JOB_PARTITION", "qos": "SLURM_JOB_QOS",
+    "partition": "SLURM_JOB_PARTITION", "qos": "SLURM_JOB_QOS",
     "reservation": "SLURM_JOB_RESERVATION",
 }  # fmt: skip
 _MEMORY = {"mem": "SLURM_MEM_PER_NODE", "mem-per-cpu": "SLURM_MEM_PER_CPU", "mem-per-gpu": "SLURM_MEM_PER_GPU"}
@@ -60,7 +61,7 @@ def read_slurm_script(
         content = path.read_bytes()
     except OSError as error:
         raise ValidationError(f"cannot read `{path}`: {error.strerror}") from None
-    return read_script(content, environ, name=str(path), called=path.name, file=path.absolute(), given=given, args=args)
+    return read_script(content, environ, name=str(path), file=path.absolute(), given=given, args=args)
 
 
 def read_script(
@@ -68,12 +69,11 @@ def read_script(
     environ: Mapping[str, str],
     *,
     name: str,
-    called: str = "sbatch",
     file: Path | None = None,
     given: Iterable[Given] = (),
     args: Sequence[str] = (),
 ) -> SlurmScript:
-    """The same for a script's bytes. Messages call it `name`; the task is `called` so, if no option names it."""
+    """The same for a script's bytes, which messages call `name`: from standard input, or `wrapped`."""
     text, encoding = _text(content, name)
     directives = read_directives(text, name)
     held = merged(directives.given, read_variables(environ), given)
@@ -82,7 +82,7 @@ def read_script(
     if mistakes:
         raise MistakesError.of(mistakes, f"`{name}`")
     request = read_request(values)
-    job_name = values.get("job-name", called)
+    job_name = values.get("job-name", file.name if file else "wrap" if "wrap" in held else "sbatch")
     batch = {
         "script": text,
         "encoding": encoding,
@@ -93,6 +93,8 @@ def read_script(
         "export": _export(values),
     }
     fields = {"name": _task_name(job_name), **_fields(values), **request.fields, "batch": batch}
+    if "export-file" in held:
+        fields["env"] = _exported_file(held["export-file"])
     options = {one.name: one.value for one in held.values()}
     return SlurmScript(fields, options, (*directives.notes, *request.notes))
 
@@ -172,9 +174,20 @@ def _waiting(after: After) -> dict[str, Any]:
 
 
 def _export(values: Mapping[str, Any]) -> str:
-    if "export-file" in values and "export" not in values:
-        return "NONE"
-    return str(values.get("export") or "ALL")
+    """What the script gets of the submitter's variables; with a file of them, no more than a login has."""
+    return "NONE" if "export-file" in values or values.get("export") == "" else str(values.get("export", "ALL"))
+
+
+def _exported_file(given: Given) -> dict[str, str]:
+    """The variables in a file, or in an open descriptor of that number: `NAME=value`, each ended by a NUL."""
+    number = given.value.isdecimal() and 3 <= int(given.value) <= _LAST_DESCRIPTOR
+    try:
+        with open(int(given.value) if number else given.value, "rb", closefd=not number) as file:
+            entries = file.read().split(b"\0")
+    except OSError as error:
+        raise ValidationError(f"cannot read {given.told}: {error.strerror}") from None
+    pairs = (entry.decode(errors="replace").partition("=") for entry in entries)
+    return {name: value for name, equals, value in pairs if name and equals}
 
 
 def _variables(values: Mapping[str, Any], held: Mapping[str, Given], request: Request) -> dict[str, str]:
@@ -182,6 +195,8 @@ def _variables(values: Mapping[str, Any], held: Mapping[str, Given], request: Re
     given = {name: one.value for name, one in held.items()}
     found = {f"SLURM_{name.upper().replace('-', '_')}": given[name] for name in _TOLD if name in given}
     found.update({variable: given[name] for name, variable in _TOLD_AS.items() if given.get(name)})
+    if given.get("export", "ALL").upper() != "ALL":
+        found.update(SLURM_EXPORT_ENV=given["export"], SLURM_GET_USER_ENV="1")
     found.update({variable: str(values[name]) for name, variable in _MEMORY.items() if values.get(name)})
     if "distribution" in given:
         method, _, size = given["distribution"].partition("=")
@@ -194,6 +209,6 @@ def _variables(values: Mapping[str, Any], held: Mapping[str, Given], request: Re
         found["SLURM_OVERCOMMIT"] = "1"
     if "open-mode" in values:
         found["SLURM_OPEN_MODE"] = values["open-mode"][0]
-    if "get-user-env" in given or not _export(values).upper().startswith("ALL"):
+    if "get-user-env" in given:
         found["SLURM_GET_USER_ENV"] = "1"
     return {**found, **request.variables}
