@@ -297,7 +297,7 @@ def test_variables_may_come_from_a_file(script: Write, monkeypatch: pytest.Monke
     monkeypatch.setenv("A", "5")
     Path("variables").write_bytes(b"B=two words\0C=a\nb\0")
     assert ended(script("--export-file=variables", body='echo "[$A] [$B] [$C]"')).logs() == "[] [two words] [a\nb]\n"
-    with pytest.raises(ValidationError, match="cannot read `--export-file=none` .job.slurm:2.: No such file"):
+    with pytest.raises(ValidationError, match=r"cannot read `--export-file=none` \(job.slurm:2\): No such file"):
         flow.run(script("--export-file=none"))
 
 
