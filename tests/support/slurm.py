@@ -54,6 +54,7 @@ KillWait=2
 SlurmdTimeout=10
 InactiveLimit=0
 MinJobAge=300
+FirstJobId=4200001
 PartitionName=gpu Nodes=ALL Default=YES PriorityTier=2
 PartitionName=low Nodes=ALL PriorityTier=1
 NodeName=DEFAULT CPUs=16 Sockets=1 CoresPerSocket=16 ThreadsPerCore=1 RealMemory=64000 Gres=gpu:a100:4 State=UNKNOWN
