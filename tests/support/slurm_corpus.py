@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import pytest
+
+from flow.cli.slurm.jobs import load_jobs
+from flow.client import Flow
+from flow.slurm.job_text import job_lines, text_of
 from tests.support.processes import wait_until
 from tests.support.slurm import Cluster
 
@@ -18,6 +25,10 @@ CORPUS = Path(__file__).parents[1] / "corpus" / "slurm"
 SCRIPTS = sorted(path.stem for path in CORPUS.glob("*.slurm"))
 _ENDED_BY_SLURM = ("CANCELLED", "TIMEOUT")  # the code tells only who got the signal first, script or child
 _NODE_LISTS = ("SLURM_JOB_NODELIST", "SLURM_NODELIST", "SLURM_STEP_NODELIST", "SLURMD_NODENAME", "HOSTNAME")
+_CARDS = "".join(f"{index}, NVIDIA A100-SXM4-80GB, 81920\n" for index in range(12))
+_OF_THE_RUN = {"SLURM_TASK_PID", "SLURM_SRUN_COMM_PORT", "SLURM_STEP_LAUNCHER_PORT", "SLURM_SUBMIT_HOST"}
+# Prints the number alone, and keeps it for `Runs`.
+_SBATCH = '#!/bin/sh\nnumber=$({} --parsable "$@") || exit\necho "$number" | tee -a "$NUMBERS"\n'
 _GPU_LISTS = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS")
 
 
@@ -63,7 +74,7 @@ class RealSlurm:
         self.cluster, self.bin = cluster, folder
         for name in ("scancel", "scontrol"):
             (folder / name).symlink_to(str(shutil.which(name)))
-        write_sbatch(folder / "sbatch", str(shutil.which("sbatch")))
+        _write(folder / "sbatch", _SBATCH.format(shutil.which("sbatch")))
 
     def environment(self) -> Mapping[str, str]:
         return self.cluster.environment()
@@ -72,9 +83,36 @@ class RealSlurm:
         return list(jobs_of(self.cluster.run("scontrol", "-o", "show", "jobs").stdout))
 
 
-def write_sbatch(program: Path, command: str) -> None:
-    """An `sbatch` that prints the number alone, and keeps it for `Runs`."""
-    program.write_text(f'#!/bin/sh\nnumber=$({command} --parsable "$@") || exit\necho "$number" | tee -a "$NUMBERS"\n')
+class OurSlurm:
+    """The local provider with a home in `folder`, which gives out as much as a cluster would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home, self.bin = folder / "home", folder / "bin"
+        self.bin.mkdir()
+        flow = [sys.executable, "-m", "flow"]
+        _write(self.bin / "nvidia-smi", f"#!/bin/sh\ncat <<'END'\n{_CARDS}END\n")
+        self._path = os.pathsep.join((str(self.bin), os.environ["PATH"]))
+        environment = os.environ | self.environment()
+        subprocess.run([*flow, "slurm", "install-commands", folder / "named"], check=True, env=environment)
+        subprocess.run([*flow, "run", "true"], check=True, env=environment)  # which makes the index
+        with sqlite3.connect(self.home / "index.db") as index:  # so that a number is nothing else
+            index.execute("REPLACE INTO meta VALUES ('next_number', 7300001)")
+        for name in ("scancel", "scontrol"):
+            (self.bin / name).symlink_to(folder / "named" / name)
+        _write(self.bin / "sbatch", _SBATCH.format(folder / "named" / "sbatch"))
+
+    def environment(self) -> Mapping[str, str]:
+        return {"FLOW_HOME": str(self.home), "FLOW_LOCAL_CPUS": "64", "PATH": self._path}
+
+    def jobs(self) -> list[Job]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FLOW_HOME", str(self.home))
+            lines = [text_of(job_lines(job), one_line=True) for job in load_jobs(Flow(), None)]
+        return [job for job in jobs_of("\n".join(lines)) if job.number > 7300000]
+
+
+def _write(program: Path, text: str) -> None:
+    program.write_text(text)
     program.chmod(0o755)
 
 
@@ -100,10 +138,10 @@ class Runs:
         place.mkdir()
         self._numbers(script).touch()
         shutil.copy(CORPUS / f"{script}.slurm", place)
-        path = os.pathsep.join((str(self.side.bin), str(CORPUS), os.environ["PATH"]))
-        own = {"PATH": path, "NUMBERS": str(self._numbers(script)), **self.side.environment()}
+        environment = os.environ | self.side.environment() | {"NUMBERS": str(self._numbers(script))}
+        environment["PATH"] = os.pathsep.join((str(self.side.bin), str(CORPUS), environment["PATH"]))
         submit = ["sh", CORPUS / "submit.sh", script]
-        done = subprocess.run(submit, cwd=place, env=os.environ | own, capture_output=True, text=True)
+        done = subprocess.run(submit, cwd=place, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{script}: {done.stdout}{done.stderr}"
 
     def wait(self, *, seconds: float) -> None:
@@ -158,11 +196,11 @@ def _variables(text: str, names: Mapping[int, str], place: Path) -> dict[str, st
         if name in found:
             found[name] = ",".join(f"<n{nodes.index(one)}>" if one in nodes else one for one in hosts(found[name]))
     for name in reversed(_GPU_LISTS):
-        if name in found:
+        if found.get(name):
             own = found[name].split(",")
             found[name] = ",".join(str(gpus.index(one) if {*own} <= {*gpus} else own.index(one)) for one in own)
-    if "SLURM_SUBMIT_HOST" in found:
-        found["SLURM_SUBMIT_HOST"] = "<host>"
+    for name in found.keys() & _OF_THE_RUN:
+        found[name] = "<any>"
     return {name: _plain(value, names, place) for name, value in found.items()}
 
 
