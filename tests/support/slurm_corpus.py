@@ -13,20 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import pytest
-
 from flow.cli.slurm.jobs import load_jobs
 from flow.client import Flow
 from flow.slurm.job_text import job_lines, text_of
 from tests.support.processes import wait_until
-from tests.support.slurm import Cluster
+from tests.support.slurm import DEFAULT_MEMORY_MB, Cluster
 
 CORPUS = Path(__file__).parents[1] / "corpus" / "slurm"
 SCRIPTS = sorted(path.stem for path in CORPUS.glob("*.slurm"))
 _ENDED_BY_SLURM = ("CANCELLED", "TIMEOUT")  # the code tells only who got the signal first, script or child
 _NODE_LISTS = ("SLURM_JOB_NODELIST", "SLURM_NODELIST", "SLURM_STEP_NODELIST", "SLURMD_NODENAME", "HOSTNAME")
 _CARDS = "".join(f"{index}, NVIDIA A100-SXM4-80GB, 81920\n" for index in range(12))
-_OF_THE_RUN = {"SLURM_TASK_PID", "SLURM_SRUN_COMM_PORT", "SLURM_STEP_LAUNCHER_PORT", "SLURM_SUBMIT_HOST"}
+_OF_THE_RUN = {"SLURM_TASK_PID", "SLURM_SRUN_COMM_PORT", "SLURM_STEP_LAUNCHER_PORT"}
+_OF_THE_SITE = {"SLURM_CLUSTER_NAME", "SLURM_SUBMIT_HOST", "SLURM_TOPOLOGY_ADDR"}
+_PARTITIONS = ("gpu", "local")  # where a job goes that asks for none
+_OTHERS = ("FLOW_", "SLURM_", "SBATCH_", "CUDA_")  # variables of who runs the tests
 # Prints the number alone, and keeps it for `Runs`.
 _SBATCH = '#!/bin/sh\nnumber=$({} --parsable "$@") || exit\necho "$number" | tee -a "$NUMBERS"\n'
 _GPU_LISTS = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS")
@@ -61,6 +62,7 @@ class Outcome:
 class Side(Protocol):
     """A Slurm: `bin` has its commands by their names, `sbatch` as it is with --parsable."""
 
+    name: str
     bin: Path
 
     def environment(self) -> Mapping[str, str]: ...
@@ -69,6 +71,8 @@ class Side(Protocol):
 
 class RealSlurm:
     """The cluster, and commands in `folder`."""
+
+    name = "real"
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.bin = cluster, folder
@@ -85,6 +89,8 @@ class RealSlurm:
 
 class OurSlurm:
     """The local provider with a home in `folder`, which gives out as much as a cluster would."""
+
+    name = "ours"
 
     def __init__(self, folder: Path) -> None:
         self.home, self.bin = folder / "home", folder / "bin"
@@ -105,9 +111,8 @@ class OurSlurm:
         return {"FLOW_HOME": str(self.home), "FLOW_LOCAL_CPUS": "64", "PATH": self._path}
 
     def jobs(self) -> list[Job]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("FLOW_HOME", str(self.home))
-            lines = [text_of(job_lines(job), one_line=True) for job in load_jobs(Flow(), None)]
+        """Those of the home that FLOW_HOME names, which is this one's while the tests look."""
+        lines = (text_of(job_lines(job), one_line=True) for job in load_jobs(Flow(), None))
         return [job for job in jobs_of("\n".join(lines)) if job.number > 7300000]
 
 
@@ -127,30 +132,38 @@ def jobs_of(text: str) -> Iterator[Job]:
 
 
 class Runs:
-    """All scripts on one side, each in a folder of its own below `folder`, all at the same time."""
+    """Scripts on one side, each in a folder of its own below `folder`, all at the same time."""
 
     def __init__(self, side: Side, folder: Path) -> None:
         self.side, self.folder = side, folder
+        folder.mkdir()
 
-    def submit(self, script: str) -> None:
-        """As `submit.sh` says; fails where that does."""
+    def outcomes(self, scripts: Iterable[str], *, seconds: float = 300) -> dict[str, Outcome]:
+        """Submit them, wait until every job has ended or can never begin, and look."""
+        refused = {script: told for script in scripts if (told := self.submit(script))}
+        left: list[Job] = []
+
+        def all_over() -> bool:
+            left[:] = [job for job in self.side.jobs() if not job.is_over]
+            return not left
+
+        assert wait_until(all_over, seconds=seconds, every=1), left
+        jobs = self.side.jobs()
+        found = {script: self.outcome(script, jobs) for script in scripts}
+        return found | {script: Outcome({"submitted": told}, {}, {}) for script, told in refused.items()}
+
+    def submit(self, script: str) -> str:
+        """As `submit.sh` says; what it says where it fails, else nothing."""
         place = self.folder / script
         place.mkdir()
         self._numbers(script).touch()
         shutil.copy(CORPUS / f"{script}.slurm", place)
-        environment = os.environ | self.side.environment() | {"NUMBERS": str(self._numbers(script))}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_OTHERS)}
+        environment |= {**self.side.environment(), "NUMBERS": str(self._numbers(script))}
         environment["PATH"] = os.pathsep.join((str(self.side.bin), str(CORPUS), environment["PATH"]))
         submit = ["sh", CORPUS / "submit.sh", script]
         done = subprocess.run(submit, cwd=place, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{script}: {done.stdout}{done.stderr}"
-
-    def wait(self, *, seconds: float) -> None:
-        """Until every job has ended, or can never begin."""
-
-        def all_over() -> bool:
-            return all(job.is_over for job in self.side.jobs())
-
-        assert wait_until(all_over, seconds=seconds, every=0.5), [job for job in self.side.jobs() if not job.is_over]
+        return f"{done.stdout}{done.stderr}" if done.returncode else ""
 
     def outcome(self, script: str, jobs: Iterable[Job]) -> Outcome:
         submitted = [int(line) for line in self._numbers(script).read_text().split()]
@@ -168,7 +181,7 @@ class Runs:
             if path.suffix == ".env":
                 variables[name] = _variables(path.read_text(), names, place)
             elif path.is_symlink():
-                files[name] = f"-> {os.readlink(path)}"
+                files[name] = f"-> {path.readlink()}"
             elif path.is_dir():
                 files[name] = "a folder"
             elif path.suffix != ".slurm":
@@ -184,7 +197,7 @@ def _plain(text: str, names: Mapping[int, str], place: Path) -> str:
     text = re.sub(r"^(?:slurmstepd.*|srun: (?:Job|Step) .*|Terminated)\n", "", text, flags=re.M)
     text = text.replace(str(place), "<folder>")
     text = re.sub(r"(?:/[^/\s]+)+/slurm_script", "<script>", text)
-    text = re.sub(r"\bnode\d\b", "<host>", text)
+    text = re.sub(r"\bnode\d\b|\b127\.0\.0\.\d\b", "<host>", text)
     return re.sub(r"0*([1-9]\d*)", lambda found: names.get(int(found[1]), found[0]), text)
 
 
@@ -199,8 +212,12 @@ def _variables(text: str, names: Mapping[int, str], place: Path) -> dict[str, st
         if found.get(name):
             own = found[name].split(",")
             found[name] = ",".join(str(gpus.index(one) if {*own} <= {*gpus} else own.index(one)) for one in own)
-    for name in found.keys() & _OF_THE_RUN:
+    for name in found.keys() & (_OF_THE_RUN | _OF_THE_SITE):
         found[name] = "<any>"
+    if found.get("SLURM_JOB_PARTITION") in _PARTITIONS:
+        found["SLURM_JOB_PARTITION"] = "<default>"
+    if found.get("SLURM_MEM_PER_CPU") == str(DEFAULT_MEMORY_MB):
+        del found["SLURM_MEM_PER_CPU"]
     return {name: _plain(value, names, place) for name, value in found.items()}
 
 
