@@ -301,6 +301,16 @@ def test_variables_may_come_from_a_file(script: Write, monkeypatch: pytest.Monke
         flow.run(script("--export-file=none"))
 
 
+def test_the_signal_before_the_limit_goes_to_the_script_alone_or_to_its_steps(script: Write) -> None:
+    body = "trap 'echo script; kill $!; exit 3' USR1\nenv SLURM_STEP_ID=0 sh -c 'trap \"echo step\" USR1; sleep 9 & wait; wait' & wait; wait; echo end"
+    task = flow.run(script("--signal=B:USR1@59 -t 1", body=body))
+    assert task.wait(60) == "failed"
+    assert (task.exit_code, task.logs()) == (3, "script\n")
+    task = flow.run(script("--signal=USR1@59 -t 1", body=body.replace("9 &", "3 &")))
+    assert task.wait(60) == "completed"
+    assert task.logs() == "step\nend\n"
+
+
 def test_without_slurm_what_only_it_can_do_is_recorded_and_told(script: Write) -> None:
     task = ended(script("-p gpu -A lab --mail-type=END --comment=x --requeue"))
     assert task.plan.notes == ("recorded, and of no effect without Slurm: --partition, --account, --mail-type",)

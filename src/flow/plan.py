@@ -36,10 +36,12 @@ class Dependency:
 
 @dataclass(frozen=True, slots=True)
 class SignalBefore:
-    """Send signal `number` to the command `seconds` before its time limit."""
+    """Send signal `number` to the command `seconds` before its time limit; `to`: to "all" of its processes, to the
+    "command" alone, or to the "steps" that a batch script started."""
 
     number: int
     seconds: float
+    to: str = "all"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flow.config import Batch as BatchConfig
@@ -18,7 +18,7 @@ from flow.config import TaskConfig, parse_begin, parse_signal
 from flow.errors import ValidationError, did_you_mean
 from flow.gpus import MEMORY_GB, Gpu, is_known_kind, parse_gpu
 from flow.machines import Offer
-from flow.plan import Batch, Dependency, Plan
+from flow.plan import Batch, Dependency, Plan, SignalBefore
 from flow.providers import Provider
 from flow.task_volumes import plan_mounts
 
@@ -80,7 +80,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         max_price_per_hour=config.max_price_per_hour,
         limit_seconds=config.max_run_time_hours and config.max_run_time_hours * 3600,
         grace_seconds=config.grace_seconds,
-        signal=parse_signal(config.signal) if config.signal else None,
+        signal=_signal(config),
         retries=config.retries,
         priority=config.priority,
         elements=config.elements,
@@ -203,6 +203,17 @@ def _batch_option(config: TaskConfig, name: str) -> str | None:
     from flow.slurm.submitting import option
 
     return option(config.batch.options, name) if config.batch else None
+
+
+def _signal(config: TaskConfig) -> SignalBefore | None:
+    """Of a batch script it goes to its steps or, by `B:`, to the script alone. Source: sbatch(1), `--signal`."""
+    if not config.signal:
+        return None
+    signal = parse_signal(config.signal)
+    if not config.batch:
+        return signal
+    prefix, colon, _ = (_batch_option(config, "signal") or "").partition(":")
+    return replace(signal, to="command" if colon and "B" in prefix.upper() else "steps")
 
 
 def _output_files(config: TaskConfig, folder: str, *, in_place: bool) -> tuple[str | None, str | None]:
