@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import flow
+from flow.cli.plan_text import masked_plan
 from flow.client import Flow
 from flow.config import TaskConfig
 from flow.errors import ValidationError
@@ -227,8 +228,12 @@ def test_the_script_runs_as_it_is_where_it_was_submitted_with_its_own_interprete
     task = ended(path)
     assert (task.status, task.logs(), task.name, task.plan.cpus) == ("completed", f"{Path.cwd()}\n", "mine", 2)
     assert Path(f"slurm-{task.number}.out").read_text() == f"{Path.cwd()}\n"
-    other = ended(path, name="other", cpus=1)
+    other = ended(path, name="other", cpus=1, num_instances=2)
     assert (other.status, other.name, other.plan.cpus) == ("completed", "other", 1)
+    assert other.plan.batch and other.plan.batch.variables == {
+        "SLURM_JOB_NAME": "other", "SLURM_NNODES": "2", "SLURM_JOB_NUM_NODES": "2", "SLURM_TASKS_PER_NODE": "1(x2)",
+        "SLURM_CPUS_PER_TASK": "2",
+    }  # fmt: skip
 
 
 def test_both_streams_are_in_one_file_in_the_order_of_writing(script: Write) -> None:
@@ -302,13 +307,28 @@ def test_variables_may_come_from_a_file(script: Write, monkeypatch: pytest.Monke
 
 
 def test_the_signal_before_the_limit_goes_to_the_script_alone_or_to_its_steps(script: Write) -> None:
-    body = "trap 'echo script; kill $!; exit 3' USR1\nenv SLURM_STEP_ID=0 sh -c 'trap \"echo step\" USR1; sleep 9 & wait; wait' & wait; wait; echo end"
+    step = "trap 'echo step' USR1; sleep 3 & wait; wait"
+    body = f"""trap 'echo script; kill $!; exit 3' USR1
+env SLURM_STEP_ID=0 sh -c "{step}" & wait; wait; echo end"""
     task = flow.run(script("--signal=B:USR1@59 -t 1", body=body))
     assert task.wait(60) == "failed"
     assert (task.exit_code, task.logs()) == (3, "script\n")
-    task = flow.run(script("--signal=USR1@59 -t 1", body=body.replace("9 &", "3 &")))
+    task = flow.run(script("--signal=USR1@59 -t 1", body=body))
     assert task.wait(60) == "completed"
     assert task.logs() == "step\nend\n"
+
+
+def test_who_is_to_be_alone_has_all_of_this_machine(script: Write) -> None:
+    client = Flow()
+    offers = client.provider("local").offers()
+    assert client.plan(client.load(script("--exclusive"))).cpus == offers[0].cpus
+    assert client.plan(client.load(script("--exclusive=user"))).cpus == 1
+
+
+def test_secrets_among_the_options_are_not_shown(script: Write) -> None:
+    task = ended(script("--export=ALL,API_KEY=12345", body="echo $API_KEY"))
+    assert task.logs() == "12345\n"
+    assert "12345" not in f"{task.record()}{task.config}{masked_plan(task.plan)}"
 
 
 def test_without_slurm_what_only_it_can_do_is_recorded_and_told(script: Write) -> None:

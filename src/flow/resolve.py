@@ -70,7 +70,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         instance_type=machine.instance_type,
         gpu_kind=machine.gpu.kind if machine.gpu else None,
         gpus=machine.gpus,
-        cpus=config.cpus or 1,
+        cpus=_cpus(config, provider),
         memory_gb=config.memory_gb,
         nodes=config.num_instances,
         region=machine.offer.region if machine.offer else None,
@@ -136,6 +136,13 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
     )
 
 
+def _cpus(config: TaskConfig, provider: Provider) -> float:
+    """As many as are asked for; all of this machine's where a batch script is to have it alone."""
+    if provider.capabilities.same_machine and _batch_option(config, "exclusive") == "" and config.num_instances == 1:
+        return max((one.cpus for one in provider.offers()), default=config.cpus or 1)
+    return config.cpus or 1
+
+
 def _emulated(asked: str, gpu: Gpu | None, offers: list[Offer], notes: list[str]) -> _Machine:
     """As much of the machine as is here: its own kind if any, else any GPUs there are."""
     have = max((one.gpu.count or 0 for one in offers if one.gpu), default=0)
@@ -184,13 +191,13 @@ def _batch(config: TaskConfig, provider: Provider, notes: list[str]) -> Batch | 
     given = config.batch
     if not given:
         return None
-    if not provider.capabilities.own_numbers:
-        from flow.slurm.submitting import cluster_only  # few tasks are batch scripts
+    from flow.slurm.submitting import cluster_only, variables_of  # few tasks are batch scripts
 
-        idle = cluster_only(given.options)
-        if idle:
-            notes.append(f"recorded, and of no effect without Slurm: {', '.join(idle)}")
-    return Batch(given.file or "", tuple(given.options), dict(given.variables))
+    idle = [] if provider.capabilities.own_numbers else cluster_only(given.options)
+    if idle:
+        notes.append(f"recorded, and of no effect without Slurm: {', '.join(idle)}")
+    variables = variables_of(given.variables, name=config.name, nodes=config.num_instances)
+    return Batch(given.file or "", tuple(given.options), variables)
 
 
 def _batch_argv(batch: BatchConfig, folder: str, *, joined: bool) -> tuple[str, ...]:

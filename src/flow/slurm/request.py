@@ -55,7 +55,7 @@ def read_request(values: Mapping[str, Any]) -> Request:
         variables.update({"SLURM_NTASKS": str(tasks), "SLURM_NPROCS": str(tasks)})
     # more CPUs than one task needs are for more tasks, where nothing is said of tasks
     each = per_node or (cpus // of_task if not tasks else None)
-    variables["SLURM_TASKS_PER_NODE"] = counts_text([each] * nodes if each else _spread(tasks, nodes))
+    variables["SLURM_TASKS_PER_NODE"] = counts_text([each] * nodes if each else spread(tasks, nodes))
     return Request(fields, variables, tuple(notes))
 
 
@@ -168,6 +168,6 @@ def _kind(values: Mapping[str, Any], notes: list[str]) -> str:
     return kinds[0] if len(kinds) == 1 else ""
 
 
-def _spread(tasks: int, nodes: int) -> list[int]:
+def spread(tasks: int, nodes: int) -> list[int]:
     """Tasks on each node, the first ones having one more."""
     return [tasks // nodes + (rank < tasks % nodes) for rank in range(nodes)]
