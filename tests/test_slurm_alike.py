@@ -80,6 +80,7 @@ VARIED = (
     "", "-n4", "-N2", "-N2 -n2", "--ntasks-per-node=2", "-N2 -n3 --ntasks-per-node=2", "-c2 -n2", "-G2", "-N2 -Ga100:4",
     "--gres=gpu:1", "--gpus-per-node=a100:2 -n2", "-n2 --gpus-per-task=1", "-G4 --gpus-per-task=2", "--mem=1G",
     "--mem-per-cpu=200", "--mem=0", "-G1 --mem-per-gpu=300M", "-G2 --cpus-per-gpu=2", "-G2 --ntasks-per-gpu=1",
+    "-N2 --gpus-per-task=1", "-n5 --ntasks-per-node=2", "-n2 -N3", "--gres=gpu:1 -G2",
     "--overcommit", "--open-mode=append", "--export=NONE", "--export=ALL,A=1", "-m plane=2 -n2", "--mincpus=4",
     "--threads-per-core=1", "--hint=nomultithread", "-n2 --ntasks-per-core=1 --ntasks-per-socket=2",
 )  # fmt: skip

@@ -63,6 +63,8 @@ PLAIN = {"name": "job.sh", "num_instances": 1, "cpus": 1}
         ("--gpus=a100:2,v100:1", {"gpu": "3"}),
         ("--gres=gpu:a100:4", {"gpu": "a100:4"}),
         ("--gres=gpu", {"gpu": "1"}),
+        ("--gres=gpu:2,gpu:1", {"gpu": "1"}),
+        ("--gres=gpu:1 --gpus-per-node=2", {"gpu": "1"}),
         ("--gres=none", {}),
         ("--gpus-per-socket=2 --sockets-per-node=2", {"gpu": "4"}),
         ("-n 8 -N 2 -c 3", {"num_instances": 2, "cpus": 12}),
@@ -72,6 +74,7 @@ PLAIN = {"name": "job.sh", "num_instances": 1, "cpus": 1}
         ("--ntasks-per-node=4 --cpus-per-task=2", {"cpus": 8}),
         ("--ntasks=4 -c2 --overcommit", {"cpus": 2}),
         ("-N 2 -n 4 --gpus-per-task=a100:2", {"num_instances": 2, "cpus": 2, "gpu": "a100:4"}),
+        ("-N2 --gpus-per-task=1", {"num_instances": 2, "gpu": "1"}),
         ("-G4 --gpus-per-task=2", {"cpus": 2, "gpu": "4"}),
         ("-G2 --cpus-per-gpu=3", {"cpus": 6, "gpu": "2"}),
         ("-G2 --ntasks-per-gpu=2", {"cpus": 4, "gpu": "2"}),
@@ -180,6 +183,7 @@ def test_the_command_line_goes_before_variables_and_these_before_the_script() ->
         (["--gpus-per-task=2"], "say how many tasks there are"),
         (["-N4 -G3"], "each node needs a GPU"),
         (["-Ga100:2 --gpus-per-node=2"], "GPUs with and without their kind"),
+        (["-N2 -n6 --ntasks-per-node=2"], "no more than 4 tasks fit"),
         (["--mem-per-gpu=1G"], "no GPU is asked for"),
         (["-c2 --cpus-per-gpu=1 -G1"], "only one of them can hold"),
         (["-n3 --ntasks-per-gpu=2"], "not a multiple of each GPU's tasks"),
@@ -340,4 +344,4 @@ def test_without_slurm_what_only_it_can_do_is_recorded_and_told(script: Write) -
 def test_a_note_tells_what_was_left_out(script: Write) -> None:
     client = Flow()
     client.load(script("--tme=3"))
-    assert client.notes[-1] == "job.slurm:2: unknown option `--tme`, left out; did you mean `time`?"
+    assert client.notes[-1] == "job.slurm:2: unknown option `--tme`, left out; did you mean `--time`?"

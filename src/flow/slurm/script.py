@@ -118,7 +118,7 @@ def _text(content: bytes, name: str) -> tuple[str, str]:
         (
             b"\r\n" in content,
             "contains DOS line breaks (`\\r\\n`) instead of UNIX line breaks (`\\n`)",
-            f"take them out with `sed -i 's/\\r$//' {name}`",
+            "take them out with `sed -i 's/\\r$//' FILE`",
         ),
     )
     for is_so, told, advice in wrong:
