@@ -10,14 +10,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flow.config import TaskConfig, parse_begin, parse_signal
 from flow.errors import ValidationError, did_you_mean
 from flow.gpus import MEMORY_GB, Gpu, is_known_kind, parse_gpu
 from flow.machines import Offer
-from flow.plan import Batch, Dependency, Plan
+from flow.plan import Batch, Dependency, Plan, SignalBefore
 from flow.providers import Provider
 from flow.task_volumes import plan_mounts
 
@@ -78,7 +78,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         max_price_per_hour=config.max_price_per_hour,
         limit_seconds=config.max_run_time_hours and config.max_run_time_hours * 3600,
         grace_seconds=config.grace_seconds,
-        signal=parse_signal(config.signal) if config.signal else None,
+        signal=_signal(config),
         retries=config.retries,
         priority=config.priority,
         elements=config.elements,
@@ -268,6 +268,16 @@ def _price(config: TaskConfig, offer: Offer | None) -> float | None:
             suggestions=["raise the cap, or take a smaller machine (`flow offers`)"],
         )
     return price
+
+
+def _signal(config: TaskConfig) -> SignalBefore | None:
+    """As Slurm has it, a batch script's is for its steps, or with `B:` for the script itself. Source: sbatch(1)."""
+    found = parse_signal(config.signal) if config.signal else None
+    if found is None or config.batch is None:
+        return found
+    asked = next((one for one in config.batch.options if one.startswith("--signal=")), "")
+    flags, colon, _ = asked.removeprefix("--signal=").partition(":")
+    return replace(found, to="command" if colon and "B" in flags else "steps")
 
 
 def _dependencies(config: TaskConfig, submitter: Submitter) -> list[Dependency]:
