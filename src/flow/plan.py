@@ -36,8 +36,10 @@ class Dependency:
 
 @dataclass(frozen=True, slots=True)
 class SignalBefore:
-    """Send signal `number` to the command `seconds` before its time limit; `to`: to "all" of its processes, to the
-    "command" alone, or to the "steps" that a batch script started."""
+    """Send signal `number` `seconds` before the time limit.
+
+    to: "all" of the command's group, the "command" alone, or the "steps" that a batch script started by `srun`.
+    """
 
     number: int
     seconds: float

@@ -212,17 +212,6 @@ def _batch_option(config: TaskConfig, name: str) -> str | None:
     return option(config.batch.options, name) if config.batch else None
 
 
-def _signal(config: TaskConfig) -> SignalBefore | None:
-    """Of a batch script it goes to its steps or, by `B:`, to the script alone. Source: sbatch(1), `--signal`."""
-    if not config.signal:
-        return None
-    signal = parse_signal(config.signal)
-    if not config.batch:
-        return signal
-    prefix, colon, _ = (_batch_option(config, "signal") or "").partition(":")
-    return replace(signal, to="command" if colon and "B" in prefix.upper() else "steps")
-
-
 def _output_files(config: TaskConfig, folder: str, *, in_place: bool) -> tuple[str | None, str | None]:
     """The patterns of the files that take copies of stdout and stderr; the provider fills them in."""
     from flow.slurm.patterns import DEFAULT, DEFAULT_OF_ARRAY, absolute_pattern
@@ -332,6 +321,15 @@ def _price(config: TaskConfig, offer: Offer | None) -> float | None:
             suggestions=["raise the cap, or take a smaller machine (`flow offers`)"],
         )
     return price
+
+
+def _signal(config: TaskConfig) -> SignalBefore | None:
+    """As Slurm has it, a batch script's is for its steps, or with `B:` for the script itself. Source: sbatch(1)."""
+    found = parse_signal(config.signal) if config.signal else None
+    if found is None or config.batch is None:
+        return found
+    flags, colon, _ = (_batch_option(config, "signal") or "").partition(":")
+    return replace(found, to="command" if colon and "B" in flags.upper() else "steps")
 
 
 def _dependencies(config: TaskConfig, submitter: Submitter) -> list[Dependency]:

@@ -24,7 +24,10 @@ SCRIPTS = sorted(path.stem for path in CORPUS.glob("*.slurm"))
 _ENDED_BY_SLURM = ("CANCELLED", "TIMEOUT")  # the code tells only who got the signal first, script or child
 _NODE_LISTS = ("SLURM_JOB_NODELIST", "SLURM_NODELIST", "SLURM_STEP_NODELIST", "SLURMD_NODENAME", "HOSTNAME")
 _CARDS = "".join(f"{index}, NVIDIA A100-SXM4-80GB, 81920\n" for index in range(12))
-_OF_THE_RUN = {"SLURM_TASK_PID", "SLURM_SRUN_COMM_PORT", "SLURM_STEP_LAUNCHER_PORT"}
+_OF_THE_RUN = {
+    *("SLURM_TASK_PID", "SLURM_SRUN_COMM_HOST", "SLURM_SRUN_COMM_PORT"),
+    *("SLURM_STEP_LAUNCHER_PORT", "SLURM_LAUNCH_NODE_IPADDR"),
+}
 _OF_THE_SITE = {"SLURM_CLUSTER_NAME", "SLURM_SUBMIT_HOST", "SLURM_TOPOLOGY_ADDR"}
 _PARTITIONS = ("gpu", "local")  # where a job goes that asks for none
 _OTHERS = ("FLOW_", "SLURM_", "SBATCH_", "CUDA_")  # variables of who runs the tests
