@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 from flow.masking import is_secret
 
 _NODE = Path(__file__).parent / "node"
+# Where there is no Slurm, for its scripts.
+_FOR_SCRIPTS = tuple(
+    f"{name}.py" for name in "batch hostlist ledger layout modules scontrol srun srun_options steps".split()
+)
 _SCRIPT = """\
 #!/bin/bash
 # Starts {what} of Flow on this machine; its rank is $1 or $FLOW_RANK.
@@ -108,6 +112,7 @@ def _files_for(task: Mapping[str, Any]) -> list[str]:
         "mount_points.py": mounts or task.get("private_mounts"),
         "volumes.py": any(one["kind"] == "device" for one in mounts),
         "peers.py": task.get("nodes", 1) > 1,
+        **dict.fromkeys(_FOR_SCRIPTS, task.get("slurm")),
     }
     always = ["runner.py", "processes.py", "loop.py", "log.py"]
     if any(one["kind"] == "s3" for one in mounts):
