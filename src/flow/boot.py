@@ -15,9 +15,10 @@ from flow.masking import is_secret
 
 _NODE = Path(__file__).parent / "node"
 # Where there is no Slurm, for its scripts.
-_FOR_SCRIPTS = tuple(
-    f"{name}.py" for name in "batch hostlist ledger layout modules scontrol srun srun_options steps".split()
-)
+_FOR_SCRIPTS = (
+    "batch.py", "hostlist.py", "layout.py", "ledger.py", "modules.py", "scontrol.py", "srun.py", "srun_layout.py",
+    "srun_options.py", "steps.py",
+)  # fmt: skip
 _SCRIPT = """\
 #!/bin/bash
 # Starts {what} of Flow on this machine; its rank is $1 or $FLOW_RANK.

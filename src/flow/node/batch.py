@@ -30,7 +30,7 @@ hostlist, layout, steps = map(_beside, ("hostlist", "layout", "steps"))
 
 
 def prepare(rank: Rank, env: dict[str, str]) -> list[str]:
-    """Complete the environment; what this node executes: the script, or on other nodes than the first what starts steps."""
+    """Complete the environment; what this node executes: on the first one the script, on others what starts steps."""
     task, folder = rank.task, rank.folder
     env.update(variables(task, submit_dir=env.get("PWD", folder)))
     env["PATH"] = rank.path("bin") + ":" + env.get("PATH", os.defpath)

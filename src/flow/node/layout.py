@@ -8,11 +8,9 @@ import itertools
 def spread(tasks: int, room: list[int], how: str = "block") -> list[int]:
     """For each task the place of its node; `room`: how many tasks each node has CPUs for.
 
-    `how`: "block" (each node gets one, then one node after the other is filled), "cyclic", "plane=2". What there is no
-    room for goes round.
+    `how`: "cyclic" (one each in turn), "block" (as many each as by that, but neighbours together), "plane=2" (two each
+    in turn). What there is no room for goes round.
     """
-    if how == "block":
-        return _filled(tasks, room)
     plane = int(how[6:]) if how.startswith("plane=") else 1
     counts = [0] * len(room)
     order: list[int] = []
@@ -22,18 +20,7 @@ def spread(tasks: int, room: list[int], how: str = "block") -> list[int]:
             chunk = min(plane, tasks if is_full else max(0, most - counts[place]), tasks - len(order))
             counts[place] += chunk
             order += [place] * chunk
-    return order
-
-
-def _filled(tasks: int, room: list[int]) -> list[int]:
-    nodes = len(room)
-    counts = [int(place < tasks) for place in range(nodes)]
-    for place in range(nodes):
-        counts[place] += max(0, min(room[place] - counts[place], tasks - sum(counts)))
-    rest = itertools.cycle(range(nodes))
-    while sum(counts) < tasks:
-        counts[next(rest)] += 1
-    return [place for place in range(nodes) for _ in range(counts[place])]
+    return sorted(order) if how == "block" else order
 
 
 def shares(total: int, parts: int) -> list[int]:

@@ -1,6 +1,7 @@
 """`module` and `ml` where the machine has no modules: what they say, and the shell code that changes the environment.
 
-A module is what the task's table says of its name: variables, and folders for PATH. Standard library, Python 3.8 and up.
+A module is what the task's table says of its name: variables, and folders for PATH.
+Standard library, Python 3.8 and up.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def main(folder: str, command: str, words: list[str]) -> int:
         modules.said.append(f"module: `{words[0]}` is no command of modules that is known here")
         code = 1
     sys.stderr.write("".join(line + "\n" for line in modules.said))
-    print("\n".join([*modules.code, f"(exit {code})"]))
+    sys.stdout.write("\n".join([*modules.code, f"(exit {code})\n"]))
     return code
 
 

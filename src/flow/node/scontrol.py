@@ -34,12 +34,9 @@ def main(folder: str, argv: list[str]) -> int:
             return _hostnames(names or [os.environ.get("SLURM_JOB_NODELIST", "")])
         if what.startswith("hostlist"):
             return _hostlist(names, is_sorted=what.endswith("sorted"))
-        if what == "job" and names in ([], [number]):
-            print(_job(task, folder, is_one_line=bool({"-o", "--oneliner"} & set(argv))))
-            return 0
-        name, _, value = what.partition("=")
-        if name in ("job", "jobid") and value == number:
-            print(_job(task, folder, is_one_line=bool({"-o", "--oneliner"} & set(argv))))
+        kind, _, value = what.partition("=")
+        if kind in ("job", "jobid") and (value or "".join(names)) in ("", number):
+            _say(_job(task, folder, is_one_line=bool({"-o", "--oneliner"} & set(argv))))
             return 0
     flow = task["slurm"].get("flow")
     if not flow:
@@ -50,13 +47,17 @@ def main(folder: str, argv: list[str]) -> int:
     raise AssertionError
 
 
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
 def _hostnames(names: list[str]) -> int:
     text = ",".join(names)
     if not text:
         sys.stderr.write("scontrol: error: host list is empty\n")
         return 0
     try:
-        print("\n".join(hostlist.expand(text)))
+        _say("\n".join(hostlist.expand(text)))
     except ValueError as error:
         sys.stderr.write(f"Invalid hostlist: {error}\n")
         return 1
@@ -69,7 +70,7 @@ def _hostlist(names: list[str], *, is_sorted: bool) -> int:
     except ValueError as error:
         sys.stderr.write(f"Invalid hostlist: {error}\n")
         return 1
-    print(hostlist.fold(sorted(set(found), key=_by_number) if is_sorted else found))
+    _say(hostlist.fold(sorted(set(found), key=_by_number) if is_sorted else found))
     return 0
 
 

@@ -17,22 +17,27 @@ SHORT = {
     "X": "disable-status", "Z": "no-allocate",
 }  # fmt: skip
 FLAGS = (
-    "contiguous debugger-test disable-status exact help hold interactive label multi-prog no-allocate overcommit overlap"
-    " oversubscribe preserve-env pty quiet reboot slurmd-debug spread-job test-only unbuffered usage use-min-nodes"
-    " verbose version"
-).split()
-MAY_HAVE_VALUE = "bcast compress exclusive get-user-env immediate kill-on-bad-exit no-kill propagate send-libs x11".split()
+    "contiguous", "debugger-test", "disable-status", "exact", "help", "hold", "interactive", "label", "multi-prog",
+    "no-allocate", "overcommit", "overlap", "oversubscribe", "preserve-env", "pty", "quiet", "reboot",
+    "slurmd-debug", "spread-job", "test-only", "unbuffered", "usage", "use-min-nodes", "verbose", "version",
+)  # fmt: skip
+MAY_HAVE_VALUE = (
+    "bcast", "compress", "exclusive", "get-user-env", "immediate", "kill-on-bad-exit", "no-kill", "propagate",
+    "send-libs", "x11",
+)  # fmt: skip
 VALUED = (
-    "accel-bind account acctg-freq bb bbf bcast-exclude begin chdir cluster-constraint clusters comment constraint"
-    " container core-spec cores-per-socket cpu-bind cpu-freq cpus-per-gpu cpus-per-task deadline delay-boot dependency"
-    " distribution epilog error exclude export extra-node-info gid gpu-bind gpu-freq gpus gpus-per-node"
-    " gpus-per-socket gpus-per-task gres gres-flags het-group hint input job-name jobid licenses mail-type mail-user"
-    " mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus mpi msg-timeout network nice nodefile nodelist nodes"
-    " ntasks ntasks-per-core ntasks-per-gpu ntasks-per-node ntasks-per-socket ntasks-per-tres open-mode output"
-    " partition power priority profile prolog qos relative reservation resv-ports signal slurmd-debug sockets-per-node"
-    " switches task-epilog task-prolog thread-spec threads threads-per-core time time-min tmp tres-per-task uid wait"
-    " wckey"
-).split()
+    "accel-bind", "account", "acctg-freq", "bb", "bbf", "bcast-exclude", "begin", "chdir", "cluster-constraint",
+    "clusters", "comment", "constraint", "container", "core-spec", "cores-per-socket", "cpu-bind", "cpu-freq",
+    "cpus-per-gpu", "cpus-per-task", "deadline", "delay-boot", "dependency", "distribution", "epilog", "error",
+    "exclude", "export", "extra-node-info", "gid", "gpu-bind", "gpu-freq", "gpus", "gpus-per-node",
+    "gpus-per-socket", "gpus-per-task", "gres", "gres-flags", "het-group", "hint", "input", "job-name", "jobid",
+    "licenses", "mail-type", "mail-user", "mcs-label", "mem", "mem-bind", "mem-per-cpu", "mem-per-gpu", "mincpus",
+    "mpi", "msg-timeout", "network", "nice", "nodefile", "nodelist", "nodes", "ntasks", "ntasks-per-core",
+    "ntasks-per-gpu", "ntasks-per-node", "ntasks-per-socket", "ntasks-per-tres", "open-mode", "output", "partition",
+    "power", "priority", "profile", "prolog", "qos", "relative", "reservation", "resv-ports", "signal",
+    "slurmd-debug", "sockets-per-node", "switches", "task-epilog", "task-prolog", "thread-spec", "threads",
+    "threads-per-core", "time", "time-min", "tmp", "tres-per-task", "uid", "wait", "wckey",
+)  # fmt: skip
 # The variables that count where the command line says nothing; of several for one option the first one does.
 VARIABLES = {
     "SLURM_NTASKS": "ntasks", "SLURM_NPROCS": "ntasks", "SLURM_NNODES": "nodes", "SLURM_JOB_NUM_NODES": "nodes",
@@ -66,7 +71,7 @@ def read(argv: list[str], env: Mapping[str, str]) -> tuple[dict[str, str], set[s
                 continue
             if option in VALUED:
                 found[option] = value
-            elif value in ("", "yes") or value.strip("0123456789") == "" and int(value):
+            elif value in ("", "yes") or (value.strip("0123456789") == "" and int(value)):
                 found[option] = "" if option in FLAGS else value
     if found.get("kill-on-bad-exit") == "0":
         del found["kill-on-bad-exit"]
@@ -114,7 +119,7 @@ def _read_letters(letters: str, rest: list[str], found: dict[str, str]) -> None:
 
 def _whole(name: str) -> str:
     """A name may be cut where only one begins so."""
-    names = [*FLAGS, *MAY_HAVE_VALUE, *VALUED]
+    names = (*FLAGS, *MAY_HAVE_VALUE, *VALUED)
     near = [one for one in names if one.startswith(name)]
     if name in names:
         return name

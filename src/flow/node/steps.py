@@ -232,13 +232,13 @@ class Step:
                 if error.errno == errno.EAGAIN:
                     return
                 data = b""  # a terminal whose other end is closed
-            whole, newline, rest = (kept + data).rpartition(b"\n")
-            if (is_raw and not label) or not data or len(rest) > LINE:
-                whole, newline, rest = kept + data, b"", b""
-            kept = rest
+            whole, newline, kept = (kept + data).rpartition(b"\n")
+            if kept and ((is_raw and not label) or not data or len(kept) > LINE):
+                whole, newline, kept = whole + newline + kept, b"\n" if label else b"", b""
+            if label and (whole or newline):
+                whole = b"\n".join(label + line for line in whole.split(b"\n"))
             if whole or newline:
-                lines = (whole + newline).splitlines(keepends=True) if label else [whole + newline]
-                put(b"".join(label + line for line in lines) if label else lines[0])
+                put(whole + newline)
             if not data:
                 self.loop.off(fd)
                 os.close(fd)
@@ -373,7 +373,7 @@ class Step:
         if own["gpus"] is not None:
             given = self.task.get("given_gpus") or []
             ids = ",".join(str(given[place]) for place in own["gpus"] if place < len(given))
-            env.update({name: ids for name in VISIBLE_GPUS})
+            env.update(dict.fromkeys(VISIBLE_GPUS, ids))
             env.pop("SLURM_STEP_GPUS", None)
             if ids:
                 env["SLURM_STEP_GPUS"] = ids

@@ -19,7 +19,7 @@ from flow.providers.local.volumes import volume_path
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
-    """Where the ranks of one attempt meet: runners at `control_port`, `srun` at `step_port`, commands at `master_port`."""
+    """Where the ranks of one attempt meet: runners, `srun` and commands, each at its port."""
 
     master_port: int
     control_port: int
@@ -34,7 +34,8 @@ def new_meeting() -> Meeting:
     with socket.socket() as one, socket.socket() as two, socket.socket() as three:
         for each in (one, two, three):
             each.bind(("127.0.0.1", 0))
-        return Meeting(*(each.getsockname()[1] for each in (one, two, three)), os.urandom(16).hex())
+        ports = [each.getsockname()[1] for each in (one, two, three)]
+        return Meeting(ports[0], ports[1], ports[2], os.urandom(16).hex())
 
 
 def rank_folder(home: Path, task_id: str, attempt: int, rank: int) -> Path:
