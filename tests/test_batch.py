@@ -59,3 +59,11 @@ def test_a_task_is_known_by_its_number(here: Path, client: Flow) -> None:
     task = client.run("true", array="1-2")
     assert (task.number, client.get_task("1").task_id) == (1, task.task_id)
     assert [client.get_task(one).number for one in ("1_1", "1_2", "2")] == [2, 1, 2]
+
+
+def test_a_step_runs_on_every_node_of_the_task(here: Path, client: Flow) -> None:
+    script = "#!/bin/bash\nsrun -l bash -c 'echo $SLURM_JOB_ID $SLURM_NODEID' | sort"
+    batch = Batch(script=script, variables={"SLURM_NTASKS": "4", "SLURM_NNODES": "2"})
+    task = client.run(TaskConfig(batch=batch, num_instances=2, cpus=2))
+    assert task.wait(timeout=60) == "completed", task.logs()
+    assert task.logs().splitlines() == ["0: 1 0", "1: 1 0", "2: 1 1", "3: 1 1"]

@@ -12,8 +12,6 @@ import sys
 import time
 from typing import Any
 
-REQUEUE = "requeue"  # in the task's folder: it asks to be started anew; written before `scontrol requeue` returns
-
 
 def _beside(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{name}" if __package__ else name)

@@ -12,7 +12,7 @@ from typing import Any
 
 from flow.mounts import VOLUME, Mount
 from flow.outbox import deliver
-from flow.plan import Plan
+from flow.plan import Batch, Plan
 from flow.providers.local.queue import Row
 from flow.providers.local.volumes import volume_path
 
@@ -58,7 +58,7 @@ def write_job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting, 
     if plan.mounts or plan.image:  # a look at the disk less for the many
         job["needs"] = deliver(home / "record" / row.base, folder)
     if plan.batch:
-        job["slurm"] = _slurm(home, row, plan)
+        job["slurm"] = _slurm(home, row, plan, plan.batch)
     if has_gpus and "CUDA_VISIBLE_DEVICES" not in plan.env:
         job["gpu_ids"] = list(row.gpu_ids)  # none given: none seen
     descriptor = os.open(folder / "task.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -112,14 +112,15 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
     }
 
 
-def _slurm(home: Path, row: Row, plan: Plan) -> dict[str, Any]:
+def _slurm(home: Path, row: Row, plan: Plan, batch: Batch) -> dict[str, Any]:
     """What a batch script's variables and `srun` are made of."""
     array = plan.elements and {"count": len(plan.elements.indices), **_extent(plan.elements.indices)}
     return {
         "number": plan.number_of(row.array_index),
         "array_number": plan.number if plan.elements else None,
         "array": array,
-        "variables": plan.batch.variables if plan.batch else {},
+        "variables": batch.variables,
+        "signal_script": any(one.startswith("--signal=") and "B:" in one for one in batch.options),
         "submit_dir": plan.submit_dir,
         "flow": [sys.executable, "-m", "flow"],
         "flow_home": str(home),
