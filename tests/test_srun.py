@@ -319,18 +319,10 @@ def test_a_signal_and_a_cancel_are_passed_on_once(batch: Start, tmp_path: Path) 
     assert not wait_until(lambda: bool(task.processes()), seconds=0)
 
 
-@pytest.mark.parametrize(("to_script", "heard"), [(True, "script\n"), (False, "task\ntask\n")])
-def test_the_signal_before_the_limit_is_for_the_steps_or_for_the_script(
-    batch: Start, to_script: bool, heard: str
-) -> None:
-    commands = """trap 'echo script' USR1; srun -n2 bash -c 'trap "echo task" USR1; echo up; until [ -e 0/done ]; do
-sleep 0.05; done' & echo up; until wait; do :; done; until [ -e 0/done ]; do sleep 0.05; done"""
-    early = {"number": int(signal.SIGUSR1), "before_seconds": 995}
-    task = batch(commands, cpus=2, slurm={"signal_script": to_script}, limit_seconds=1000, signal=early)
-    assert wait_until(lambda: heard.split(maxsplit=1)[0] in task.out(), seconds=30)
-    (task.folder / "0/done").touch()
-    assert task.wait() == [0], task.err()
-    assert task.out() == "up\n" * 3 + heard
+def test_a_script_may_ask_to_run_again(batch: Start) -> None:
+    task = batch("scontrol requeue $SLURM_JOB_ID; srun sleep 1000", nodes=2)
+    task.wait()
+    assert [task.status(rank)["cause"] for rank in range(2)] == ["requeue", "peer"]
 
 
 # -- steps side by side

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flow.plan import Plan
     from flow.prune import Pruned
     from flow.record import Row
+    from flow.slurm.script import SlurmScript
     from flow.task_fields import TaskFields
 
     Operand = str | os.PathLike[str] | list[str] | tuple[str, ...] | None
@@ -78,19 +79,19 @@ class Flow:
         if fields.get("command") is not None:
             raise ValidationError("the command is given twice", suggestions=["leave `command` out"])
         if isinstance(found, Path) and is_slurm(found):
-            return self._load_slurm(found, fields)
+            from flow.slurm.script import read_slurm_script
+
+            return self.load_batch(read_slurm_script(found, os.environ), **fields)
         fields["command"] = script_argv(found) if isinstance(found, Path) else found
         return TaskConfig(**fields)
 
-    def _load_slurm(self, path: Path, fields: TaskFields) -> TaskConfig:
+    def load_batch(self, script: SlurmScript, **fields: Unpack[TaskFields]) -> TaskConfig:
+        """The config of a Slurm batch script; `fields` override what it says, None takes one back to its default."""
         from flow.config import TaskConfig
-        from flow.slurm_script import read_slurm_script
 
-        is_sent = fields.get("upload_code") is not False and not path.is_absolute() and ".." not in path.parts
-        script = read_slurm_script(path, f"$FLOW_WORKSPACE/{path.as_posix()}" if is_sent else str(path.absolute()))
         self.notes += script.notes
         if fields.get("env"):
-            fields["env"] = {**script.fields["env"], **(fields["env"] or {})}
+            fields["env"] = {**script.fields.get("env", {}), **(fields["env"] or {})}
         return TaskConfig.from_dict(script.fields).copy_with(**fields)
 
     def plan(self, config: TaskConfig) -> Plan:
@@ -187,7 +188,7 @@ class Flow:
         from flow.upload import current_folder
 
         provider = self.provider(config.provider or self.settings.get("provider"))
-        submitter = Submitter(current_folder(), dict(os.environ), self._find)
+        submitter = Submitter(current_folder(), dict(os.environ), self._find, self._unfinished)
         return resolve(config, provider, submitter, task_id=task_id)
 
     # -- finding
@@ -351,6 +352,13 @@ class Flow:
         task_id = self.records.find(reference.encode(errors="backslashreplace").decode())  # the index holds text only
         self._take_notes()
         return task_id
+
+    def _unfinished(self, name: str) -> list[str]:
+        """The tasks of this name that have not ended, oldest first."""
+        rows = self.records.rows(unfinished=True, name_pattern=name)  # a name holds nothing that a pattern reads
+        outcomes = self._look_at(row.task_id for row in rows)
+        ended = {task_id for task_id, outcome in outcomes.items() if outcome.state.is_final}
+        return [row.task_id for row in reversed(rows) if row.task_id not in ended]
 
     def _take_notes(self) -> None:
         self.notes += self.records.notes

@@ -4,7 +4,6 @@ and the other commands on its PATH. Standard library, Python 3.8 and up.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import pwd
@@ -28,7 +27,7 @@ def _beside(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
-hostlist, layout, ledger, steps = map(_beside, ("hostlist", "layout", "ledger", "steps"))
+hostlist, layout, steps = map(_beside, ("hostlist", "layout", "steps"))
 
 
 def prepare(rank: Rank, env: dict[str, str]) -> list[str]:
@@ -44,8 +43,6 @@ def prepare(rank: Rank, env: dict[str, str]) -> list[str]:
         script = rank.path("slurm_script")  # what `$0` ends with
         os.symlink(os.path.join("workspace", SCRIPT), script)
         argv = [script, *argv[4:]]  # after `sh -c … sh`
-    processes: Any = rank.processes
-    processes.send = lambda number: _signal(rank, number)
     bash = shutil.which("bash", path=env["PATH"])
     return [bash, "-c", BEGIN, bash, *argv] if bash else argv
 
@@ -57,15 +54,6 @@ def prepare_inside(rank: Rank, env: dict[str, str]) -> list[str]:
     _write_commands({}, rank, {}, "python3")
     argv = ["python3", "-ES", steps.__file__, "serve", folder] if task.get("rank", 0) else task["argv"]
     return ["sh", "-c", BEGIN_INSIDE, folder, *argv]
-
-
-def _signal(rank: Rank, number: int) -> None:
-    """What `--signal` asks for is sent to the steps, or, with `B:`, to the script alone."""
-    to_script = rank.task["slurm"].get("signal_script")
-    pids = [rank.processes.pid] if to_script else ledger.pids(rank.path("steps"))
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            os.kill(pid, number)
 
 
 def variables(task: dict[str, Any], *, submit_dir: str) -> dict[str, str]:
