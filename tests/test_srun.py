@@ -320,6 +320,12 @@ def test_a_signal_and_a_cancel_are_passed_on_once(batch: Start, tmp_path: Path) 
     assert not wait_until(lambda: bool(task.processes()), seconds=0)
 
 
+def test_a_script_may_ask_to_run_again(batch: Start) -> None:
+    task = batch("scontrol requeue $SLURM_JOB_ID; srun sleep 1000", nodes=2)
+    task.wait()
+    assert [task.status(rank)["cause"] for rank in range(2)] == ["requeue", "peer"]
+
+
 # -- steps side by side
 
 

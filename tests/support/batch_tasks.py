@@ -24,7 +24,9 @@ class BatchTask:
         slurm = {"number": 7, "array_number": None, "array": None, "variables": {}, **task.pop("slurm", {})}
         ports = {name: free_port() for name in ("control_port", "step_port")}
         shared = {"v": 1, "task_id": "task-1", "name": "t", "attempt": 1, "nodes": nodes, "clean_env": True}
-        shared.update(env={"PATH": os.environ["PATH"]}, cwd=str(folder), argv=[*command([], [], "", joined=False)], token="word")
+        shared.update(
+            env={"PATH": os.environ["PATH"]}, cwd=str(folder), argv=[*command([], [], "", joined=False)], token="word"
+        )
         shared.update(peers=[f"127.0.0.{rank + 1}" for rank in range(nodes)], grace_seconds=1, **ports)
         self.runners = []
         for rank in range(nodes):
