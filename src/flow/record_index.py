@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fnmatch
 import json
@@ -376,8 +375,8 @@ def _row(*fields: Any) -> Row:
 
 
 def _facts(outcome: Outcome) -> tuple[Any, ...]:
-    state, *rest = dataclasses.astuple(outcome)
-    return (state.value, *rest)
+    exit_code, signal, reason = outcome.exit_code, outcome.signal, outcome.reason
+    return outcome.state.value, exit_code, signal, reason, outcome.attempt, outcome.started, outcome.ended
 
 
 def _put(db: sqlite3.Connection, entry: Entry) -> None:
