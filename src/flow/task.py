@@ -266,6 +266,19 @@ class Task:
             self._records.set_intent(self.task_id, Want.CANCEL)
             self._provider.release(self.task_id)
 
+    def send_signal(self, number: int, *, whom: Literal["full", "batch", "steps"] = "full") -> None:
+        """Send a signal to the command on each node and all that it started; "batch": to it alone, "steps": not to it.
+
+        Raises ValidationError unless the task runs.
+        """
+        from flow.access import send_signal
+
+        allocation = self._running()
+        if allocation is None:
+            raise ValidationError(f"`{self.task_id}` is {self.status}, not running")
+        for node in allocation.nodes:
+            send_signal(self._provider.channel(allocation, node.rank), node.folder, number, whom=whom)
+
     def resume(self) -> None:
         """Let a held task start. Raises ValidationError where it is not held, or is but an element of an array."""
         if self._index is not None:

@@ -28,6 +28,9 @@ COMMANDS = {
     "offers": Entry("flow.cli.offers:offers", "The machines to be had now, and their price.", _MACHINES),
     "volume": Entry("flow.cli.volume:volume", "Storage that outlives tasks: create, list, info, delete.", _MACHINES),
     "squeue": Entry("flow.cli.slurm.squeue:squeue", "List tasks that have not ended.", _SLURM),
+    "sacct": Entry("flow.cli.slurm.sacct:sacct", "List tasks since midnight, ended ones too.", _SLURM),
+    "scancel": Entry("flow.cli.slurm.scancel:scancel", "End tasks, or send them a signal.", _SLURM),
+    "sinfo": Entry("flow.cli.slurm.sinfo:sinfo", "List the machines to be had.", _SLURM),
     "config": Entry("flow.cli.config:config", "Show the settings and where each comes from.", _SETUP),
     "schema": Entry("flow.cli.schema:schema", "Print the JSON schema of a task file.", _SETUP),
     "completion": Entry("flow.cli.completion:completion", "Print the completion script of a shell.", _SETUP),
@@ -36,8 +39,8 @@ COMMANDS = {
 
 SYNONYMS = {
     "delete": "cancel", "describe": "info", "exec": "ssh", "kill": "cancel", "launch": "run", "list": "status",
-    "log": "logs", "ls": "status", "ps": "status", "rm": "cancel", "sbatch": "run", "scancel": "cancel", "shell": "ssh",
-    "show": "info", "sinfo": "offers", "stop": "cancel", "submit": "run", "tail": "logs",
+    "log": "logs", "ls": "status", "ps": "status", "rm": "cancel", "sbatch": "run", "shell": "ssh",
+    "show": "info", "stop": "cancel", "submit": "run", "tail": "logs",
     "volumes": "volume",
 }  # fmt: skip
 

@@ -158,7 +158,7 @@ def _state(entry: Entry) -> str:
 
 
 def _killed(job: Job) -> bool:
-    return job.state == "FAILED" and job.signal == _SIGKILL
+    return job.state == "FAILED" and job.signal > 0
 
 
 def _exit(entry: Entry) -> str:
@@ -194,7 +194,7 @@ def _option(name: str, nothing: str = "") -> Callable[[Entry], str]:
     return _of_job(lambda job: job.details.option(name, nothing))
 
 
-_SIGTERM, _SIGKILL = 15, 9
+_SIGTERM = 15
 _ORDER = ("billing", "cpu", "gres", "mem", "node")
 _SHOWN: Mapping[str, Callable[[Entry], str]] = {
     "Account": lambda entry: entry.job.details.option("account", ""),

@@ -186,7 +186,7 @@ LETTERS = {letter: FIELDS[name] for letter, name in _NAMES.items()} | {
     "x": Field("EXC_NODES", _option("exclude", "")),
 }
 # What `%all` stands for, in Slurm's order.
-ALL = "|".join(f"%{letter}" for letter in "abcdefghjklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter in LETTERS)
+ALL = "|".join(f"%{letter}" for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter in LETTERS)
 
 _NUMBERS = {  # what is sorted as a number and not as text
     "A": lambda job: job.number,

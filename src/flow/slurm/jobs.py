@@ -192,12 +192,12 @@ def waiting_reason(text: str) -> str:
     return next((word for begin, word in _WAITS_FOR if text.startswith(begin)), "None")
 
 
-def state_and_reason(task_state: str, text: str, exit_code: int | None) -> tuple[str, str]:
+def state_and_reason(task_state: str, text: str, *, exit_code: int | None, signal: int | None) -> tuple[str, str]:
     """Slurm's words for a task's state and the reason of it."""
     state = OF_TASK[task_state]
     if state == "PENDING":
         return state, waiting_reason(text)
-    if state == "FAILED" and exit_code is None:
+    if state == "FAILED" and (exit_code is None or signal):  # Slurm says the same of a script that a signal ended
         return state, "JobLaunchFailure"
     return state, _ENDED_FOR.get(state, "None")
 

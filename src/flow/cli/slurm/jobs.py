@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pwd
 import re
 import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from flow.cli.slurm.command import Refused
 from flow.errors import FlowError
 from flow.references import split_element
 from flow.slurm.hostlist import fold
@@ -52,6 +54,28 @@ def chosen_tasks(client: Flow, words: Iterable[str]) -> tuple[dict[str, frozense
         before = found.get(task_id, frozenset())
         found[task_id] = None if asked is None or before is None else before | asked
     return found, unknown
+
+
+def split_list(text: str) -> list[str]:
+    """At the commas, but for those in brackets."""
+    return re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text)
+
+
+def users_named(asked: Mapping[str, Any], refusal: str) -> frozenset[str] | None:
+    """The users that `--me` and `-u` choose, whom this machine must know; None for all."""
+    if asked["me"]:
+        return frozenset([username()])
+    if asked["user"] is None:
+        return None
+    found: set[str] = set()
+    for name in asked["user"].split(","):
+        try:
+            found.add(pwd.getpwuid(int(name)).pw_name if name.isdecimal() else pwd.getpwnam(name).pw_name)
+        except KeyError:
+            if name != username():
+                raise Refused(f"{refusal}{name}") from None
+            found.add(name)
+    return frozenset(found)
 
 
 def load_jobs(
@@ -111,7 +135,9 @@ class _Maker:
     ) -> Job:
         """One line, of a task or of an element."""
         task_id = task_id or row.task_id
-        state, reason = state_and_reason(outcome.state.value, outcome.reason, outcome.exit_code)
+        state, reason = state_and_reason(
+            outcome.state.value, outcome.reason, exit_code=outcome.exit_code, signal=outcome.signal
+        )
         return Job(
             task_id=task_id,
             number=(number if element else row.number) or 0,
@@ -163,7 +189,7 @@ class _Maker:
 
     def _node_list(self, row: Row, nodes: Iterable[Node]) -> str:
         if self._is_here(row.provider):
-            return _this_machine()
+            return this_machine()
         return fold(node.instance_id for node in nodes)
 
     def _is_here(self, provider: str) -> bool:
@@ -174,7 +200,8 @@ class _Maker:
 
 
 @cache
-def _this_machine() -> str:
+def this_machine() -> str:
+    """Its name, without the domain."""
     return socket.gethostname().partition(".")[0]
 
 

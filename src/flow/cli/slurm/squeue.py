@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pwd
-import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +9,11 @@ import click
 
 from flow.cli import output
 from flow.cli.slurm.command import Refused, SlurmCommand, words_of
-from flow.cli.slurm.jobs import NotAJob, chosen_tasks, load_jobs
+from flow.cli.slurm.jobs import NotAJob, chosen_tasks, load_jobs, split_list, users_named
 from flow.slurm.formats import Layout, long_layout, short_layout
 from flow.slurm.hostlist import expand
 from flow.slurm.job_fields import ALL, DEFAULT, FIELDS, LETTERS, LONG, START, sorted_jobs
 from flow.slurm.jobs import STATES, UNFINISHED, Job, state_named
-from flow.users import username
 
 if TYPE_CHECKING:
     from flow.client import Flow
@@ -68,7 +65,7 @@ def squeue(*, noheader: bool, iterate: float | None, rest: tuple[str, ...], **as
 def listed(client: Flow, asked: dict[str, Any], layout: Layout[Job], *, header: bool) -> list[str]:
     """The lines for what was asked, with the titles where `header`."""
     states = _states(asked)
-    users = _users(asked)
+    users = users_named(asked, "squeue: error: Invalid user: ")
     chosen = _chosen(client, asked["jobs"]) if asked["jobs"] else None
     unfinished = states is not None and states <= UNFINISHED
     jobs = load_jobs(client, chosen, unfinished=unfinished, expand=asked["expand"])
@@ -106,17 +103,12 @@ def _layout(asked: dict[str, Any]) -> Layout[Job]:
 
 def _chosen(client: Flow, words: str) -> dict[str, frozenset[int] | None]:
     try:
-        chosen, unknown = chosen_tasks(client, _split(words))
+        chosen, unknown = chosen_tasks(client, split_list(words))
     except NotAJob as error:
         raise Refused(f"squeue: error: Invalid job id: {error}") from None
     if unknown and not chosen:
         raise Refused("slurm_load_jobs error: Invalid job id specified")
     return chosen
-
-
-def _split(text: str) -> list[str]:
-    """At the commas, but for those in brackets."""
-    return re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text)
 
 
 def _states(asked: dict[str, Any]) -> frozenset[str] | None:
@@ -134,22 +126,4 @@ def _states(asked: dict[str, Any]) -> frozenset[str] | None:
                 f"squeue: error: Invalid job state specified: {word}\nsqueue: error: Valid job states include: {known}"
             )
         found.add(name)
-    return frozenset(found)
-
-
-def _users(asked: dict[str, Any]) -> frozenset[str] | None:
-    """The names of the users asked for, whom this machine must know; None for all."""
-    if asked["me"]:
-        return frozenset([username()])
-    names = words_of(asked["user"])
-    if names is None:
-        return None
-    found: set[str] = set()
-    for name in names:
-        try:
-            found.add(pwd.getpwuid(int(name)).pw_name if name.isdecimal() else pwd.getpwnam(name).pw_name)
-        except KeyError:
-            if name != username():
-                raise Refused(f"squeue: error: Invalid user: {name}") from None
-            found.add(name)
     return frozenset(found)
