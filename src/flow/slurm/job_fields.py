@@ -11,6 +11,7 @@ from flow.slurm.times import short_span, stamp
 
 DEFAULT = "%.18i %.9P %.8j %.8u %.2t %.10M %.6D %R"
 LONG = "%.18i %.9P %.8j %.8u %.8T %.10M %.9l %.6D %R"
+ORDER = "P,t,-p"  # in which the jobs are listed
 START = "%.18i %.9P %.8j %.8u %.2t %.19S %.6D %20Y %R"
 _FULL_PRIORITY = 1 << 32
 

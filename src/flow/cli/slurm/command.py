@@ -98,3 +98,15 @@ def _wrong_words(name: str, error: click.ClickException) -> str:
             return f"{name}: option '{option}' requires an argument"
         return f"{name}: option requires an argument -- '{option.lstrip('-')}'"
     return f"{name}: error: {error.format_message().rstrip('.')}"
+
+
+class WordsCommand(SlurmCommand):
+    """A command whose words are read by Slurm's own rules: they are all in `ctx.meta[WORDS]`, as they came."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Nothing is read but `--help`."""
+        ctx.meta[WORDS] = list(args)
+        return super().parse_args(ctx, ["--help"] if args[:1] == ["--help"] else [])
+
+
+WORDS = "flow.cli.slurm.words"

@@ -115,6 +115,15 @@ def load_jobs(
     return [job for job in jobs if not job.is_finished] if unfinished else jobs
 
 
+def queue_lines(jobs: Iterable[Job]) -> list[str]:
+    """What squeue prints of these jobs where nothing else is asked for."""
+    from flow.slurm.formats import short_layout
+    from flow.slurm.job_fields import DEFAULT, LETTERS, ORDER, sorted_jobs
+
+    layout = short_layout(DEFAULT, LETTERS)
+    return [layout.header, *layout.lines(sorted_jobs(list(jobs), ORDER))]
+
+
 @dataclass(frozen=True)
 class _Maker:
     """Makes jobs of rows."""

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from flow.cli import output
 from flow.cli.slurm.command import SlurmCommand, words_of
-from flow.cli.slurm.jobs import this_machine
+from flow.cli.slurm.machines import Machines, machines
 from flow.slurm.formats import Cut, Field, short_layout
-
-if TYPE_CHECKING:
-    from flow.client import Flow
-    from flow.machines import Offer
 
 _DEFAULT = "%#P %.5a %.10l %.6D %.6t %N"
 _LONG = "%#P %.5a %.10l %.10s %.4r %.8h %.10g %.6D %.11T %N"
@@ -23,27 +18,6 @@ _SUMMARY = "%#P %.5a %.10l %.16F %N"
 _NODES = "%#N %.6D %#P %6t"
 _LEAST = 9
 _LONG_NODES = "%#N %.6D %#P %.11T %.4c %.8z %.6m %.8d %.6w %.8f %20E"
-
-
-class Machines(NamedTuple):
-    """A line: machines of one kind. `available`: how many could be had; None where that is not known."""
-
-    partition: str
-    cpus: float
-    memory_mb: int
-    gpu: str
-    available: int | None
-    names: str
-
-    @property
-    def shown(self) -> str:
-        """How many."""
-        return str(self.available or 0)
-
-    @property
-    def state(self) -> str:
-        """Slurm's word."""
-        return "idle" if self.available else "n/a"
 
 
 def _always(text: str) -> Field[Machines]:
@@ -137,22 +111,6 @@ def sinfo(
         click.echo(time.strftime("%a %b %d %H:%M:%S %Y"))
     click.echo("\n".join([layout.header] * (not noheader) + layout.lines(lines)))
     return 0
-
-
-def machines(client: Flow) -> list[Machines]:
-    """Those of the default provider; on this machine it is one, with all its GPUs."""
-    provider = client.provider()
-    offers = provider.offers()
-    if provider.capabilities.same_machine and offers:
-        most = max(offers, key=lambda one: (one.gpu.count or 0) if one.gpu else 0)
-        return [_line(most, this_machine())]
-    return [_line(one, one.instance_type) for one in offers]
-
-
-def _line(offer: Offer, names: str) -> Machines:
-    gpu = f"gpu:{offer.gpu.kind}:{offer.gpu.count}" if offer.gpu else ""
-    partition = offer.region or offer.provider
-    return Machines(partition, offer.cpus, round(offer.memory_gb * 1024), gpu, offer.available, names)
 
 
 def _fitted(text: str, lines: Sequence[Machines]) -> str:

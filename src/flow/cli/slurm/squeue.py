@@ -12,7 +12,7 @@ from flow.cli.slurm.command import Refused, SlurmCommand, words_of
 from flow.cli.slurm.jobs import NotAJob, chosen_tasks, load_jobs, split_list, users_named
 from flow.slurm.formats import Layout, long_layout, short_layout
 from flow.slurm.hostlist import expand
-from flow.slurm.job_fields import ALL, DEFAULT, FIELDS, LETTERS, LONG, START, sorted_jobs
+from flow.slurm.job_fields import ALL, DEFAULT, FIELDS, LETTERS, LONG, ORDER, START, sorted_jobs
 from flow.slurm.jobs import STATES, UNFINISHED, Job, state_named
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def listed(client: Flow, asked: dict[str, Any], layout: Layout[Job], *, header: 
     if nodes := words_of(asked["nodelist"]):
         wanted = {name for part in nodes for name in expand(part)}
         jobs = [job for job in jobs if wanted & set(expand(job.node_list))]
-    order = asked["sort"] or ("S" if asked["start"] else "P,t,-p")
+    order = asked["sort"] or ("S" if asked["start"] else ORDER)
     return [layout.header] * header + layout.lines(sorted_jobs(jobs, order))
 
 
