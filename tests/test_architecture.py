@@ -22,7 +22,7 @@ ROWS = (
     "providers",
     "task_volumes resolve",
     "observe log_folders returned attempts",
-    "task access endpoints views",
+    "task steering access endpoints views",
     "attend",
     "calls upload",
     "client shortcuts",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flow.channel import Channel
-from flow.errors import FlowError, ProviderError, ValidationError
+from flow.errors import FlowError, ValidationError
 from flow.log_folders import check_rank
 from flow.machines import Allocation, Volume
 from flow.node import mounts, tail
@@ -67,31 +65,6 @@ def mount(task: Task, allocation: Allocation | None, volume: Volume, store: Volu
             store.detach(volume.volume_id, task.task_id)
         raise
     return f"/mnt/{volume.name}"
-
-
-# The command is the runner's child that leads a group. Signalled are its children, itself, or its whole group.
-_SIGNAL = """
-runner=$(sed -n 's/.*"runner_pid": *\\([0-9]*\\).*/\\1/p' status.json)
-for pid in $(cat /proc/$runner/task/*/children); do
-    case $WHOM in
-        full) kill -$NUMBER -$pid ;;
-        batch) kill -$NUMBER $pid ;;
-        steps) for one in $(cat /proc/$pid/task/*/children); do kill -$NUMBER $one; done ;;
-    esac
-done
-"""
-
-
-def send_signal(channel: Channel, folder: str, number: int, *, whom: str) -> None:
-    """Send a signal to the command of a task that runs in `folder`, or to what it started.
-
-    whom: "batch" is the command itself, "steps" what it started, "full" both with all that they started.
-    Raises ProviderError where the machine cannot be reached.
-    """
-    script = f"cd {shlex.quote(folder)} && NUMBER={number} WHOM={whom}\n{_SIGNAL}"
-    ran = channel.run(script)
-    if ran.returncode == 255 and not channel.is_here:
-        raise ProviderError(f"its machine cannot be reached: {ran.stderr.decode(errors='replace').strip()}")
 
 
 def _way_in(task: Task) -> str:

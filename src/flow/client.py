@@ -187,7 +187,7 @@ class Flow:
         from flow.upload import current_folder
 
         provider = self.provider(config.provider or self.settings.get("provider"))
-        submitter = Submitter(current_folder(), dict(os.environ), self._find)
+        submitter = Submitter(current_folder(), dict(os.environ), self._find, self._unfinished)
         return resolve(config, provider, submitter, task_id=task_id)
 
     # -- finding
@@ -351,6 +351,13 @@ class Flow:
         task_id = self.records.find(reference.encode(errors="backslashreplace").decode())  # the index holds text only
         self._take_notes()
         return task_id
+
+    def _unfinished(self, name: str) -> list[str]:
+        """The tasks of this name that have not ended, oldest first."""
+        rows = self.records.rows(unfinished=True, name_pattern=name)  # a name holds nothing that a pattern reads
+        outcomes = self._look_at(row.task_id for row in rows)
+        ended = {task_id for task_id, outcome in outcomes.items() if outcome.state.is_final}
+        return [row.task_id for row in reversed(rows) if row.task_id not in ended]
 
     def _take_notes(self) -> None:
         self.notes += self.records.notes

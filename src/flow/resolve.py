@@ -9,11 +9,11 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flow.config import DependsOn, TaskConfig, parse_begin, parse_signal
+from flow.config import TaskConfig, parse_begin, parse_signal
 from flow.errors import ValidationError, did_you_mean
 from flow.gpus import MEMORY_GB, Gpu, is_known_kind, parse_gpu
 from flow.machines import Offer
@@ -35,11 +35,13 @@ _ANY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else e
 
 @dataclass(frozen=True, slots=True)
 class Submitter:
-    """Where a task is submitted from: its folder, its environment, and how it names other tasks."""
+    """Where a task is submitted from: its folder, its environment, how it names other tasks, and those that have a name
+    and have not ended."""
 
     folder: Path
     environ: Mapping[str, str]
     find_task: Callable[[str], str]
+    unfinished: Callable[[str], Collection[str]] = lambda _: ()
 
 
 def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, task_id: str) -> Plan:
@@ -80,7 +82,11 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         retries=config.retries,
         priority=config.priority,
         elements=config.elements,
-        after=tuple(_dependency(one, submitter) for one in config.depends_on),
+        after=(*_dependencies(config, submitter), *_of_same_name(config, name, provider, submitter)),
+        after_any=config.depends_on_any and len(config.depends_on) > 1,
+        singleton=config.singleton,
+        waits_in_vain=config.unmet_dependency == "wait",
+        may_requeue=config.requeue,
         not_before=parse_begin(config.begin, time.time()) if config.begin else None,
         stdout=_copy_path(config, config.output, task_id, name, here),
         stderr=_copy_path(config, config.error, task_id, name, here),
@@ -156,6 +162,7 @@ def _check_abilities(config: TaskConfig, provider: Provider) -> None:
         "image": config.image is not None and not can.containers,
         "array": config.array is not None and not can.arrays,
         "depends_on": bool(config.depends_on) and not can.dependencies,
+        "singleton": config.singleton and not can.dependencies,
     }
     for field, is_refused in refused.items():
         if is_refused:
@@ -263,8 +270,14 @@ def _price(config: TaskConfig, offer: Offer | None) -> float | None:
     return price
 
 
-def _dependency(one: DependsOn, submitter: Submitter) -> Dependency:
-    return Dependency(submitter.find_task(one.task), one.state)
+def _dependencies(config: TaskConfig, submitter: Submitter) -> list[Dependency]:
+    return [Dependency(submitter.find_task(one.task), one.state, one.delay_minutes * 60) for one in config.depends_on]
+
+
+def _of_same_name(config: TaskConfig, name: str, provider: Provider, submitter: Submitter) -> list[Dependency]:
+    if not config.singleton or provider.capabilities.own_numbers:  # Slurm knows of more of them than we do
+        return []
+    return [Dependency(task_id, "ended") for task_id in submitter.unfinished(name)]
 
 
 def _copy_path(config: TaskConfig, pattern: str | None, task_id: str, name: str, folder: str) -> str | None:

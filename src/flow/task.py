@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from flow.attempts import Attempt, attempt_numbers, attempts_of, moment
-from flow.errors import StorageError, TaskFailedError, ValidationError
+from flow.errors import StorageError, TaskFailedError
 from flow.errors import TimeoutError as FlowTimeoutError
 from flow.machines import Allocation, Volume
 from flow.observe import instances, observe
 from flow.plan import Plan
 from flow.providers import Provider, VolumeStore
 from flow.record import Records, Submission
-from flow.status import Outcome, TaskStatus, Want
+from flow.status import HELD, Outcome, TaskStatus, Want
 
 if TYPE_CHECKING:
     import subprocess
@@ -173,7 +173,7 @@ class Task:
     @property
     def is_held(self) -> bool:
         """Whether it waits for `resume`."""
-        return self._records.intent(self.task_id).want is Want.HOLD
+        return self._outcome.reason == HELD or self._records.intent(self.task_id).want is Want.HOLD
 
     @property
     def endpoints(self) -> Endpoints:
@@ -266,31 +266,38 @@ class Task:
             self._records.set_intent(self.task_id, Want.CANCEL)
             self._provider.release(self.task_id)
 
-    def send_signal(self, number: int, *, whom: Literal["full", "batch", "steps"] = "full") -> None:
-        """Send a signal to the command on each node and all that it started; "batch": to it alone, "steps": not to it.
+    def hold(self) -> None:
+        """Keep the task, array or element from starting until `resume`; durable when it returns.
 
-        Raises ValidationError unless the task runs.
+        What runs already goes on, and is held should it run again. Raises ValidationError where it has ended.
         """
-        from flow.access import send_signal
+        from flow.steering import hold
 
-        allocation = self._running()
-        if allocation is None:
-            raise ValidationError(f"`{self.task_id}` is {self.status}, not running")
-        for node in allocation.nodes:
-            send_signal(self._provider.channel(allocation, node.rank), node.folder, number, whom=whom)
+        hold(self, self._records, self._provider)
 
     def resume(self) -> None:
-        """Let a held task start. Raises ValidationError where it is not held, or is but an element of an array."""
-        if self._index is not None:
-            raise ValidationError(
-                f"`{self.task_id}` is an element of an array",
-                suggestions=[f"let all of it start with `flow resume {self._submission.task_id}`"],
-            )
-        if not self.is_held:
-            raise ValidationError(f"`{self.task_id}` is not held")
-        if self._records.set_intent(self.task_id, Want.RUN).want is not Want.RUN:
-            raise ValidationError(f"`{self.task_id}` was cancelled")
-        self.allocate()
+        """Let a held task, array or element start. Raises ValidationError where it is not held."""
+        from flow.steering import resume
+
+        resume(self, self._records, self._provider)
+
+    def requeue(self, *, hold: bool = False) -> None:
+        """Stop what runs of it, and let it run again from its beginning: a new attempt, which counts as no failure.
+
+        With `hold` it waits for `resume` first. Raises ValidationError where nothing of it runs, or it may not be.
+        """
+        from flow.steering import requeue
+
+        requeue(self, self._records, self._provider, hold=hold)
+
+    def send_signal(self, number: int, *, to: str = "all") -> None:
+        """Send a signal to the running command and the processes of its group, on every node.
+
+        to: "command" alone, or the "steps" that it started by `srun`. Raises ValidationError where it does not run.
+        """
+        from flow.steering import send_signal
+
+        send_signal(self, self._provider, number, to=to)
 
     def allocate(self) -> None:
         """Ask the provider for the machines of a task that is acknowledged, again where that was cut short."""

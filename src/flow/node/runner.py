@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any, Callable
 
-OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LAST_WORD_SECONDS = 3  # how long a cancelled rank tries to reach the others
 LEFTOVER_SECONDS = 1  # what processes left behind by the command have between SIGTERM and SIGKILL
@@ -80,6 +80,7 @@ class Rank:
         self.command = self.processes  # or the container: what can be told to end
         self.is_terminated = False  # by a signal to the runner
         self.stopped: tuple[str, str] | None = None  # cause and reason
+        self.heard = 0  # lines of `asked`
         self.kills_of_leftovers = 0
         self.started = 0.0  # by the monotonic clock
         self._take_signals()
@@ -208,6 +209,7 @@ class Rank:
 
     def _outcome(self) -> tuple[int, int | None, str, str]:
         """Code, signal, cause and reason of a command that ended."""
+        self._hear_asked()
         status = self.processes.wait_status or 0
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = os.WEXITSTATUS(status) if number is None else 128 + number
@@ -237,7 +239,7 @@ class Rank:
                     raise
                 time.sleep(0.5)  # to leave now would make a loss of it, and the command might run again
         if self.peers:
-            self.peers.own_end(code, reason)
+            self.peers.own_end(code or int(cause == "requeue"), reason)
 
     def see_peers_end(self) -> None:
         """Rank 0 stays until it knows of every end, the others until rank 0 knows of theirs; SIGTERM shortens that."""
@@ -291,11 +293,17 @@ class Rank:
 
     def _signalled(self, numbers: bytes) -> None:
         self._reap()
-        if set(numbers) > {signal.SIGCHLD} or signal.SIGCHLD not in numbers:
+        if signal.SIGUSR1 in numbers:
+            self._hear_asked()
+        if set(numbers) - {signal.SIGCHLD, signal.SIGUSR1}:
             if self.is_terminated:
                 self._kill()
             self.is_terminated = True
             self.stop("cancel", "cancelled")
+
+    def _hear_asked(self) -> None:
+        if os.path.exists(self.path("asked")):
+            _beside("asked").hear(self)
 
     # -- what it reads and writes
 

@@ -36,7 +36,6 @@ _WAITS_FOR = (
     ("queued: 0 ahead", "Resources"),
     ("queued", "Priority"),
     ("waits for", "Dependency"),
-    ("waited for", "DependencyNeverSatisfied"),
 )
 NOT_ELIGIBLE = frozenset(
     ("JobHeldUser", "BeginTime", "JobArrayTaskLimit", "Dependency", "DependencyNeverSatisfied")
@@ -189,6 +188,8 @@ def waiting_reason(text: str) -> str:
     """Slurm's word for why a task waits, from the reason that it has."""
     if _SLURMS_WORD.fullmatch(text):
         return text
+    if text.endswith("which cannot be any more"):
+        return "DependencyNeverSatisfied"
     return next((word for begin, word in _WAITS_FOR if text.startswith(begin)), "None")
 
 

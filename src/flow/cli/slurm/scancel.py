@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -65,7 +65,7 @@ def scancel(words: tuple[str, ...], **asked: Any) -> int:
             if ends or number is None:
                 task.cancel()
             elif not shown.is_pending:
-                task.send_signal(number, whom=_whom(asked))
+                task.send_signal(number, to=_receivers(asked))
         except FlowError as error:  # one for which that fails does not spare the others
             click.echo(f"scancel: error: Kill job error on job id {shown.id}: {error.message}", err=True)
     return 0
@@ -142,5 +142,6 @@ def _signal_number(name: str | None) -> int | None:
     return number
 
 
-def _whom(asked: dict[str, Any]) -> Literal["full", "batch", "steps"]:
-    return "full" if asked["full"] else "batch" if asked["batch"] else "steps"
+def _receivers(asked: dict[str, Any]) -> str:
+    """Unasked, only the steps hear it, as with Slurm."""
+    return "all" if asked["full"] else "command" if asked["batch"] else "steps"

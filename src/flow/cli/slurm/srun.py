@@ -24,48 +24,14 @@ if TYPE_CHECKING:
     from flow.task import Task
 
 # What only srun knows: it goes to the srun on the task's first node.
-_OWN_FLAGS = frozenset(
-    [
-        "-l",
-        "--label",
-        "-u",
-        "--unbuffered",
-        "-K",
-        "--kill-on-bad-exit",
-        "--exact",
-        "--overlap",
-        "--pty",
-        "-v",
-        "--verbose",
-        "-E",
-        "--preserve-env",
-        "-X",
-        "--disable-status",
-        "-Q",
-        "--quiet",
-        "--multi-prog",
-    ]
-)
-_OWN_WITH_VALUE = frozenset(
-    [
-        "--mpi",
-        "--cpu-bind",
-        "--gpu-bind",
-        "-W",
-        "--wait",
-        "-r",
-        "--relative",
-        "-T",
-        "--threads",
-        "-m",
-        "--distribution",
-        "--task-prolog",
-        "--task-epilog",
-        "--bcast",
-        "-i",
-        "--input",
-    ]
-)
+_OWN_FLAGS = frozenset((
+    "-l", "--label", "-u", "--unbuffered", "-K", "--kill-on-bad-exit", "--exact", "--overlap", "--pty", "-v",
+    "--verbose", "-E", "--preserve-env", "-X", "--disable-status", "-Q", "--quiet", "--multi-prog",
+))  # fmt: skip
+_OWN_WITH_VALUE = frozenset((
+    "--mpi", "--cpu-bind", "--gpu-bind", "-W", "--wait", "-r", "--relative", "-T", "--threads", "-m", "--distribution",
+    "--task-prolog", "--task-epilog", "--bcast", "-i", "--input",
+))  # fmt: skip
 _AGAIN_SECONDS = 1.0  # a second Ctrl-C within this ends the task
 
 

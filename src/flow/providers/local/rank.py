@@ -96,6 +96,7 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         "limit_seconds": limit,
         "limit_total_seconds": plan.limit_seconds,
         "grace_seconds": plan.grace_seconds,
+        "may_requeue": plan.may_requeue,
         "signal": plan.signal and {"number": plan.signal.number, "before_seconds": plan.signal.seconds},
         "peers": [loopback(one) for one in range(plan.nodes)],
         "control_port": meeting.control_port,
