@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flow.plan import Plan
     from flow.prune import Pruned
     from flow.record import Row
+    from flow.slurm.script import SlurmScript
     from flow.task_fields import TaskFields
 
     Operand = str | os.PathLike[str] | list[str] | tuple[str, ...] | None
@@ -78,19 +79,17 @@ class Flow:
         if fields.get("command") is not None:
             raise ValidationError("the command is given twice", suggestions=["leave `command` out"])
         if isinstance(found, Path) and is_slurm(found):
-            return self._load_slurm(found, fields)
+            from flow.slurm.script import read_slurm_script
+
+            return self.load_batch(read_slurm_script(found, os.environ), **fields)
         fields["command"] = script_argv(found) if isinstance(found, Path) else found
         return TaskConfig(**fields)
 
-    def _load_slurm(self, path: Path, fields: TaskFields) -> TaskConfig:
+    def load_batch(self, script: SlurmScript, **fields: Unpack[TaskFields]) -> TaskConfig:
+        """The config of a Slurm batch script; `fields` override what it says, None takes one back to its default."""
         from flow.config import TaskConfig
-        from flow.slurm_script import read_slurm_script
 
-        is_sent = fields.get("upload_code") is not False and not path.is_absolute() and ".." not in path.parts
-        script = read_slurm_script(path, f"$FLOW_WORKSPACE/{path.as_posix()}" if is_sent else str(path.absolute()))
         self.notes += script.notes
-        if fields.get("env"):
-            fields["env"] = {**script.fields["env"], **(fields["env"] or {})}
         return TaskConfig.from_dict(script.fields).copy_with(**fields)
 
     def plan(self, config: TaskConfig) -> Plan:

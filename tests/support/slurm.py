@@ -93,9 +93,8 @@ def require_slurm(*, accounting: bool = False) -> None:
 class Cluster:
     """`with Cluster(folder) as slurm`: `node1` to `node3`, each with 16 CPUs, 64 GB and 4 A100 that are files.
 
-    A job in the partition `gpu` (the default) preempts those in `low`. What is queued again begins six seconds later
-    (elsewhere two minutes, see `cred_expire`). All processes end with the one that made them. The path of `folder` must
-    have less than 70 characters, for there are sockets in it.
+    A job in the partition `gpu` (the default) preempts those in `low`, which are then queued again, to begin six seconds
+    later (two minutes elsewhere: `cred_expire`). All processes end with the one that made them. The path of `folder` must have less than 70 characters, for there are sockets in it.
     """
 
     folder: Path

@@ -150,7 +150,8 @@ class Rank:
         argv, env, cwd = self._command()
         self._remove_secrets()
         try:
-            self.log = output = log.Log(self.folder, [self.task.get("stdout_copy"), self.task.get("stderr_copy")])
+            copies = [self.task.get("stdout_copy"), self.task.get("stderr_copy")]
+            self.log = output = log.Log(self.folder, copies, fresh=bool(self.task.get("fresh_copies")))
         except OSError as error:
             raise Ended(126, None, "start", "cannot write " + log.say(error)) from None
         held = _locked(self.path("command.lock"))

@@ -102,8 +102,7 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         "control_port": meeting.control_port,
         "token": meeting.token,
         "previous_output": str(previous) if previous and previous.is_dir() else None,
-        "stdout_copy": _path_for(plan.stdout, row, rank),
-        "stderr_copy": _path_for(plan.stderr, row, rank),
+        **(_copies(row, plan, rank) if plan.stdout or plan.stderr else {}),
         "delivery_timeout_seconds": 1800,
     }
 
@@ -129,9 +128,23 @@ def _mount(home: Path, mount: Mount) -> dict[str, Any]:
     return {"kind": mount.kind, "source": mount.source, "target": mount.target, "cache": str(home / "cache")}
 
 
-def _path_for(pattern: str | None, row: Row, rank: int) -> str | None:
-    """An output path with what only the row knows filled in: %a (element index), %j (its id), %n (node)."""
-    if pattern is None:
-        return None
-    index = "" if row.array_index is None else str(row.array_index)
-    return pattern.replace("%a", index).replace("%j", row.id).replace("%n", str(rank))
+def _copies(row: Row, plan: Plan, rank: int) -> dict[str, Any]:
+    """Where copies of the streams go, with what only the row knows filled in. Of a batch script there is one rank."""
+    import getpass
+
+    from flow.slurm.patterns import NO_INDEX, fill_pattern
+
+    if plan.batch and rank:
+        return {}
+    known: dict[str, str | int] = {"n": rank, "t": rank, "u": getpass.getuser(), "N": os.uname().nodename.split(".")[0]}
+    index = row.array_index
+    if plan.batch:
+        number = plan.number_of(index) or 0
+        name = plan.batch.variables.get("SLURM_JOB_NAME", plan.name)
+        known.update(j=number, J=number, A=plan.number or 0, a=NO_INDEX if index is None else index, s="batch", x=name)
+    else:
+        known.update(j=row.id, A=row.base, a="" if index is None else index, x=plan.name)
+    stdout, stderr = (pattern and fill_pattern(pattern, known) for pattern in (plan.stdout, plan.stderr))
+    if plan.batch and stdout == stderr:  # the command has joined them
+        stderr = None
+    return {"stdout_copy": stdout, "stderr_copy": stderr, "fresh_copies": plan.fresh_output}
