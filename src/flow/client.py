@@ -354,8 +354,8 @@ class Flow:
     def _unfinished(self, name: str) -> list[str]:
         """The tasks of this name that have not ended, oldest first."""
         rows = self.records.rows(unfinished=True, name_pattern=name)  # a name holds nothing that a pattern reads
-        outcomes = self.look_at(row.task_id for row in rows)
-        ended = {task_id for task_id, outcome in outcomes.items() if outcome.state.is_final}
+        looks = self.look_at(row.task_id for row in rows)
+        ended = {task_id for task_id, look in looks.items() if look.outcome.state.is_final}
         return [row.task_id for row in reversed(rows) if row.task_id not in ended]
 
     def _take_notes(self) -> None:

@@ -59,7 +59,7 @@ def _pending(job: Job) -> str:
 
 # The name of `-O`, in small letters -> the field. Slurm knows more of a cluster's; those of a job are all here.
 FIELDS: Mapping[str, Field[Job]] = {
-    "account": Field("ACCOUNT", _option("account", "")),
+    "account": Field("ACCOUNT", _option("account")),
     "accruetime": Field("ACCRUE_TIME", lambda job: stamp(job.submitted)),
     "admin_comment": Field("ADMIN_COMMENT", _always("(null)")),
     "allocnodes": Field("ALLOC_NODES", _always("localhost")),
@@ -194,7 +194,7 @@ _NUMBERS = {  # what is sorted as a number and not as text
     "C": lambda job: job.details.cpus,
     "D": lambda job: job.nodes,
     "e": lambda job: job.ends or 0.0,
-    "i": lambda job: (job.array or job.number, job.number),
+    "i": lambda job: job.place,
     "l": lambda job: job.details.limit_seconds or float("inf"),
     "M": lambda job: job.ran_seconds,
     "p": lambda job: job.priority,
@@ -206,7 +206,7 @@ _NUMBERS = {  # what is sorted as a number and not as text
 
 def sorted_jobs(jobs: list[Job], order: str) -> list[Job]:
     """As `-S` says: letters of `-o` after one another, each with `-` the other way round. Unknown ones are left out."""
-    jobs = sorted(jobs, key=lambda job: (job.array or job.number, job.number))
+    jobs = sorted(jobs, key=lambda job: job.place)
     for part in reversed(order.split(",")):
         letter = part.strip().lstrip("+-")
         field = LETTERS.get(letter)

@@ -77,6 +77,12 @@ class Job(NamedTuple):
         return f"{self.array}_{self.element}" if self.element else str(self.number)
 
     @property
+    def place(self) -> tuple[int, int, int]:
+        """Its place among the jobs in the order of their numbers; of an array, what waits comes last."""
+        is_one = self.element.isdecimal()
+        return self.array or self.number, not is_one, int(self.element) if is_one else 0
+
+    @property
     def details(self) -> Details:
         """What only the task's record tells."""
         return self.load()

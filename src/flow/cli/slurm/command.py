@@ -29,7 +29,7 @@ class SlurmCommand(FlowCommand):
     """
 
     def __init__(self, *args: Any, error_code: int = 1, **kwargs: Any) -> None:
-        kwargs.setdefault("context_settings", {"help_option_names": ["--help"]})
+        kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
         super().__init__(*args, **kwargs)
         self.error_code = error_code
 
@@ -106,7 +106,7 @@ class WordsCommand(SlurmCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Nothing is read but `--help`."""
         ctx.meta[WORDS] = list(args)
-        return super().parse_args(ctx, ["--help"] if args[:1] == ["--help"] else [])
+        return super().parse_args(ctx, args[:1] if args[:1] in (["-h"], ["--help"]) else [])
 
 
 WORDS = "flow.cli.slurm.words"

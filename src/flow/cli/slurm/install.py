@@ -11,10 +11,10 @@ import click
 
 from flow.cli import output
 from flow.cli.group import Entry, FlowCommand, TaskGroup
+from flow.cli.slurm.installed import MADE_BY, is_installed
 from flow.errors import StorageError, ValidationError
 
 COMMANDS = ("sbatch", "squeue", "scancel", "sacct", "sinfo", "srun", "scontrol")
-_MADE_BY = "# Made by `flow slurm install-commands`."
 
 slurm = TaskGroup(
     {"install-commands": Entry("flow.cli.slurm.install:install_commands", "Put them into a folder.", "Commands")},
@@ -35,7 +35,7 @@ def install_commands(folder: Path) -> int:
     Example:
       flow slurm install-commands ~/slurm-bin
     """
-    others = [name for name in COMMANDS if (folder / name).exists() and not _is_ours(folder / name)]
+    others = [name for name in COMMANDS if (folder / name).exists() and not is_installed(folder / name)]
     if others:
         raise ValidationError(
             f"`{folder / others[0]}` is there already, and not made by this command",
@@ -44,7 +44,7 @@ def install_commands(folder: Path) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in COMMANDS:
-            _write(folder / name, f'#!/bin/sh\n{_MADE_BY}\nexec {_this_flow()} {name} "$@"\n')
+            _write(folder / name, f'#!/bin/sh\n{MADE_BY}\nexec {_this_flow()} {name} "$@"\n')
     except OSError as error:
         raise StorageError(f"cannot write to `{folder}`: {error.strerror}") from error
     for name in COMMANDS:
@@ -53,13 +53,6 @@ def install_commands(folder: Path) -> int:
     if str(where) not in os.environ.get("PATH", "").split(os.pathsep):
         output.hint(f'put them first on your PATH: `export PATH={shlex.quote(str(where))}:"$PATH"`')
     return 0
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        return _MADE_BY.encode() in path.read_bytes()[:200]
-    except OSError:
-        return False
 
 
 def _write(path: Path, text: str) -> None:

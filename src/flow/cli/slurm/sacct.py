@@ -94,7 +94,7 @@ def _jobs(client: Flow, asked: dict[str, Any]) -> list[Job]:
     for field, option in (("accounts", "account"), ("qos", "qos")):
         if (some := words_of(asked[field])) is not None:
             jobs = [job for job in jobs if job.details.option(option, "") in some]
-    return sorted(jobs, key=lambda job: (job.array or job.number, job.is_pending, job.number))
+    return sorted(jobs, key=lambda job: job.place)
 
 
 def _is_within(job: Job, begin: float, end: float) -> bool:

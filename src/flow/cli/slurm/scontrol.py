@@ -102,7 +102,7 @@ def _show_jobs(names: list[str], one_line: bool) -> None:
     jobs = load_jobs(client, chosen, unfinished=chosen is None)
     if not jobs:
         _lines(["No jobs in the system"])
-    for job in sorted(jobs, key=lambda one: one.number):
+    for job in sorted(jobs, key=lambda one: one.place):
         click.echo(text_of(job_lines(job), one_line=one_line))
 
 

@@ -70,7 +70,7 @@ FIELDS: Mapping[str, Field[Machines]] = {
 }
 
 
-@click.command(cls=SlurmCommand)
+@click.command(cls=SlurmCommand, context_settings={"help_option_names": ["--help"]})
 @click.option("-a", "--all", "everything", is_flag=True, help="Hidden ones too, of which there are none.")
 @click.option("-h", "--noheader", is_flag=True, help="No line of titles.")
 @click.option("-l", "--long", "is_long", is_flag=True, help="More of each.")

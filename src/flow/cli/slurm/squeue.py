@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flow.client import Flow
 
 
-@click.command(cls=SlurmCommand)
+@click.command(cls=SlurmCommand, context_settings={"help_option_names": ["--help"]})
 @click.option("-A", "--account", metavar="LIST", envvar="SQUEUE_ACCOUNT", help="Only of these accounts.")
 @click.option("-a", "--all", "everywhere", is_flag=True, help="Of all partitions, as it does anyway.")
 @click.option("-r", "--array", "expand", is_flag=True, envvar="SQUEUE_ARRAY", help="One line for each element.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -46,6 +47,8 @@ def srun() -> int:
       flow srun -n 4 --label hostname
     """
     words = click.get_current_context().meta[WORDS]
+    if "SLURM_JOB_ID" in os.environ:
+        _become_the_steps_srun(words)
     own, given, command = _read(words)
     if "--pty" not in own and not command:
         raise Refused("srun: fatal: No command given to execute.")
@@ -60,6 +63,17 @@ def srun() -> int:
         return _at_terminal(client, task, command)
     task = client.run(TaskConfig.from_dict(fields))
     return _watched(client, task)
+
+
+def _become_the_steps_srun(words: Sequence[str]) -> None:
+    """In a task it is the `srun` there that starts a step of it: the next one on PATH that does not call us."""
+    from flow.cli.slurm.installed import is_installed
+
+    for folder in os.environ.get("PATH", "").split(os.pathsep):
+        path = Path(folder, "srun")
+        if os.access(path, os.X_OK) and not is_installed(path):
+            os.execv(path, ["srun", *words])
+    raise Refused("srun: error: this task has no `srun` to start its steps with")
 
 
 def _read(words: Sequence[str]) -> tuple[list[str], list[Given], list[str]]:
