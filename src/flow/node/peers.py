@@ -77,6 +77,7 @@ class Hub:
         self.wires: dict[int, Wire] = {}
         self.unheard = set(range(1, self.task["nodes"]))  # ranks whose end is not known
         self.failure = ""
+        self.is_over = False  # the others have nothing left to do
         self.server = self._listening()
         self.loop.on(self.server, lambda: Wire(self.loop, self.server.accept()[0], self.hear))
         for number in self.unheard:
@@ -90,6 +91,10 @@ class Hub:
         """Rank 0's command ended, or never started."""
         if code:
             self._fail(0, reason)
+        elif self.task.get("slurm"):  # the others run the steps of rank 0's script
+            self.is_over = True
+            for other in self.unheard & self.wires.keys():
+                self.wires[other].say(over=True)
 
     def hear(self, wire: Wire, message: dict[str, Any]) -> None:
         """What one rank says; {} is its silence."""
@@ -126,6 +131,8 @@ class Hub:
             wire.say(heard=True)
         elif self.failure:
             wire.say(stop=self.failure)
+        elif self.is_over:
+            wire.say(over=True)
 
     def _lose(self, number: int) -> Callable[[], None]:
         def lose() -> None:
@@ -195,6 +202,9 @@ class Link:
         if "stop" in message:
             self.is_told_to_stop = True
             self.own.stop("peer", "stopped: {}".format(message["stop"]))
+        elif "over" in message:
+            self.is_told_to_stop = True
+            self.own.stop(*self.own.over)
         elif "heard" in message:
             self.is_heard = True
         elif not message:

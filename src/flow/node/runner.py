@@ -20,6 +20,7 @@ from typing import Any, Callable
 OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LAST_WORD_SECONDS = 3  # how long a cancelled rank tries to reach the others
+OVER = ("exit", "")  # how a rank ends that only helped the first one, when that has ended well
 LEFTOVER_SECONDS = 1  # what processes left behind by the command have between SIGTERM and SIGKILL
 
 
@@ -65,6 +66,7 @@ class Rank:
     """One rank: its task, its command's processes, and what is known of their end."""
 
     beside = staticmethod(_beside)
+    over = OVER
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -180,8 +182,9 @@ class Rank:
         if self.task.get("gpu_ids") is not None:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.task["gpu_ids"]))
         cwd = self.path("workspace", self.task.get("cwd") or "")
+        argv = _beside("batch").prepare(self, env) if self.task.get("slurm") else self.task["argv"]
         self.write("env.json", {"env": env, "cwd": cwd, "namespace_of": self.namespace and self.namespace.owner})
-        return self.task["argv"], env, cwd
+        return argv, env, cwd
 
     def _set_limits(self) -> None:
         limit, early = self.task.get("limit_seconds"), self.task.get("signal")
@@ -214,6 +217,8 @@ class Rank:
         status = self.processes.wait_status or 0
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = os.WEXITSTATUS(status) if number is None else 128 + number
+        if self.stopped == OVER:
+            return 0, None, *OVER
         cause, reason = self.stopped or ("exit", f"exit {code}" if code else "")
         if number and not self.stopped:
             reason = f"killed by {_signal_name(number)}"
@@ -278,7 +283,7 @@ class Rank:
         """Raise Ended where a stop came before the command runs."""
         self.loop.step(0)
         if self.stopped:
-            raise Ended(128 + signal.SIGTERM, None, *self.stopped)
+            raise Ended(0 if self.stopped == OVER else 128 + signal.SIGTERM, None, *self.stopped)
 
     def _take_signals(self) -> None:
         """Signals become bytes in a pipe, which the loop reads; nothing is ever interrupted."""
