@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pwd
 import re
-import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -198,7 +197,7 @@ class _Maker:
 
     def _node_list(self, row: Row, nodes: Iterable[Node]) -> str:
         if self._is_here(row.provider):
-            return this_machine()
+            return nodes_here(row.nodes)
         return fold(node.instance_id for node in nodes)
 
     def _is_here(self, provider: str) -> bool:
@@ -209,9 +208,11 @@ class _Maker:
 
 
 @cache
-def this_machine() -> str:
-    """Its name, without the domain."""
-    return socket.gethostname().partition(".")[0]
+def nodes_here(count: int) -> str:
+    """The names of a task's nodes on this machine, as `SLURM_JOB_NODELIST` has them."""
+    from flow.providers.local.rank import loopback
+
+    return fold(loopback(rank) for rank in range(count))
 
 
 def _details(client: Flow, task_id: str) -> Details:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from flow.cli.slurm.jobs import this_machine
+from flow.cli.slurm.jobs import nodes_here
 
 if TYPE_CHECKING:
     from flow.client import Flow
@@ -38,7 +38,7 @@ def machines(client: Flow) -> list[Machines]:
     offers = provider.offers()
     if provider.capabilities.same_machine and offers:
         most = max(offers, key=lambda one: (one.gpu.count or 0) if one.gpu else 0)
-        return [_line(most, this_machine())]
+        return [_line(most, nodes_here(1))]
     return [_line(one, one.instance_type) for one in offers]
 
 
