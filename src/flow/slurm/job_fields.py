@@ -39,6 +39,14 @@ def _gpus_of_each_node(job: Job) -> str:
     return ":".join(part for part in ("gres:gpu", asked.gpu_kind, str(asked.gpus)) if part)
 
 
+def _waits(job: Job) -> str:
+    """What it waits for, each with how that stands."""
+    if not job.is_pending:
+        return "(null)"
+    stands = "failed" if job.reason == "DependencyNeverSatisfied" else "unfulfilled"
+    return ",".join(f"{one}({stands})" for one in job.details.dependency.split(",") if one) or "(null)"
+
+
 def _limit(job: Job) -> str:
     limit = job.details.limit_seconds
     return "UNLIMITED" if limit is None else short_span(limit)
@@ -84,7 +92,7 @@ FIELDS: Mapping[str, Field[Job]] = {
     "cpus-per-tres": Field("CPUS_PER_TRES", _always("N/A")),
     "deadline": Field("DEADLINE", _always("N/A")),
     "delayboot": Field("DELAY_BOOT", _always("0:00"), Cut.WORDS),
-    "dependency": Field("DEPENDENCY", lambda job: job.details.dependency if job.is_pending else "(null)"),
+    "dependency": Field("DEPENDENCY", _waits),
     "derivedec": Field("DERIVED_EC", lambda job: str(job.exit_code)),
     "eligibletime": Field("ELIGIBLE_TIME", lambda job: stamp(job.submitted)),
     "endtime": Field("END_TIME", lambda job: stamp(job.ends)),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from flow.slurm.job_fields import FIELDS
 from flow.slurm.jobs import Job, group_name
 from flow.slurm.times import stamp, whole_span
-
-_NULL = "(null)"
 
 
 def job_lines(job: Job) -> list[list[str]]:
@@ -19,7 +18,7 @@ def job_lines(job: Job) -> list[list[str]]:
     if job.array is not None:
         array = [f"ArrayJobId={job.array}", f"ArrayTaskId={job.element.strip('[]')}"]
         array += [f"ArrayTaskThrottle={asked.throttle}"] * bool(asked.throttle)
-    waits = asked.dependency if job.is_pending else _NULL
+    waits = FIELDS["dependency"].show(job)
     limit = "UNLIMITED" if asked.limit_seconds is None else whole_span(asked.limit_seconds)
     begins = job.started if job.started is not None or not job.is_pending else asked.begin
     words = [

@@ -145,7 +145,7 @@ class Details:
     gpus: int  # of each node
     gpu_kind: str
     begin: float | None
-    dependency: str
+    dependency: str  # `afterok:12,afterany:13`; "" where it waits for no other
     command: str
     work_dir: str
     stdout: str
@@ -243,8 +243,7 @@ def details_of(plan: Plan, index: int | None, number_of: Callable[[str], str]) -
         gpus=plan.gpus,
         gpu_kind=plan.gpu_kind or "",
         begin=plan.not_before,
-        dependency=",".join(f"{_AFTER.get(one.state, 'after')}:{number_of(one.task_id)}" for one in plan.after)
-        or _NULL,
+        dependency=",".join(f"{_AFTER.get(one.state, 'after')}:{number_of(one.task_id)}" for one in plan.after),
         command=(batch.file or _NULL) if batch else " ".join(plan.argv),
         work_dir=plan.working_dir if plan.working_dir.startswith("/") else plan.submit_dir,
         stdout=stdout,

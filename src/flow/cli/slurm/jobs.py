@@ -15,7 +15,7 @@ from flow.errors import FlowError
 from flow.references import split_element
 from flow.slurm.hostlist import fold
 from flow.slurm.jobs import Details, Job, details_of, folded, state_and_reason
-from flow.status import Outcome
+from flow.status import Outcome, TaskStatus, Want
 from flow.users import username
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flow.record import Row
 
 _REFERENCE = re.compile(r"(?P<task>task-[\w.-]+?|\d+)(?:_(?P<element>\d+)|_\[(?P<elements>[\d,:-]+)(?:%\d+)?\])?")
+_CANCELLED = Outcome(TaskStatus.CANCELLED)
 Chosen = Mapping[str, frozenset[int] | None]  # task id -> which elements of an array; None: all of it
 
 
@@ -182,7 +183,9 @@ class _Maker:
             if some is not None and index not in some:
                 continue
             task_id = f"{row.task_id}_{index}"
-            outcome = look.elements.get(task_id, whole) if look else whole
+            outcome = look.elements.get(task_id) if look else None
+            if outcome is None:  # nothing of it was given to its provider yet
+                outcome = _CANCELLED if self._is_cancelled(task_id) else whole
             number = plan.number_of(index) or row.number
             job = self.job(row, outcome, nodes, task_id=task_id, number=number, element=str(index))
             if expand or not job.is_pending:
@@ -194,6 +197,11 @@ class _Maker:
             element = str(indices[0]) if some is not None and len(some) == 1 else folded(indices, plan.elements.at_once)
             jobs.append(first[reason]._replace(number=row.number or 0, element=element))
         return jobs
+
+    def _is_cancelled(self, task_id: str) -> bool:
+        """Whether an element was cancelled on its own: then it has a folder of its own."""
+        records = self.client.records
+        return records.folder(task_id, 0, 0).parents[1].is_dir() and records.intent(task_id).want is Want.CANCEL
 
     def _node_list(self, row: Row, nodes: Iterable[Node]) -> str:
         if self._is_here(row.provider):

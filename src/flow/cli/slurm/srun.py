@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,7 +128,7 @@ def _fields(own: Sequence[str], given: list[Given], command: Sequence[str]) -> d
 def _watched(client: Flow, task: Task) -> int:
     for note in [*client.notes, *task.plan.notes]:
         click.echo(f"srun: {note}", err=True)
-    _take_interrupts(task)
+    _take_interrupts(client, task)
     is_told = False
     began = time.monotonic()
     while task.refresh().status in (TaskStatus.PENDING, TaskStatus.STARTING):
@@ -143,7 +144,7 @@ def _watched(client: Flow, task: Task) -> int:
     return follow.exit_code(task)
 
 
-def _take_interrupts(task: Task) -> None:
+def _take_interrupts(client: Flow, task: Task) -> None:
     """The first Ctrl-C is told of, a second one soon after it ends the task."""
     last = 0.0
 
@@ -152,7 +153,8 @@ def _take_interrupts(task: Task) -> None:
         now = time.monotonic()
         if now - last < _AGAIN_SECONDS:
             click.echo(f"srun: sending Ctrl-C to StepId={task.number}.0", err=True)
-            task.cancel()
+            # not here: what was interrupted may be at the same work
+            threading.Thread(target=client.cancel, args=(task.task_id,)).start()
             return
         last = now
         click.echo("srun: interrupt (one more within 1 sec to abort)", err=True)
