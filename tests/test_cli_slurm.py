@@ -409,8 +409,11 @@ def _renumbered(text: str, numbers: list[str]) -> str:
 
 def _is_settled(ask: Callable[..., str]) -> bool:
     lines = ask("squeue", "-h", "-t", "all", "-j", "{}", "-o", "%i %T %r").splitlines()
+    accounted = ask("sacct", "-nPX", "-j", "{}", "-o", "jobname,state").splitlines()  # a moment later
+    known = len(accounted) == 13 and "ok.sh|COMPLETED" in accounted
     running = sum(" RUNNING " in line for line in lines)
-    return running == 3 and "job11 CANCELLED None" in lines and "job7 PENDING Dependency" in lines
+    ended = "job11 CANCELLED None" in lines and any(line.startswith("ends|CANCELLED") for line in accounted)
+    return running == 3 and "job7 PENDING Dependency" in lines and known and ended
 
 
 def _by_job(text: str) -> dict[str, str]:
