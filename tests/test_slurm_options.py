@@ -84,8 +84,8 @@ def test_an_unknown_option_is_told_of_with_what_was_meant_and_everything_malform
     assert [str(one) for one in read.given] == ["--requeue", "--job-name=a"]
     assert read.notes == [
         "s:2: `#PBS` lines are not read: write `#SBATCH`",
-        "s:3: unknown option `--tme`, left out; did you mean `time`?",
-        "s:4: unknown option `--nodez`, left out; did you mean `nodes`?",
+        "s:3: unknown option `--tme`, left out; did you mean `--time`?",
+        "s:4: unknown option `--nodez`, left out; did you mean `--nodes`?",
         "s:5: unknown option `-Z`, left out",
     ]
     assert [one.message for one in read.mistakes] == [
@@ -129,7 +129,7 @@ def test_a_command_line_must_be_known() -> None:
         parse_command_line(["--tme=1", "-Z", "--no=1", "--time"])
     assert refused.value.message.splitlines() == [
         "4 mistakes in the command line",
-        "unknown option `--tme`; did you mean `time`?",
+        "unknown option `--tme`; did you mean `--time`?",
         "unknown option `-Z`",
         "`--no` may be `--no-kill`, `--no-requeue`, `--nodefile`, `--nodelist`, `--nodes`; write the whole name",
         "`--time` has no value",

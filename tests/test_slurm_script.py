@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import flow
+from flow.cli.plan_text import masked_plan
 from flow.client import Flow
 from flow.config import TaskConfig
 from flow.errors import ValidationError
@@ -62,6 +63,8 @@ PLAIN = {"name": "job.sh", "num_instances": 1, "cpus": 1}
         ("--gpus=a100:2,v100:1", {"gpu": "3"}),
         ("--gres=gpu:a100:4", {"gpu": "a100:4"}),
         ("--gres=gpu", {"gpu": "1"}),
+        ("--gres=gpu:2,gpu:1", {"gpu": "1"}),
+        ("--gres=gpu:1 --gpus-per-node=2", {"gpu": "1"}),
         ("--gres=none", {}),
         ("--gpus-per-socket=2 --sockets-per-node=2", {"gpu": "4"}),
         ("-n 8 -N 2 -c 3", {"num_instances": 2, "cpus": 12}),
@@ -71,6 +74,7 @@ PLAIN = {"name": "job.sh", "num_instances": 1, "cpus": 1}
         ("--ntasks-per-node=4 --cpus-per-task=2", {"cpus": 8}),
         ("--ntasks=4 -c2 --overcommit", {"cpus": 2}),
         ("-N 2 -n 4 --gpus-per-task=a100:2", {"num_instances": 2, "cpus": 2, "gpu": "a100:4"}),
+        ("-N2 --gpus-per-task=1", {"num_instances": 2, "gpu": "1"}),
         ("-G4 --gpus-per-task=2", {"cpus": 2, "gpu": "4"}),
         ("-G2 --cpus-per-gpu=3", {"cpus": 6, "gpu": "2"}),
         ("-G2 --ntasks-per-gpu=2", {"cpus": 4, "gpu": "2"}),
@@ -179,6 +183,7 @@ def test_the_command_line_goes_before_variables_and_these_before_the_script() ->
         (["--gpus-per-task=2"], "say how many tasks there are"),
         (["-N4 -G3"], "each node needs a GPU"),
         (["-Ga100:2 --gpus-per-node=2"], "GPUs with and without their kind"),
+        (["-N2 -n6 --ntasks-per-node=2"], "no more than 4 tasks fit"),
         (["--mem-per-gpu=1G"], "no GPU is asked for"),
         (["-c2 --cpus-per-gpu=1 -G1"], "only one of them can hold"),
         (["-n3 --ntasks-per-gpu=2"], "not a multiple of each GPU's tasks"),
@@ -227,8 +232,12 @@ def test_the_script_runs_as_it_is_where_it_was_submitted_with_its_own_interprete
     task = ended(path)
     assert (task.status, task.logs(), task.name, task.plan.cpus) == ("completed", f"{Path.cwd()}\n", "mine", 2)
     assert Path(f"slurm-{task.number}.out").read_text() == f"{Path.cwd()}\n"
-    other = ended(path, name="other", cpus=1)
+    other = ended(path, name="other", cpus=1, num_instances=2)
     assert (other.status, other.name, other.plan.cpus) == ("completed", "other", 1)
+    assert other.plan.batch and other.plan.batch.variables == {
+        "SLURM_JOB_NAME": "other", "SLURM_NNODES": "2", "SLURM_JOB_NUM_NODES": "2", "SLURM_TASKS_PER_NODE": "1(x2)",
+        "SLURM_CPUS_PER_TASK": "2",
+    }  # fmt: skip
 
 
 def test_both_streams_are_in_one_file_in_the_order_of_writing(script: Write) -> None:
@@ -297,8 +306,33 @@ def test_variables_may_come_from_a_file(script: Write, monkeypatch: pytest.Monke
     monkeypatch.setenv("A", "5")
     Path("variables").write_bytes(b"B=two words\0C=a\nb\0")
     assert ended(script("--export-file=variables", body='echo "[$A] [$B] [$C]"')).logs() == "[] [two words] [a\nb]\n"
-    with pytest.raises(ValidationError, match="cannot read `--export-file=none` .job.slurm:2.: No such file"):
+    with pytest.raises(ValidationError, match=r"cannot read `--export-file=none` \(job.slurm:2\): No such file"):
         flow.run(script("--export-file=none"))
+
+
+def test_the_signal_before_the_limit_goes_to_the_script_alone_or_to_its_steps(script: Write) -> None:
+    step = "trap 'echo step' USR1; sleep 3 & wait; wait"
+    body = f"""trap 'echo script; kill $!; exit 3' USR1
+env SLURM_STEP_ID=0 sh -c "{step}" & wait; wait; echo end"""
+    task = flow.run(script("--signal=B:USR1@59 -t 1", body=body))
+    assert task.wait(60) == "failed"
+    assert (task.exit_code, task.logs()) == (3, "script\n")
+    task = flow.run(script("--signal=USR1@59 -t 1", body=body))
+    assert task.wait(60) == "completed"
+    assert task.logs() == "step\nend\n"
+
+
+def test_who_is_to_be_alone_has_all_of_this_machine(script: Write) -> None:
+    client = Flow()
+    offers = client.provider("local").offers()
+    assert client.plan(client.load(script("--exclusive"))).cpus == offers[0].cpus
+    assert client.plan(client.load(script("--exclusive=user"))).cpus == 1
+
+
+def test_secrets_among_the_options_are_not_shown(script: Write) -> None:
+    task = ended(script("--export=ALL,API_KEY=12345", body="echo $API_KEY"))
+    assert task.logs() == "12345\n"
+    assert "12345" not in f"{task.record()}{task.config}{masked_plan(task.plan)}"
 
 
 def test_without_slurm_what_only_it_can_do_is_recorded_and_told(script: Write) -> None:
@@ -310,4 +344,4 @@ def test_without_slurm_what_only_it_can_do_is_recorded_and_told(script: Write) -
 def test_a_note_tells_what_was_left_out(script: Write) -> None:
     client = Flow()
     client.load(script("--tme=3"))
-    assert client.notes[-1] == "job.slurm:2: unknown option `--tme`, left out; did you mean `time`?"
+    assert client.notes[-1] == "job.slurm:2: unknown option `--tme`, left out; did you mean `--time`?"

@@ -90,6 +90,8 @@ class Flow:
         from flow.config import TaskConfig
 
         self.notes += script.notes
+        if fields.get("env"):
+            fields["env"] = {**script.fields.get("env", {}), **(fields["env"] or {})}
         return TaskConfig.from_dict(script.fields).copy_with(**fields)
 
     def plan(self, config: TaskConfig) -> Plan:

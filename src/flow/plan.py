@@ -36,10 +36,14 @@ class Dependency:
 
 @dataclass(frozen=True, slots=True)
 class SignalBefore:
-    """Send signal `number` to the command `seconds` before its time limit."""
+    """Send signal `number` `seconds` before the time limit.
+
+    to: "all" of the command's group, the "command" alone, or the "steps" that a batch script started by `srun`.
+    """
 
     number: int
     seconds: float
+    to: str = "all"
 
 
 @dataclass(frozen=True, slots=True)

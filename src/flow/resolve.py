@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flow.config import Batch as BatchConfig
@@ -18,7 +18,7 @@ from flow.config import TaskConfig, parse_begin, parse_signal
 from flow.errors import ValidationError, did_you_mean
 from flow.gpus import MEMORY_GB, Gpu, is_known_kind, parse_gpu
 from flow.machines import Offer
-from flow.plan import Batch, Dependency, Plan
+from flow.plan import Batch, Dependency, Plan, SignalBefore
 from flow.providers import Provider
 from flow.task_volumes import plan_mounts
 
@@ -70,7 +70,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         instance_type=machine.instance_type,
         gpu_kind=machine.gpu.kind if machine.gpu else None,
         gpus=machine.gpus,
-        cpus=config.cpus or 1,
+        cpus=_cpus(config, provider),
         memory_gb=config.memory_gb,
         nodes=config.num_instances,
         region=machine.offer.region if machine.offer else None,
@@ -80,7 +80,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         max_price_per_hour=config.max_price_per_hour,
         limit_seconds=config.max_run_time_hours and config.max_run_time_hours * 3600,
         grace_seconds=config.grace_seconds,
-        signal=parse_signal(config.signal) if config.signal else None,
+        signal=_signal(config),
         retries=config.retries,
         priority=config.priority,
         elements=config.elements,
@@ -136,6 +136,13 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
     )
 
 
+def _cpus(config: TaskConfig, provider: Provider) -> float:
+    """As many as are asked for; all of this machine's where a batch script is to have it alone."""
+    if provider.capabilities.same_machine and _batch_option(config, "exclusive") == "" and config.num_instances == 1:
+        return max((one.cpus for one in provider.offers()), default=config.cpus or 1)
+    return config.cpus or 1
+
+
 def _emulated(asked: str, gpu: Gpu | None, offers: list[Offer], notes: list[str]) -> _Machine:
     """As much of the machine as is here: its own kind if any, else any GPUs there are."""
     have = max((one.gpu.count or 0 for one in offers if one.gpu), default=0)
@@ -184,13 +191,13 @@ def _batch(config: TaskConfig, provider: Provider, notes: list[str]) -> Batch | 
     given = config.batch
     if not given:
         return None
-    if not provider.capabilities.own_numbers:
-        from flow.slurm.submitting import cluster_only  # few tasks are batch scripts
+    from flow.slurm.submitting import cluster_only, variables_of  # few tasks are batch scripts
 
-        idle = cluster_only(given.options)
-        if idle:
-            notes.append(f"recorded, and of no effect without Slurm: {', '.join(idle)}")
-    return Batch(given.file or "", tuple(given.options), dict(given.variables))
+    idle = [] if provider.capabilities.own_numbers else cluster_only(given.options)
+    if idle:
+        notes.append(f"recorded, and of no effect without Slurm: {', '.join(idle)}")
+    variables = variables_of(given.variables, name=config.name, nodes=config.num_instances)
+    return Batch(given.file or "", tuple(given.options), variables)
 
 
 def _batch_argv(batch: BatchConfig, folder: str, *, joined: bool) -> tuple[str, ...]:
@@ -314,6 +321,15 @@ def _price(config: TaskConfig, offer: Offer | None) -> float | None:
             suggestions=["raise the cap, or take a smaller machine (`flow offers`)"],
         )
     return price
+
+
+def _signal(config: TaskConfig) -> SignalBefore | None:
+    """As Slurm has it, a batch script's is for its steps, or with `B:` for the script itself. Source: sbatch(1)."""
+    found = parse_signal(config.signal) if config.signal else None
+    if found is None or config.batch is None:
+        return found
+    flags, colon, _ = (_batch_option(config, "signal") or "").partition(":")
+    return replace(found, to="command" if colon and "B" in flags.upper() else "steps")
 
 
 def _dependencies(config: TaskConfig, submitter: Submitter) -> list[Dependency]:

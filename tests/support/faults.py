@@ -72,6 +72,7 @@ KINDS = (
     Kind("array", _WORK, ("completed",), {"array": "1-3%2", "retries": 1}),
     Kind("too long", "sleep 300", ("timed_out",), {"max_run_time_hours": 0.4 / 3600}),
     Kind("leaves processes", f"{_HIDDEN} {_WORK}", ("completed",)),
+    Kind("later", _WORK, ("completed",), {"begin": "now+1"}),
     Kind("requeues itself", f"{_REQUEUE} {_WORK}", ("completed",)),
     Kind("cancelled", f"{_HIDDEN} sleep 300", ("cancelled",), is_cancelled=True),
     Kind(

@@ -46,10 +46,10 @@ def hear(rank: Rank) -> None:
             if rank.stopped is None or rank.stopped[0] != "cancel":  # also after its end, or that of its time
                 rank.stopped = (REQUEUE, "requeued")
         elif len(words) == 3 and words[0] == "signal" and words[1].isdigit() and int(words[1]) < signal.NSIG:
-            _pass_on(rank, int(words[1]), words[2])
+            pass_on(rank, int(words[1]), words[2])
 
 
-def _pass_on(rank: Rank, number: int, to: str) -> None:
+def pass_on(rank: Rank, number: int, to: str) -> None:
     """Send a signal to the command's group, to the command alone, or to the steps that it started."""
     found = rank.beside("processes")
     if not rank.processes.pid or rank.processes.wait_status is not None:

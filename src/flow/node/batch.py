@@ -38,8 +38,9 @@ def prepare(rank: Rank, env: dict[str, str]) -> list[str]:
     if task.get("rank", 0):
         return [sys.executable, "-ES", steps.__file__, "serve", folder]
     argv: list[str] = task["argv"]
-    script = rank.path("workspace", SCRIPT)
-    if os.path.exists(script):
+    if os.path.exists(rank.path("workspace", SCRIPT)):
+        script = rank.path("slurm_script")  # what `$0` ends with
+        os.symlink(os.path.join("workspace", SCRIPT), script)
         argv = [script, *argv[4:]]  # after `sh -c … sh`
     bash = shutil.which("bash", path=env["PATH"])
     return [bash, "-c", BEGIN, bash, *argv] if bash else argv
@@ -70,6 +71,7 @@ def variables(task: dict[str, Any], *, submit_dir: str) -> dict[str, str]:
         "SLURM_CLUSTER_NAME": given.get("cluster") or "local", "SLURMD_NODENAME": here, "SLURM_TOPOLOGY_ADDR": here,
         "SLURM_TOPOLOGY_ADDR_PATTERN": "node", "SLURM_NODE_ALIASES": "(null)", "SLURM_PRIO_PROCESS": "0",
         "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_GTIDS": "0",
+        "ENVIRONMENT": "BATCH", "HOSTNAME": os.uname().nodename,
     }  # fmt: skip
     gpus = ",".join(map(str, task.get("given_gpus") or []))
     if gpus:

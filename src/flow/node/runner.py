@@ -193,7 +193,8 @@ class Rank:
             self.loop.after(limit, "limit", lambda: self.stop("timeout", "time limit %g h reached" % (total / 3600)))
             if early:
                 wait = max(0, limit - early["before_seconds"])
-                self.loop.after(wait, "signal", lambda: self.command.send(early["number"]))
+                send = _beside("asked").pass_on
+                self.loop.after(wait, "signal", lambda: send(self, early["number"], early.get("to", "all")))
 
     def stop(self, cause: str, reason: str) -> None:
         """SIGTERM, the grace time, SIGKILL. The first stop counts, and none after the command's own end."""

@@ -66,7 +66,7 @@ class Run:
         self.untaken: set[int] = set()  # nodes that still feed the last piece of input to their tasks
         self.is_input_over = False
         self.code = 0
-        self.is_signalled = False  # a task was ended by a signal
+        self.is_killed = False  # a task was, and did not end by itself
         self.ended: list[int] = []
         self.is_aborted = False
         self.interrupted = 0.0
@@ -87,7 +87,7 @@ class Run:
                 self.loop.step()
         finally:
             restore()
-        if self.is_signalled and not self.is_aborted:
+        if self.is_killed and not self.is_aborted:
             say(f"Force Terminated {self.name}")
         return self.code
 
@@ -213,8 +213,8 @@ class Run:
         is_first, self.ended = not self.ended, self.ended + numbers
         if status:
             say(f"error: {self._host(node)}: {layout.ranks(numbers)}: {_say_end(status)}")
-        if os.WIFSIGNALED(status):
-            self.is_signalled = True
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGTERM):
+            self.is_killed = True
         code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         self.code = max(self.code, code)
         left = any(self.running.values())

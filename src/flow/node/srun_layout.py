@@ -42,9 +42,10 @@ class Layout:
         self.gpus = len(task.get("given_gpus") or [])
         self._check()
         self.nodes, self.tasks = self._counts()
+        self.programs = self._programs() if "multi-prog" in asked else None
+        self._fit()
         self.cpus_per_task = self._number("cpus-per-task") or 1
         self.is_exact = bool({"exact", "exclusive", "cpus-per-task"} & asked.keys())
-        self.programs = self._programs() if "multi-prog" in asked else None
         self.taken: dict[str, Any] = {}
 
     def enter(self, folder: str) -> tuple[int, int]:
@@ -160,23 +161,19 @@ class Layout:
             self.asked["ntasks"] = self.asked["nodes"] = "1"
 
     def _counts(self) -> tuple[int, int]:
-        """How many nodes and tasks; says what of it cannot be kept."""
-        least = self.asked.get("nodes", "").partition("-")[0]
-        listed = len(self._wanted())
-        nodes = self._whole("nodes", least) or listed or 1
-        each, tasks = self._number("ntasks-per-node"), self._number("ntasks")
-        if "nodes" not in self.given and "nodelist" in self.given:
-            nodes = max(listed, 1) if tasks is None or tasks >= listed else nodes
-        if tasks is None:
-            tasks = nodes * (each or 1)
-            if not each and "cpus-per-task" not in self.asked:
-                tasks = nodes
-        elif "ntasks-per-node" in self.given and "ntasks" not in self.given:
-            tasks = nodes * (each or 1)
+        """How many nodes and tasks are asked for."""
+        least = self._whole("nodes", self.asked.get("nodes", "").partition("-")[0])
+        nodes = max(least or 1, len(self._wanted()))
+        return nodes, self._number("ntasks") or nodes * (self._number("ntasks-per-node") or 1)
+
+    def _fit(self) -> None:
+        """Say what of it cannot be kept. Raises Refused where the task has not so many nodes."""
+        nodes, tasks, each = self.nodes, self.tasks, self._number("ntasks-per-node")
+        is_asked = "nodes" in self.given or tasks < nodes
         if tasks < nodes:
             say(f"Warning: can't run {tasks} processes on {nodes} nodes, setting nnodes to {tasks}")
-            nodes = tasks
-        if each and tasks != each * nodes and "ntasks-per-node" in self.given:
+            self.nodes = nodes = tasks
+        if each and tasks > each and each != tasks // nodes:
             say(f"Warning: can't honor --ntasks-per-node set to {each} which doesn't match the requested tasks {tasks}"
                 f" with the number of requested nodes {nodes}. Ignoring --ntasks-per-node.")  # fmt: skip
         first = self._number("relative", zero=True) or 0
@@ -184,10 +181,9 @@ class Layout:
             raise Refused(f"error: Only allocated {len(self.names)} nodes asked for {nodes}")
         if first and first + nodes > len(self.names):
             raise Refused(
-                "error: --relative and SLURM_JOB_NUM_NODES option incompatible with count of allocated nodes"
-                f" ({first}+{nodes}>{len(self.names)})"
+                f"error: --relative and {'--nodes' if is_asked else 'SLURM_JOB_NUM_NODES'} option incompatible with"
+                f" count of allocated nodes ({first}+{nodes}>{len(self.names)})"
             )
-        return nodes, tasks
 
     def _wanted(self) -> list[str]:
         return self._hosts("nodelist")
@@ -378,13 +374,12 @@ def _exported(export: str, env: dict[str, str]) -> dict[str, str]:
         return dict(env)
     if export.upper() == "NONE":
         return ours
-    found = ours
-    for part in export.split(","):
+    parts = export.split(",")
+    found = dict(env) if "ALL" in parts else ours
+    for part in parts:
         name, equals, value = part.partition("=")
         if equals:
-            found[name] = value
-        elif name.upper() == "ALL":
-            found.update({one: text for one, text in env.items() if one not in found})
+            found.setdefault(name, value)  # what is there wins, as in Slurm
         elif name in env:
             found[name] = env[name]
     return found

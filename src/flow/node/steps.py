@@ -404,7 +404,8 @@ def _become(streams: list[int], env: dict[str, str], argv: list[str], cwd: str, 
             os.write(2, text.encode())
             os.chdir("/tmp")
         env["SLURM_TASK_PID"] = str(os.getpid())
-        os.execve(_program(argv[0], env.get("PATH", os.defpath)), argv, env)
+        argv = [_program(argv[0], env.get("PATH", os.defpath)), *argv[1:]]
+        os.execve(argv[0], argv, env)
     except OSError as error:
         os.write(2, f"slurmstepd: error: execve(): {argv[0]}: {error.strerror}\n".encode())
         os._exit(error.errno or 1)
@@ -413,8 +414,10 @@ def _become(streams: list[int], env: dict[str, str], argv: list[str], cwd: str, 
 
 
 def _program(name: str, path: str) -> str:
-    """The file that is executed; the name itself where there is none on the path."""
-    if "/" not in name:
+    """The file that is executed; the name itself, which may be here, where there is none on the path."""
+    if "/" in name:
+        return os.path.join(os.getcwd(), name)
+    if name:
         for folder in path.split(":"):
             file = os.path.join(folder or ".", name)
             if os.path.isfile(file) and os.access(file, os.X_OK):

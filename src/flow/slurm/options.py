@@ -250,7 +250,13 @@ def _long(word: str, place: str, waiting: list[tuple[str, str]], read: Words, *,
         told = f"`--{asked}` may be {', '.join(f'`--{one}`' for one in name)}"
         read.mistakes.append(Given(asked, place=place).mistake(told, "write the whole name"))
     elif name is None:
-        _unknown(f"--{asked}", did_you_mean(asked, table.names), place, read, is_script=is_script)
+        _unknown(
+            f"--{asked}",
+            did_you_mean(f"--{asked}", [f"--{one}" for one in table.names]),
+            place,
+            read,
+            is_script=is_script,
+        )
         if is_script and not equals and waiting and not waiting[-1][0].startswith("-") and waiting[-1][1] == place:
             waiting.pop()  # what must be its value
     elif name in table.flags and equals:

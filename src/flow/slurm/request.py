@@ -55,7 +55,7 @@ def read_request(values: Mapping[str, Any]) -> Request:
         variables.update({"SLURM_NTASKS": str(tasks), "SLURM_NPROCS": str(tasks)})
     # more CPUs than one task needs are for more tasks, where nothing is said of tasks
     each = per_node or (cpus // of_task if not tasks else None)
-    variables["SLURM_TASKS_PER_NODE"] = counts_text([each] * nodes if each else _spread(tasks, nodes))
+    variables["SLURM_TASKS_PER_NODE"] = counts_text([each] * nodes if each else spread(tasks, nodes))
     return Request(fields, variables, tuple(notes))
 
 
@@ -78,9 +78,14 @@ def contradictions(values: Mapping[str, Any], held: Mapping[str, Given]) -> list
         (bool(of_task and total % of_task), "not a multiple of each task's", ("gpus", "gpus-per-task")),
         (bool(of_tasks and tasks) and of_tasks != tasks, f"they are for {of_tasks} tasks", (*_GPUS, "ntasks")),
         (
-            bool(of_task) and not (total or tasks or (nodes and per_node)),
+            bool(of_task) and not (total or tasks or nodes),
             "say how many tasks there are, by `--ntasks`",
             ("gpus-per-task",),
+        ),
+        (
+            bool(per_node) and tasks > per_node * most,
+            f"no more than {per_node * (nodes.most or nodes.least) if nodes else 0} tasks fit",
+            ("ntasks", "ntasks-per-node", "nodes"),
         ),
         (bool(of_gpu and tasks % of_gpu), "not a multiple of each GPU's tasks", ("ntasks", "ntasks-per-gpu")),
         (
@@ -126,7 +131,9 @@ def _tasks(values: Mapping[str, Any], nodes: int) -> int:
     if "ntasks-per-node" in values:
         return int(values["ntasks-per-node"]) * nodes
     total = _count(values, "gpus") or _of_node(values) * nodes
-    return total // of_task if of_task else total * of_gpu
+    if of_task:
+        return total // of_task or nodes
+    return total * int(of_gpu)
 
 
 def _gpus(values: Mapping[str, Any], nodes: int, tasks_here: int) -> int:
@@ -141,15 +148,15 @@ def _gpus(values: Mapping[str, Any], nodes: int, tasks_here: int) -> int:
 
 
 def _of_node(values: Mapping[str, Any]) -> int:
-    """The GPUs asked for each node, by whichever option asks for the most."""
+    """The GPUs asked for each node; where several options ask for them, `--gres` holds."""
     sockets = str(values.get("sockets-per-node", "1"))
     of_sockets = _count(values, "gpus-per-socket") * (int(sockets) if sockets.isdecimal() else 1)
-    return max(_count(values, "gpus-per-node"), _count(values, "gres"), of_sockets)
+    return _count(values, "gres") or _count(values, "gpus-per-node") or of_sockets
 
 
 def _count(values: Mapping[str, Any], name: str) -> int:
     asked: tuple[Gpus, ...] = values.get(name) or ()
-    return sum(gpus.count for gpus in asked)
+    return sum({gpus.kind: gpus.count for gpus in asked}.values())  # of two of one kind the later holds
 
 
 def _kinds(values: Mapping[str, Any]) -> list[str]:
@@ -168,6 +175,6 @@ def _kind(values: Mapping[str, Any], notes: list[str]) -> str:
     return kinds[0] if len(kinds) == 1 else ""
 
 
-def _spread(tasks: int, nodes: int) -> list[int]:
+def spread(tasks: int, nodes: int) -> list[int]:
     """Tasks on each node, the first ones having one more."""
     return [tasks // nodes + (rank < tasks % nodes) for rank in range(nodes)]

@@ -6,7 +6,6 @@ way with each option was tried on 22.05.8.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +16,7 @@ from flow.errors import ValidationError
 from flow.mistakes import Mistake, MistakesError
 from flow.slurm.options import OF_SUBMITTING, Given, merged, read_directives, read_variables
 from flow.slurm.request import Request, contradictions, read_request
+from flow.slurm.submitting import task_name
 from flow.slurm.values import After, parse_value
 
 _INTERPRETER = "begin it with `#!` and what runs it, as `#!/bin/bash`"
@@ -92,7 +92,7 @@ def read_script(
         "variables": {"SLURM_JOB_NAME": job_name, **_variables(values, held, request)},
         "export": _export(values),
     }
-    fields = {"name": _task_name(job_name), **_fields(values), **request.fields, "batch": batch}
+    fields = {"name": task_name(job_name), **_fields(values), **request.fields, "batch": batch}
     if "export-file" in held:
         fields["env"] = _exported_file(held["export-file"])
     options = {one.name: one.value for one in held.values()}
@@ -118,7 +118,7 @@ def _text(content: bytes, name: str) -> tuple[str, str]:
         (
             b"\r\n" in content,
             "contains DOS line breaks (`\\r\\n`) instead of UNIX line breaks (`\\n`)",
-            f"take them out with `sed -i 's/\\r$//' {name}`",
+            "take them out with `sed -i 's/\\r$//' FILE`",
         ),
     )
     for is_so, told, advice in wrong:
@@ -138,12 +138,6 @@ def _values(held: Iterable[Given]) -> tuple[dict[str, Any], list[Mistake]]:
         except ValidationError as error:
             mistakes.append(one.mistake(f"`--{one.name}`: {error.message}", *error.suggestions))
     return values, mistakes
-
-
-def _task_name(job_name: str) -> str | None:
-    """The task's name: a job may be called anything, a task has a word of up to 128 letters."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", job_name)[:128]
-    return re.sub(r"^[.-]+", "_", name) or None
 
 
 def _fields(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from flow.slurm.patterns import absolute_pattern, fill_pattern
+from flow.slurm.request import counts_text, spread
 
 SCRIPT = '"$FLOW_WORKSPACE/.flow/batch/script"'
 _LOGIN_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
@@ -16,7 +17,7 @@ _LOGIN_PATH_OF_ROOT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 # What says nothing where there is no Slurm.
 _FOR_A_CLUSTER = """
     account acctg-freq batch bb bbf cluster-constraint clusters constraint container contiguous core-spec
-    cores-per-socket cpu-freq deadline delay-boot exclude exclusive extra-node-info gid gpu-bind gpu-freq gres-flags
+    cores-per-socket cpu-freq deadline delay-boot exclude extra-node-info gid gpu-bind gpu-freq gres-flags
     hint licenses mail-type mail-user mcs-label mem-bind network nodefile nodelist ntasks-per-core ntasks-per-socket
     partition power prefer profile propagate qos reboot reservation switches thread-spec threads-per-core time-min tmp
     uid wckey
@@ -44,6 +45,23 @@ def cluster_only(options: Iterable[str]) -> list[str]:
     gres = option(options, "gres") or ""
     is_other = any(part.split(":")[0] not in ("gpu", "gres", "none", "") for part in gres.split(","))
     return [f"--{name}" for name in found if name in known or (name == "gres" and is_other)]
+
+
+def task_name(job_name: str) -> str | None:
+    """The name of a job's task: a job may be called anything, a task has a word of up to 128 letters."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", job_name)[:128]
+    return re.sub(r"^[.-]+", "_", name) or None
+
+
+def variables_of(decided: Mapping[str, str], *, name: str | None, nodes: int) -> dict[str, str]:
+    """The variables that the options decide, where the task was given another name, or number of nodes, beside them."""
+    found = dict(decided)
+    if name is not None and name != task_name(found.get("SLURM_JOB_NAME", "")):
+        found["SLURM_JOB_NAME"] = name
+    if found.get("SLURM_NNODES", str(nodes)) != str(nodes):
+        found.update(SLURM_NNODES=str(nodes), SLURM_JOB_NUM_NODES=str(nodes))
+        found["SLURM_TASKS_PER_NODE"] = counts_text(spread(int(found.get("SLURM_NTASKS", nodes)), nodes))
+    return found
 
 
 def command(args: Sequence[str], options: Sequence[str], folder: str, *, joined: bool) -> tuple[str, ...]:

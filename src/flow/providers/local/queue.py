@@ -50,8 +50,9 @@ _COLUMNS = (
     "reason, ended, reports"
 )
 
-_AT_WORK = "('waiting', 'later', 'throttled', 'queued', 'resumed', 'started')"
 WAITS_FOR_USER = ("stuck", "held")  # until somebody lets go of it, or cancels it
+_AT_WORK = "('waiting', 'later', 'throttled', 'queued', 'resumed', 'started')"
+_OPEN = f"{_AT_WORK[:-1]}, 'stuck', 'held')"
 
 _REPORT = tuple(field.name for field in fields(Report))  # they are flat: `asdict` would look into each
 
@@ -244,9 +245,10 @@ class Queue:
 
     def is_open(self, task_id: str, *, unstarted: bool = False) -> bool:
         """Whether the task, or any of its elements, has not ended; `unstarted`: was not even started."""
+        which = "id = ?" if "_" in task_id else f"base = ? AND state IN {_OPEN}"  # by the index of what is open
         more = "AND attempt = 0" if unstarted else ""
-        sql = f"SELECT 1 FROM task WHERE (base = ? OR id = ?) AND state <> 'ended' {more} LIMIT 1"
-        return self.db.execute(sql, (task_id, task_id)).fetchone() is not None
+        sql = f"SELECT 1 FROM task WHERE {which} AND state <> 'ended' {more} LIMIT 1"
+        return self.db.execute(sql, (task_id,)).fetchone() is not None
 
     def has_work(self) -> bool:
         """Whether any task has not ended, of those that do not wait for the user."""

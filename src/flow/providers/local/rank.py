@@ -12,7 +12,7 @@ from typing import Any
 
 from flow.mounts import VOLUME, Mount
 from flow.outbox import deliver
-from flow.plan import Plan
+from flow.plan import Plan, SignalBefore
 from flow.providers.local.queue import Row
 from flow.providers.local.volumes import volume_path
 
@@ -101,7 +101,7 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         "limit_total_seconds": plan.limit_seconds,
         "grace_seconds": plan.grace_seconds,
         "may_requeue": plan.may_requeue,
-        "signal": plan.signal and {"number": plan.signal.number, "before_seconds": plan.signal.seconds},
+        "signal": plan.signal and _signal(plan.signal),
         "peers": [loopback(one) for one in range(plan.nodes)],
         "control_port": meeting.control_port,
         "step_port": meeting.step_port,
@@ -110,6 +110,10 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         **(_copies(row, plan, rank) if plan.stdout or plan.stderr else {}),
         "delivery_timeout_seconds": 1800,
     }
+
+
+def _signal(signal: SignalBefore) -> dict[str, Any]:
+    return {"number": signal.number, "before_seconds": signal.seconds, "to": signal.to}
 
 
 def _slurm(home: Path, row: Row, plan: Plan) -> dict[str, Any]:
