@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -30,6 +31,7 @@ _OF_THE_RUN = {
 }
 _OF_THE_SITE = {"SLURM_CLUSTER_NAME", "SLURM_SUBMIT_HOST", "SLURM_TOPOLOGY_ADDR"}
 _PARTITIONS = ("gpu", "local")  # where a job goes that asks for none
+_HERE = socket.gethostname().partition(".")[0]
 _OTHERS = ("FLOW_", "SLURM_", "SBATCH_", "CUDA_")  # variables of who runs the tests
 # Prints the number alone, and keeps it for `Runs`.
 _SBATCH = '#!/bin/sh\nnumber=$({} --parsable "$@") || exit\necho "$number" | tee -a "$NUMBERS"\n'
@@ -200,7 +202,7 @@ def _plain(text: str, names: Mapping[int, str], place: Path) -> str:
     text = re.sub(r"^(?:slurmstepd.*|srun: (?:Job|Step) .*|Terminated)\n", "", text, flags=re.M)
     text = text.replace(str(place), "<folder>")
     text = re.sub(r"(?:/[^/\s]+)+/slurm_script", "<script>", text)
-    text = re.sub(r"\bnode\d\b|\b127\.0\.0\.\d\b", "<host>", text)
+    text = re.sub(rf"\bnode\d\b|\b127\.0\.0\.\d\b|\b{re.escape(_HERE)}\b", "<host>", text)
     return re.sub(r"0*([1-9]\d*)", lambda found: names.get(int(found[1]), found[0]), text)
 
 
