@@ -63,6 +63,7 @@ class Local:
             shared_folder=True,
             arrays=True,
             dependencies=True,
+            divides_machines=True,
             emulates=not self._strict,
             retries=True,
         )
