@@ -91,6 +91,12 @@ class Hub:
         if code:
             self._fail(0, reason)
 
+    def own_stop(self, cause: str, reason: str) -> None:
+        """Rank 0 is told to end by its machine's owner: so are all."""
+        if cause == "cancel":
+            for number in self.unheard & self.wires.keys():
+                self.wires[number].say(stop=reason, cause=cause)
+
     def hear(self, wire: Wire, message: dict[str, Any]) -> None:
         """What one rank says; {} is its silence."""
         number = wire.rank
@@ -176,6 +182,9 @@ class Link:
         if self.wire:
             self.wire.say(**self.last_word)
 
+    def own_stop(self, cause: str, reason: str) -> None:
+        """Of what only this rank is told, the others hear at its end."""
+
     def _connect(self) -> None:
         address = self.task["peers"][0]
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
@@ -194,7 +203,8 @@ class Link:
         """What rank 0 says; {} is its silence."""
         if "stop" in message:
             self.is_told_to_stop = True
-            self.own.stop("peer", "stopped: {}".format(message["stop"]))
+            cause, told = message.get("cause", "peer"), message["stop"]
+            self.own.stop(cause, told if cause == "cancel" else f"stopped: {told}")
         elif "heard" in message:
             self.is_heard = True
         elif not message:
