@@ -466,5 +466,5 @@ class _Patience:
             self._since = self._since or began
             if began - self._since > _OUTAGE_SECONDS:
                 raise
-        self.pause = min((time.monotonic() - began) * 20, _LONGEST_PAUSE)
+        self.pause = min((time.monotonic() - began) * 10, _LONGEST_PAUSE)
         return task

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from flow.channel import ssh
 from tests.support.components import require
-from tests.support.processes import free_port, is_alive, wait_until
+from tests.support.processes import free_port, wait_until
 
 _SERVER = """\
 Port {port}
@@ -62,14 +63,6 @@ def sshd(folder: Path, variables: Mapping[str, str]) -> Iterator[Sshd]:
             assert wait_until(lambda: subprocess.run(words, capture_output=True).returncode == 0, seconds=20)
             yield server
         finally:
-            subprocess.run(["ssh", "-F", server.config, *_control(), "-O", "exit", server.name], capture_output=True)
+            kept = ssh(server.name, config=str(server.config)).prefix[:-2]  # the connection that outlives its users
+            subprocess.run([*kept, "-O", "exit", server.name], capture_output=True)
             process.terminate()
-
-
-def _control() -> list[str]:
-    from flow.channel import ssh
-
-    return [word for word in ssh("x").prefix if word.startswith("ControlPath=")][:1] and [
-        "-o",
-        next(word for word in ssh("x").prefix if word.startswith("ControlPath=")),
-    ]

@@ -110,7 +110,11 @@ def release(root: str, task_id: str) -> None:
     job = number + ("_" + index if index else "")
     for choice in (["--state=PENDING"], ["--state=SUSPENDED"], ["--state=RUNNING", "--batch", "--signal=TERM"]):
         done = _run(["scancel", *choice, job])
-        if done.returncode and done.stderr and not any(one in done.stderr for one in ("Invalid job id", "already comp")):
+        if (
+            done.returncode
+            and done.stderr
+            and not any(one in done.stderr for one in ("Invalid job id", "already comp"))
+        ):
             raise Refused("scancel", done.stderr)
 
 
