@@ -44,7 +44,7 @@ def recall_wants(home: Path, queue: Queue) -> None:
     """Cancel, hold and let go as the records say: a power cut takes the newest rows back, not the records."""
     with queue.transaction():
         for task_id, base in queue.uncancelled():
-            queue.notewant_of(task_id, want_of(home / "record", task_id, base))
+            queue.note_want(task_id, want_of(home / "record", task_id, base))
 
 
 def note_given(home: Path, folder: Path, task_id: str) -> None:
@@ -107,7 +107,7 @@ def _restore(home: Path, queue: Queue, plan: Plan, intent: Intent) -> None:
             # of an element that has left nothing, its array's end tells that it never started
             final = _final(record) or (whole and Outcome(TaskStatus.CANCELLED, reason=whole.reason, ended=whole.ended))
         _restore_row(home, queue, row, plan, final=final)
-        queue.notewant_of(
+        queue.note_want(
             row.id, Want.CANCEL if intent.want is Want.CANCEL else want_of(home / "record", row.id, row.base)
         )
 
