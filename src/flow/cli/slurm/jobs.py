@@ -94,14 +94,14 @@ def load_jobs(
         waiting = client.records.rows(unfinished=True)
     else:
         waiting = [row for row in client.records.rows_of(list(chosen)) if not row.state.is_final]
-    looks = client.look_at(row.task_id for row in waiting)
+    looks = client.look_at(waiting)
     if chosen is not None:
         rows = client.records.rows_of(list(chosen))
     elif unfinished:
         rows = waiting
     else:
         rows = client.records.rows(since=since)
-    ended = [row.task_id for row in rows if row.elements and row.task_id not in looks]
+    ended = [row for row in rows if row.elements and row.task_id not in looks]
     looks |= client.look_at(ended) if ended else {}
     maker = _Maker(client, time.time(), username())
     jobs = []
