@@ -195,7 +195,7 @@ class Flow:
 
     def get_task(self, reference: str) -> Task:
         """The task that an id, a unique prefix, a number, a name, `:1` or `@last` names. Raises TaskNotFoundError."""
-        self._finish_interrupted()
+        self.finish_interrupted()
         task = self._task(self._find(reference))
         try:
             task.refresh()
@@ -216,7 +216,7 @@ class Flow:
         `name_pattern`: as a shell's, `dev-*`. Without `refresh` they are as they were when last looked at.
         """
         states = states_named(states)
-        self._finish_interrupted()
+        self.finish_interrupted()
         if refresh and states is not None:
             self.look_at(self.records.rows(unfinished=True))
         rows = self.records.rows(limit=limit, states=states, name_pattern=name_pattern)
@@ -326,7 +326,7 @@ class Flow:
         with suppress(OSError):  # room to work in on a full disk: the local scheduler keeps it, and makes it anew
             (self.home / "local" / "spare").unlink(missing_ok=True)
         with suppress(NoRoomError):  # then what has ended by its own files goes
-            self._finish_interrupted()
+            self.finish_interrupted()
             self.look_at(self.records.rows(unfinished=True))
             self._record_ends()
         return self.records.prune(
@@ -413,7 +413,7 @@ class Flow:
         except StorageError:
             return False
 
-    def _finish_interrupted(self) -> None:
+    def finish_interrupted(self) -> None:
         """Ask again for what was acknowledged by a client that died before its provider had taken it."""
         for task_id in self.records.unallocated():
             try:
