@@ -14,9 +14,11 @@ from tests.support.slurm_corpus import SCRIPTS, OurSlurm, Outcome, RealSlurm, Ru
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "slurm.md"
 # What the guide tells of as different: variables that Slurm sets and we do not, and scripts that see something else.
-UNSET = {"HOSTNAME", "SLURM_CONF", "SLURM_WORKING_CLUSTER", "SLURMD_TRES_BIND", "SLURM_GET_USER_ENV"}
+UNSET = {"HOSTNAME", "SLURM_CONF", "SLURM_WORKING_CLUSTER", "SLURMD_TRES_BIND"}
 EMPTY = {"CUDA_VISIBLE_DEVICES"}  # where Slurm does not set it
 DIFFERENT = {
+    "042-nodes-and-tasks": "as many CPUs on each node as the fullest needs",
+    "216-exported-before": "`srun --export=ALL,NAME=value` sets `NAME`",
     "254-host-names": "`hostname` prints the same",
 }
 Outcomes = Mapping[str, tuple[Outcome, Outcome]]
