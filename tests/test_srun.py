@@ -17,6 +17,7 @@ import pytest
 
 from flow.node import ledger, steps
 from flow.node.layout import compressed, spread
+from flow.slurm.submitting import command
 from tests.support.batch_tasks import BatchTask
 from tests.support.processes import wait_until
 from tests.support.pythons import old_pythons
@@ -71,7 +72,7 @@ def test_a_script_finds_the_variables_of_its_batch_step(batch: Start, tmp_path: 
 
 def test_the_script_is_executed_as_it_is_with_its_arguments(tmp_path: Path) -> None:
     script = "#!/usr/bin/env python3\nimport sys; print(sys.argv[0].rsplit('/', 1)[1], sys.argv[1:])\n"
-    with BatchTask(tmp_path / "task", script, argv=["sh", "-c", "exec", "sh", "a b", ""]) as task:
+    with BatchTask(tmp_path / "task", script, argv=[*command(["a b", ""], [], "", joined=False)]) as task:
         assert task.wait() == [0]
         assert task.out() == "slurm_script ['a b', '']\n"
 

@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flow.node.runner import Rank
 
-SCRIPT = ".flow/batch/script"  # in the workspace
 OURS = ("srun", "scontrol")
 OF_FLOW = ("sbatch", "squeue", "scancel", "sacct", "sinfo")
-# bash keeps the functions that came with its environment, which other shells drop.
-BEGIN = 'export SLURM_TASK_PID=$$; exec "$@"'
+BEGIN = "export SLURM_TASK_PID=$$; "
 BEGIN_INSIDE = 'export SLURM_TASK_PID=$$ PATH="$0/bin:$PATH"; exec "$@"'  # in a container, whose PATH is the image's
 
 
@@ -38,13 +36,9 @@ def prepare(rank: Rank, env: dict[str, str]) -> list[str]:
     env.update(_write_commands(task["slurm"], rank, env, sys.executable))
     if task.get("rank", 0):
         return [sys.executable, "-ES", steps.__file__, "serve", folder]
-    argv: list[str] = task["argv"]
-    if os.path.exists(rank.path("workspace", SCRIPT)):
-        script = rank.path("slurm_script")  # what `$0` ends with
-        os.symlink(os.path.join("workspace", SCRIPT), script)
-        argv = [script, *argv[4:]]  # after `sh -c … sh`
-    bash = shutil.which("bash", path=env["PATH"])
-    return [bash, "-c", BEGIN, bash, *argv] if bash else argv
+    argv: list[str] = task["argv"]  # sh -c CODE sh ARGS…
+    # bash keeps the functions that came with its environment, which other shells drop
+    return [shutil.which("bash", path=env["PATH"]) or argv[0], argv[1], BEGIN + argv[2], *argv[3:]]
 
 
 def prepare_inside(rank: Rank, env: dict[str, str]) -> list[str]:
