@@ -12,6 +12,7 @@ import pytest
 from tests.support.aws import Aws, aws_server
 from tests.support.containers import IMAGE, podman
 from tests.support.processes import end, end_scheduler, processes_of, wait_until
+from tests.support.slurm import Cluster
 
 # What Flow or a task would read; FLOW_TEST_* is for the tests themselves.
 _OURS = (
@@ -102,3 +103,18 @@ def aws(aws_at: Aws) -> Iterator[Aws]:
     aws_at.reset()
     yield aws_at
     aws_at.reset()
+
+
+@pytest.fixture(scope="session")
+def slurm_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("slurm"), accounting=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_at: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A real Slurm with accounting, which Slurm's commands find here; skips where there can be none."""
+    for name, value in slurm_at.environment().items():
+        monkeypatch.setenv(name, value)
+    yield slurm_at
+    slurm_at.run("scancel", "--user=root")

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from flow.durable import NoRoomError
 from flow.errors import FlowError, ResourceNotFoundError, StorageError, ValidationError
 from flow.importing import refuse_while_importing
-from flow.observe import observe
+from flow.observe import Look, observe
 from flow.providers import Provider
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
-from flow.status import FINAL, Outcome, Want, states_named
+from flow.status import FINAL, Want, states_named
 from flow.task import Task
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flow.plan import Plan
     from flow.prune import Pruned
     from flow.record import Row
+    from flow.slurm.script import SlurmScript
     from flow.task_fields import TaskFields
 
     Operand = str | os.PathLike[str] | list[str] | tuple[str, ...] | None
@@ -78,19 +79,19 @@ class Flow:
         if fields.get("command") is not None:
             raise ValidationError("the command is given twice", suggestions=["leave `command` out"])
         if isinstance(found, Path) and is_slurm(found):
-            return self._load_slurm(found, fields)
+            from flow.slurm.script import read_slurm_script
+
+            return self.load_batch(read_slurm_script(found, os.environ), **fields)
         fields["command"] = script_argv(found) if isinstance(found, Path) else found
         return TaskConfig(**fields)
 
-    def _load_slurm(self, path: Path, fields: TaskFields) -> TaskConfig:
+    def load_batch(self, script: SlurmScript, **fields: Unpack[TaskFields]) -> TaskConfig:
+        """The config of a Slurm batch script; `fields` override what it says, None takes one back to its default."""
         from flow.config import TaskConfig
-        from flow.slurm_script import read_slurm_script
 
-        is_sent = fields.get("upload_code") is not False and not path.is_absolute() and ".." not in path.parts
-        script = read_slurm_script(path, f"$FLOW_WORKSPACE/{path.as_posix()}" if is_sent else str(path.absolute()))
         self.notes += script.notes
         if fields.get("env"):
-            fields["env"] = {**script.fields["env"], **(fields["env"] or {})}
+            fields["env"] = {**script.fields.get("env", {}), **(fields["env"] or {})}
         return TaskConfig.from_dict(script.fields).copy_with(**fields)
 
     def plan(self, config: TaskConfig) -> Plan:
@@ -217,10 +218,10 @@ class Flow:
         states = states_named(states)
         self._finish_interrupted()
         if refresh and states is not None:
-            self._look_at(row.task_id for row in self.records.rows(unfinished=True))
+            self.look_at(row.task_id for row in self.records.rows(unfinished=True))
         rows = self.records.rows(limit=limit, states=states, name_pattern=name_pattern)
         if refresh and states is None:
-            self._look_at(row.task_id for row in rows if not row.state.is_final)
+            self.look_at(row.task_id for row in rows if not row.state.is_final)
             rows = self.records.rows(limit=limit, name_pattern=name_pattern)
         tasks = []
         for row in rows:
@@ -326,7 +327,7 @@ class Flow:
             (self.home / "local" / "spare").unlink(missing_ok=True)
         with suppress(NoRoomError):  # then what has ended by its own files goes
             self._finish_interrupted()
-            self._look_at(row.task_id for row in self.records.rows(unfinished=True))
+            self.look_at(row.task_id for row in self.records.rows(unfinished=True))
             self._record_ends()
         return self.records.prune(
             older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run
@@ -355,17 +356,17 @@ class Flow:
     def _unfinished(self, name: str) -> list[str]:
         """The tasks of this name that have not ended, oldest first."""
         rows = self.records.rows(unfinished=True, name_pattern=name)  # a name holds nothing that a pattern reads
-        outcomes = self._look_at(row.task_id for row in rows)
-        ended = {task_id for task_id, outcome in outcomes.items() if outcome.state.is_final}
+        looks = self.look_at(row.task_id for row in rows)
+        ended = {task_id for task_id, look in looks.items() if look.outcome.state.is_final}
         return [row.task_id for row in reversed(rows) if row.task_id not in ended]
 
     def _take_notes(self) -> None:
         self.notes += self.records.notes
         self.records.notes.clear()
 
-    def _look_at(self, task_ids: Iterable[str]) -> dict[str, Outcome]:
-        """What tasks have come to, and the index up to date on them: one question to each provider."""
-        outcomes: dict[str, Outcome] = {}
+    def look_at(self, task_ids: Iterable[str]) -> dict[str, Look]:
+        """What tasks have come to, and the lists up to date on them: one question to each provider."""
+        looks: dict[str, Look] = {}
         by_provider: dict[str, dict[str, int]] = {}
         for row in self.records.rows_of(list(task_ids)):
             by_provider.setdefault(row.provider, {})[row.task_id] = row.nodes
@@ -380,21 +381,23 @@ class Flow:
                 continue
             for task_id, allocations in found.items():
                 try:
-                    outcomes[task_id], _ = observe(
+                    outcome, elements = observe(
                         provider, self.records, task_id, nodes=nodes[task_id], allocations=allocations
                     )
+                    where = {one.task_id: one.nodes for one in allocations if one.nodes}
+                    looks[task_id] = Look(outcome, elements, where)
                 except FlowError as error:
                     self.notes.append(error.message)
-        self.records.note_outcomes(outcomes)
-        return outcomes
+        self.records.note_outcomes({task_id: look.outcome for task_id, look in looks.items()})
+        return looks
 
     def _record_ends(self) -> None:
         """Write down the ends that only a provider has told so far: what may go must be on record as ended."""
         ended = [row.task_id for row in self.records.rows(states=FINAL) if self._has_no_final(row.task_id)]
-        for task_id, outcome in self._look_at(ended).items():
-            if outcome.state.is_final:
+        for task_id, look in self.look_at(ended).items():
+            if look.outcome.state.is_final:
                 try:
-                    self.records.set_final(task_id, outcome)
+                    self.records.set_final(task_id, look.outcome)
                 except NoRoomError:
                     raise
                 except FlowError:

@@ -37,7 +37,7 @@ from flow.field_types import (
     as_list,
     as_volumes,
 )
-from flow.masking import masked
+from flow.masking import masked, masked_batch
 from flow.mistakes import Location, Mistake, MistakesError, from_pydantic, shown_value
 from flow.plan import Elements
 from flow.spellings import parse_array, parse_begin, parse_signal
@@ -319,7 +319,7 @@ class TaskConfig(_Checked):
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in self.to_dict().items():
-            yield name, masked(value) if name == "env" else value
+            yield name, masked(value) if name == "env" else masked_batch(value) if name == "batch" else value
 
 
 def task_schema() -> dict[str, Any]:

@@ -95,8 +95,9 @@ class Plan:
     waits_in_vain: bool = False  # where they can never be met: waits until it is cancelled, in place of ending so
     may_requeue: bool = True
     not_before: float | None = None  # seconds since the epoch
-    stdout: str | None = None  # a second copy of the stream, at this absolute path of the machine; may hold %a
+    stdout: str | None = None  # a second copy of the stream, at this absolute path of the machine; a pattern of Slurm's
     stderr: str | None = None
+    fresh_output: bool = False  # these begin anew with each attempt
     labels: Mapping[str, str] = field(default_factory=dict)
     submit_dir: str = ""
     in_place: bool = False  # runs in the folder it was submitted from, not in a copy of it

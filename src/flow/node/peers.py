@@ -77,6 +77,7 @@ class Hub:
         self.wires: dict[int, Wire] = {}
         self.unheard = set(range(1, self.task["nodes"]))  # ranks whose end is not known
         self.failure = ""
+        self.is_over = False  # the others have nothing left to do
         self.server = self._listening()
         self.loop.on(self.server, lambda: Wire(self.loop, self.server.accept()[0], self.hear))
         for number in self.unheard:
@@ -90,6 +91,9 @@ class Hub:
         """Rank 0's command ended, or never started."""
         if code:
             self._fail(0, reason)
+        elif self.task.get("slurm"):  # the others only ran the steps of rank 0's script
+            self.is_over = True
+            self._stop("")
 
     def hear(self, wire: Wire, message: dict[str, Any]) -> None:
         """What one rank says; {} is its silence."""
@@ -108,10 +112,13 @@ class Hub:
         """Only the first failure counts."""
         if self.failure:
             return
-        self.failure = f"node {number}: {reason}"
-        for other in self.unheard & self.wires.keys():
-            self.wires[other].say(stop=self.failure)
+        self._stop(f"node {number}: {reason}")
         self.own.stop("peer", "stopped: " + self.failure)
+
+    def _stop(self, failure: str) -> None:
+        self.failure = failure
+        for other in self.unheard & self.wires.keys():
+            self.wires[other].say(stop=failure)
 
     def _welcome(self, wire: Wire, message: dict[str, Any]) -> None:
         number = message.get("rank")
@@ -124,7 +131,7 @@ class Hub:
         self.loop.times.pop(f"lost {number}", None)
         if number not in self.unheard:
             wire.say(heard=True)
-        elif self.failure:
+        elif self.failure or self.is_over:
             wire.say(stop=self.failure)
 
     def _lose(self, number: int) -> Callable[[], None]:
@@ -194,7 +201,8 @@ class Link:
         """What rank 0 says; {} is its silence."""
         if "stop" in message:
             self.is_told_to_stop = True
-            self.own.stop("peer", "stopped: {}".format(message["stop"]))
+            why = message["stop"]
+            self.own.stop("peer" if why else "over", why and "stopped: " + why)
         elif "heard" in message:
             self.is_heard = True
         elif not message:

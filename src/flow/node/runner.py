@@ -150,7 +150,8 @@ class Rank:
         argv, env, cwd = self._command()
         self._remove_secrets()
         try:
-            self.log = output = log.Log(self.folder, [self.task.get("stdout_copy"), self.task.get("stderr_copy")])
+            copies = [self.task.get("stdout_copy"), self.task.get("stderr_copy")]
+            self.log = output = log.Log(self.folder, copies, fresh=bool(self.task.get("fresh_copies")))
         except OSError as error:
             raise Ended(126, None, "start", "cannot write " + log.say(error)) from None
         held = _locked(self.path("command.lock"))
@@ -179,8 +180,11 @@ class Rank:
         if self.task.get("gpu_ids") is not None:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.task["gpu_ids"]))
         cwd = self.path("workspace", self.task.get("cwd") or "")
+        argv = self.task["argv"]
+        if self.task.get("slurm"):
+            argv = _beside("batch").prepare(self, env)
         self.write("env.json", {"env": env, "cwd": cwd, "namespace_of": self.namespace and self.namespace.owner})
-        return self.task["argv"], env, cwd
+        return argv, env, cwd
 
     def _set_limits(self) -> None:
         limit, early = self.task.get("limit_seconds"), self.task.get("signal")
@@ -225,6 +229,8 @@ class Rank:
     def end(self, code: int, number: int | None, cause: str, reason: str) -> None:
         """Write the last report, however long a full disk resists; then tell the other ranks."""
         self._remove_secrets()
+        if cause == "over":  # it only helped rank 0, which has ended well
+            code, number, cause = 0, None, "exit"
         cut = f"log cut: {self.log.cut}" if self.log and self.log.cut else ""
         reason = "; ".join(part for part in (reason, cut) if part)
         ran = time.monotonic() - self.started if self.started else 0
