@@ -67,6 +67,7 @@ class Local:
             shared_folder=True,
             arrays=True,
             dependencies=True,
+            divides_machines=True,
             emulates=not self._strict,
             retries=True,
         )
