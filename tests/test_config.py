@@ -292,6 +292,11 @@ def test_all_mistakes_are_told_at_once_each_with_its_path() -> None:
     ]
 
 
+def test_a_singleton_waits_for_all_of_its_name_so_not_for_any_task() -> None:
+    error = refused(TaskConfig, depends_on=["a", "b"], depends_on_any=True, singleton=True)
+    assert error.message == "`singleton` waits for all of its tasks, `depends_on_any` for one"
+
+
 def test_a_refused_assignment_leaves_everything_as_it_was() -> None:
     config = TaskConfig(instance_type="a100", mounts={"/data": "volume://a"})
     assert refused(setattr, config, "gpu", "h100").message == "`gpu` and `instance_type` both say which machine"

@@ -125,6 +125,12 @@ def _rounds(queue: Queue, waiting: Waiting) -> Iterator[None]:
         yield
 
 
+def test_the_same_key_is_the_same_singleton_whatever_has_its_name_by_then(client: Flow) -> None:
+    first = run(client, "true", name="one", singleton=True, idempotency_key="k")
+    assert run(client, "true", name="one", singleton=True, idempotency_key="k") == first
+    assert first.wait(timeout=20) == "completed"
+
+
 # -- holds
 
 

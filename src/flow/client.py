@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flow.durable import NoRoomError
-from flow.errors import FlowError, ResourceNotFoundError, StorageError, ValidationError
+from flow.errors import FlowError, QuotaExceededError, ResourceNotFoundError, StorageError, ValidationError
 from flow.importing import refuse_while_importing
-from flow.observe import observe
+from flow.observe import Look, observe
 from flow.providers import Provider
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
@@ -135,6 +135,8 @@ class Flow:
         if submission.task_id in self.records.unallocated():
             try:
                 made.allocate()
+            except (ValidationError, QuotaExceededError):
+                raise  # and it has ended
             except FlowError as error:
                 error.suggestions += (
                     f"it is recorded as `{submission.task_id}` and goes on with the next `flow` command",
@@ -195,7 +197,7 @@ class Flow:
 
     def get_task(self, reference: str) -> Task:
         """The task that an id, a unique prefix, a number, a name, `:1` or `@last` names. Raises TaskNotFoundError."""
-        self._finish_interrupted()
+        self.finish_interrupted()
         task = self._task(self._find(reference))
         try:
             task.refresh()
@@ -216,12 +218,12 @@ class Flow:
         `name_pattern`: as a shell's, `dev-*`. Without `refresh` they are as they were when last looked at.
         """
         states = states_named(states)
-        self._finish_interrupted()
+        self.finish_interrupted()
         if refresh and states is not None:
-            self._look_at(row.task_id for row in self.records.rows(unfinished=True))
+            self.look_at(self.records.rows(unfinished=True))
         rows = self.records.rows(limit=limit, states=states, name_pattern=name_pattern)
         if refresh and states is None:
-            self._look_at(row.task_id for row in rows if not row.state.is_final)
+            self.look_at(row for row in rows if not row.state.is_final)
             rows = self.records.rows(limit=limit, name_pattern=name_pattern)
         tasks = []
         for row in rows:
@@ -326,12 +328,27 @@ class Flow:
         with suppress(OSError):  # room to work in on a full disk: the local scheduler keeps it, and makes it anew
             (self.home / "local" / "spare").unlink(missing_ok=True)
         with suppress(NoRoomError):  # then what has ended by its own files goes
-            self._finish_interrupted()
-            self._look_at(row.task_id for row in self.records.rows(unfinished=True))
+            self.finish_interrupted()
+            self.look_at(self.records.rows(unfinished=True))
             self._record_ends()
-        return self.records.prune(
+        providers = {row.task_id: row.provider for row in self.records.rows(states=FINAL)}
+        pruned = self.records.prune(
             older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run
         )
+        for name in set() if dry_run else {providers.get(task_id, "local") for task_id in pruned.task_ids}:
+            self._forget(name, [task_id for task_id in pruned.task_ids if providers.get(task_id) == name])
+        return pruned
+
+    def _forget(self, provider: str, task_ids: list[str]) -> None:
+        """Remove what pruned tasks left on their machines."""
+        from flow.collect import forget
+
+        try:
+            used = self.provider(provider)
+            if not used.capabilities.same_machine:
+                forget(used, used.allocations(task_ids))
+        except FlowError as error:
+            self.notes.append(f"what {len(task_ids)} pruned tasks left at {provider} is still there: {error.message}")
 
     def provider(self, name: str | None = None) -> Provider:
         """The provider called `name`; by default the settings' one."""
@@ -356,46 +373,51 @@ class Flow:
     def _unfinished(self, name: str) -> list[str]:
         """The tasks of this name that have not ended, oldest first."""
         rows = self.records.rows(unfinished=True, name_pattern=name)  # a name holds nothing that a pattern reads
-        outcomes = self._look_at(row.task_id for row in rows)
-        ended = {task_id for task_id, outcome in outcomes.items() if outcome.state.is_final}
+        looks = self.look_at(rows)
+        ended = {task_id for task_id, look in looks.items() if look.outcome.state.is_final}
         return [row.task_id for row in reversed(rows) if row.task_id not in ended]
 
     def _take_notes(self) -> None:
         self.notes += self.records.notes
         self.records.notes.clear()
 
-    def _look_at(self, task_ids: Iterable[str]) -> dict[str, Outcome]:
-        """What tasks have come to, and the index up to date on them: one question to each provider."""
-        outcomes: dict[str, Outcome] = {}
-        by_provider: dict[str, dict[str, int]] = {}
-        for row in self.records.rows_of(list(task_ids)):
-            by_provider.setdefault(row.provider, {})[row.task_id] = row.nodes
-        for name, nodes in by_provider.items():
-            found: dict[str, list[Any]] = {task_id: [] for task_id in nodes}
+    def look_at(self, rows: Iterable[Row]) -> dict[str, Look]:
+        """What tasks have come to, and the lists up to date on them: one question to each provider."""
+        looks: dict[str, Look] = {}
+        changed: dict[str, Outcome] = {}
+        by_provider: dict[str, dict[str, Row]] = {}
+        for row in rows:
+            by_provider.setdefault(row.provider, {})[row.task_id] = row
+        for name, asked in by_provider.items():
+            found: dict[str, list[Any]] = {task_id: [] for task_id in asked}
             try:
                 provider = self.provider(name)
-                for allocation in provider.allocations(list(nodes)):
+                for allocation in provider.allocations(list(asked)):
                     found[(allocation.task_id or "").partition("_")[0]].append(allocation)
             except FlowError as error:  # of one provider, or a damaged record: the others are told of
                 self.notes.append(error.message)
                 continue
             for task_id, allocations in found.items():
                 try:
-                    outcomes[task_id], _ = observe(
-                        provider, self.records, task_id, nodes=nodes[task_id], allocations=allocations
+                    outcome, elements = observe(
+                        provider, self.records, task_id, nodes=asked[task_id].nodes, allocations=allocations
                     )
+                    where = {one.task_id: one.nodes for one in allocations if one.nodes}
+                    looks[task_id] = Look(outcome, elements, where)
+                    if outcome != asked[task_id].outcome:
+                        changed[task_id] = outcome
                 except FlowError as error:
                     self.notes.append(error.message)
-        self.records.note_outcomes(outcomes)
-        return outcomes
+        self.records.note_outcomes(changed)
+        return looks
 
     def _record_ends(self) -> None:
         """Write down the ends that only a provider has told so far: what may go must be on record as ended."""
-        ended = [row.task_id for row in self.records.rows(states=FINAL) if self._has_no_final(row.task_id)]
-        for task_id, outcome in self._look_at(ended).items():
-            if outcome.state.is_final:
+        ended = [row for row in self.records.rows(states=FINAL) if self._has_no_final(row.task_id)]
+        for task_id, look in self.look_at(ended).items():
+            if look.outcome.state.is_final:
                 try:
-                    self.records.set_final(task_id, outcome)
+                    self.records.set_final(task_id, look.outcome)
                 except NoRoomError:
                     raise
                 except FlowError:
@@ -408,7 +430,7 @@ class Flow:
         except StorageError:
             return False
 
-    def _finish_interrupted(self) -> None:
+    def finish_interrupted(self) -> None:
         """Ask again for what was acknowledged by a client that died before its provider had taken it."""
         for task_id in self.records.unallocated():
             try:

@@ -14,6 +14,7 @@ from flow.errors import StorageError
 from flow.mounts import VOLUME
 from flow.plan import Plan, plan_from_dict
 from flow.record_index import Entry, Row
+from flow.slurm.jobs import partition_of
 from flow.status import Intent, Outcome, TaskStatus, Want
 
 # In two submissions of a request; the project may have changed by what the first one did there, as writing a log.
@@ -104,6 +105,8 @@ def entry_from(values: Mapping[str, Any]) -> Entry:
         nodes=plan["nodes"],
         elements=len(elements["indices"]) if elements else 0,
         number=plan.get("number"),
+        partition=partition_of((plan.get("batch") or {}).get("options", ()), plan["provider"]),
+        priority=plan["priority"],
         state=TaskStatus.PENDING,
     )
     after = tuple(dependency["task_id"] for dependency in plan["after"])

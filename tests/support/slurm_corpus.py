@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +32,7 @@ _OF_THE_RUN = {
 }
 _OF_THE_SITE = {"SLURM_CLUSTER_NAME", "SLURM_SUBMIT_HOST", "SLURM_TOPOLOGY_ADDR"}
 _PARTITIONS = ("gpu", "local")  # where a job goes that asks for none
+_HERE = socket.gethostname().partition(".")[0]
 _OTHERS = ("FLOW_", "SLURM_", "SBATCH_", "CUDA_")  # variables of who runs the tests
 # Prints the number alone, and keeps it for `Runs`.
 _SBATCH = '#!/bin/sh\nnumber=$({} --parsable "$@") || exit\necho "$number" | tee -a "$NUMBERS"\n'
@@ -141,9 +144,10 @@ class Runs:
         self.side, self.folder = side, folder
         folder.mkdir()
 
-    def outcomes(self, scripts: Iterable[str], *, seconds: float = 300) -> dict[str, Outcome]:
+    def outcomes(self, scripts: Sequence[str], *, seconds: float = 300) -> dict[str, Outcome]:
         """Submit them, wait until every job has ended or can never begin, and look."""
-        refused = {script: told for script in scripts if (told := self.submit(script))}
+        with ThreadPoolExecutor(2) as pool:  # most of the time goes into the starts of the commands
+            told = dict(zip(scripts, pool.map(self.submit, scripts), strict=True))
         left: list[Job] = []
 
         def all_over() -> bool:
@@ -153,7 +157,7 @@ class Runs:
         assert wait_until(all_over, seconds=seconds, every=1), left
         jobs = self.side.jobs()
         found = {script: self.outcome(script, jobs) for script in scripts}
-        return found | {script: Outcome({"submitted": told}, {}, {}) for script, told in refused.items()}
+        return found | {script: Outcome({"submitted": why}, {}, {}) for script, why in told.items() if why}
 
     def submit(self, script: str) -> str:
         """As `submit.sh` says; what it says where it fails, else nothing."""
@@ -200,7 +204,7 @@ def _plain(text: str, names: Mapping[int, str], place: Path) -> str:
     text = re.sub(r"^(?:slurmstepd.*|srun: (?:Job|Step) .*|Terminated)\n", "", text, flags=re.M)
     text = text.replace(str(place), "<folder>")
     text = re.sub(r"(?:/[^/\s]+)+/slurm_script", "<script>", text)
-    text = re.sub(r"\bnode\d\b|\b127\.0\.0\.\d\b", "<host>", text)
+    text = re.sub(rf"\bnode\d\b|\b127\.0\.0\.\d\b|\b{re.escape(_HERE)}\b", "<host>", text)
     return re.sub(r"0*([1-9]\d*)", lambda found: names.get(int(found[1]), found[0]), text)
 
 

@@ -204,6 +204,8 @@ class Rank:
         if self.stopped or self.processes.wait_status is not None:
             return
         self.stopped = (cause, reason)
+        if self.peers:
+            self.peers.own_stop(cause, reason)
         if self.processes.pid:
             self.command.terminate()
             self.loop.after(self.task.get("grace_seconds", 30), "kill", self._kill)

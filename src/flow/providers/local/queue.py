@@ -198,6 +198,14 @@ class Queue:
         sql = f"SELECT {_COLUMNS} FROM task WHERE {where} AND state <> 'ended' ORDER BY seq LIMIT ?"
         return [_row(one) for one in self.db.execute(sql, (*values, limit))]
 
+    def after_ended(self, base: str, array: str) -> list[Row]:
+        """The waiting elements of one array for which the element of the same index of another one has ended."""
+        sql = (
+            f"SELECT {_COLUMNS} FROM task WHERE state = 'waiting' AND base = ?1 AND state <> 'ended' AND EXISTS "
+            "(SELECT 1 FROM task AS other WHERE other.id = ?2 || '_' || task.array_index AND other.state = 'ended')"
+        )
+        return [_row(one) for one in self.db.execute(sql, (base, array))]
+
     def occupied(self, base: str) -> int:
         """How many elements of an array take one of the places that its limit gives."""
         sql = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from pathlib import Path
 
@@ -126,8 +126,15 @@ class Waiting:
         found = {one: self._met_at(one) for one in plan.after if one not in pairs}
         if not pairs:
             return self._decide(plan, found, None)
-        rows = self._queue.in_state("waiting", base=base) if rows is None else rows
+        if rows is None:
+            rows = self._waiting_elements(plan, pairs, is_lost=inf in found.values())
         return [end for row in rows for end in self._decide(plan, {**found, **self._of_pairs(pairs, row)}, row)]
+
+    def _waiting_elements(self, plan: Plan, pairs: Sequence[Dependency], *, is_lost: bool) -> list[Row]:
+        """Those of which anything can be said: while the other array is open, only those whose element there ended."""
+        if len(pairs) == 1 and not (plan.after_any or is_lost) and self._queue.is_open(pairs[0].task_id):
+            return self._queue.after_ended(plan.task_id, pairs[0].task_id)
+        return self._queue.in_state("waiting", base=plan.task_id)
 
     def _of_pairs(self, pairs: Collection[Dependency], row: Row) -> dict[Dependency, float | None]:
         """What an element waits for of other arrays; all of one that has no such element."""
@@ -135,9 +142,8 @@ class Waiting:
         for one in pairs:
             element = f"{one.task_id}_{row.array_index}"
             upstream = element if self._queue.has_row(element) else one.task_id
-            found[Dependency(upstream, "completed", one.delay_seconds)] = self._met_at(
-                Dependency(upstream, "completed", one.delay_seconds)
-            )
+            of_one = Dependency(upstream, "completed", one.delay_seconds)
+            found[of_one] = self._met_at(of_one)
         return found
 
     def _decide(self, plan: Plan, found: Mapping[Dependency, float | None], row: Row | None) -> list[tuple[Row, str]]:
