@@ -129,6 +129,7 @@ def _slurm(home: Path, row: Row, plan: Plan) -> dict[str, Any]:
         "array_number": plan.number if plan.elements else None,
         "array": extent,
         "variables": plan.batch.variables if plan.batch else {},
+        "modules": plan.batch.modules if plan.batch else {},
         "submit_dir": plan.submit_dir,
         "flow": [sys.executable, "-m", "flow"],
         "flow_home": str(home),
