@@ -18,7 +18,6 @@ OTHERWISE = {"HOSTNAME", "SLURM_CONF", "SLURM_WORKING_CLUSTER", "SLURMD_TRES_BIN
 EMPTY = {"CUDA_VISIBLE_DEVICES"}  # where Slurm does not set it
 DIFFERENT = {
     "042-nodes-and-tasks": "as many CPUs on each node as the fullest needs",
-    "216-exported-before": "`srun --export=ALL,NAME=value` sets `NAME`",
     "254-host-names": "`hostname` prints the same",
 }
 Outcomes = Mapping[str, tuple[Outcome, Outcome]]
