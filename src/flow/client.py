@@ -17,7 +17,7 @@ from flow.providers import Provider
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
-from flow.status import FINAL, Want, states_named
+from flow.status import FINAL, Outcome, Want, states_named
 from flow.task import Task
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class Flow:
 
     def get_task(self, reference: str) -> Task:
         """The task that an id, a unique prefix, a number, a name, `:1` or `@last` names. Raises TaskNotFoundError."""
-        self._finish_interrupted()
+        self.finish_interrupted()
         task = self._task(self._find(reference))
         try:
             task.refresh()
@@ -218,12 +218,12 @@ class Flow:
         `name_pattern`: as a shell's, `dev-*`. Without `refresh` they are as they were when last looked at.
         """
         states = states_named(states)
-        self._finish_interrupted()
+        self.finish_interrupted()
         if refresh and states is not None:
-            self.look_at(row.task_id for row in self.records.rows(unfinished=True))
+            self.look_at(self.records.rows(unfinished=True))
         rows = self.records.rows(limit=limit, states=states, name_pattern=name_pattern)
         if refresh and states is None:
-            self.look_at(row.task_id for row in rows if not row.state.is_final)
+            self.look_at(row for row in rows if not row.state.is_final)
             rows = self.records.rows(limit=limit, name_pattern=name_pattern)
         tasks = []
         for row in rows:
@@ -328,8 +328,8 @@ class Flow:
         with suppress(OSError):  # room to work in on a full disk: the local scheduler keeps it, and makes it anew
             (self.home / "local" / "spare").unlink(missing_ok=True)
         with suppress(NoRoomError):  # then what has ended by its own files goes
-            self._finish_interrupted()
-            self.look_at(row.task_id for row in self.records.rows(unfinished=True))
+            self.finish_interrupted()
+            self.look_at(self.records.rows(unfinished=True))
             self._record_ends()
         providers = {row.task_id: row.provider for row in self.records.rows(states=FINAL)}
         pruned = self.records.prune(
@@ -373,7 +373,7 @@ class Flow:
     def _unfinished(self, name: str) -> list[str]:
         """The tasks of this name that have not ended, oldest first."""
         rows = self.records.rows(unfinished=True, name_pattern=name)  # a name holds nothing that a pattern reads
-        looks = self.look_at(row.task_id for row in rows)
+        looks = self.look_at(rows)
         ended = {task_id for task_id, look in looks.items() if look.outcome.state.is_final}
         return [row.task_id for row in reversed(rows) if row.task_id not in ended]
 
@@ -381,17 +381,18 @@ class Flow:
         self.notes += self.records.notes
         self.records.notes.clear()
 
-    def look_at(self, task_ids: Iterable[str]) -> dict[str, Look]:
+    def look_at(self, rows: Iterable[Row]) -> dict[str, Look]:
         """What tasks have come to, and the lists up to date on them: one question to each provider."""
         looks: dict[str, Look] = {}
-        by_provider: dict[str, dict[str, int]] = {}
-        for row in self.records.rows_of(list(task_ids)):
-            by_provider.setdefault(row.provider, {})[row.task_id] = row.nodes
-        for name, nodes in by_provider.items():
-            found: dict[str, list[Any]] = {task_id: [] for task_id in nodes}
+        changed: dict[str, Outcome] = {}
+        by_provider: dict[str, dict[str, Row]] = {}
+        for row in rows:
+            by_provider.setdefault(row.provider, {})[row.task_id] = row
+        for name, asked in by_provider.items():
+            found: dict[str, list[Any]] = {task_id: [] for task_id in asked}
             try:
                 provider = self.provider(name)
-                for allocation in provider.allocations(list(nodes)):
+                for allocation in provider.allocations(list(asked)):
                     found[(allocation.task_id or "").partition("_")[0]].append(allocation)
             except FlowError as error:  # of one provider, or a damaged record: the others are told of
                 self.notes.append(error.message)
@@ -399,18 +400,20 @@ class Flow:
             for task_id, allocations in found.items():
                 try:
                     outcome, elements = observe(
-                        provider, self.records, task_id, nodes=nodes[task_id], allocations=allocations
+                        provider, self.records, task_id, nodes=asked[task_id].nodes, allocations=allocations
                     )
                     where = {one.task_id: one.nodes for one in allocations if one.nodes}
                     looks[task_id] = Look(outcome, elements, where)
+                    if outcome != asked[task_id].outcome:
+                        changed[task_id] = outcome
                 except FlowError as error:
                     self.notes.append(error.message)
-        self.records.note_outcomes({task_id: look.outcome for task_id, look in looks.items()})
+        self.records.note_outcomes(changed)
         return looks
 
     def _record_ends(self) -> None:
         """Write down the ends that only a provider has told so far: what may go must be on record as ended."""
-        ended = [row.task_id for row in self.records.rows(states=FINAL) if self._has_no_final(row.task_id)]
+        ended = [row for row in self.records.rows(states=FINAL) if self._has_no_final(row.task_id)]
         for task_id, look in self.look_at(ended).items():
             if look.outcome.state.is_final:
                 try:
@@ -427,7 +430,7 @@ class Flow:
         except StorageError:
             return False
 
-    def _finish_interrupted(self) -> None:
+    def finish_interrupted(self) -> None:
         """Ask again for what was acknowledged by a client that died before its provider had taken it."""
         for task_id in self.records.unallocated():
             try:

@@ -151,7 +151,9 @@ class Rank:
         self._remove_secrets()
         try:
             copies = [self.task.get("stdout_copy"), self.task.get("stderr_copy")]
-            self.log = output = log.Log(self.folder, copies, fresh=bool(self.task.get("fresh_copies")))
+            self.log = output = log.Log(
+                self.folder, copies, fresh=bool(self.task.get("fresh_copies")), mode=self.task.get("copies_mode", 0o600)
+            )
         except OSError as error:
             raise Ended(126, None, "start", "cannot write " + log.say(error)) from None
         held = _locked(self.path("command.lock"))

@@ -36,14 +36,23 @@ class Cell(NamedTuple, Generic[_T]):
     right: bool = False
     suffix: str = ""
 
-    def text(self, value: str) -> str:
-        """The value in its place."""
-        if not self.width:
-            return value + self.suffix
-        cut = self.field.cut if self.field else Cut.ALL
-        if cut is Cut.ALL or (cut is Cut.WORDS and not value[:1].isdigit()):
-            value = value[: self.width]
-        return (value.rjust(self.width) if self.right else value.ljust(self.width)) + self.suffix
+    @property
+    def template(self) -> str:
+        """For the value, as `%` takes it."""
+        if self.field is None:
+            return self.suffix.replace("%", "%%")
+        cut = f".{self.width}" if self.field.cut is Cut.ALL else ""
+        width = f"{'' if self.right else '-'}{self.width}{cut}" if self.width else ""
+        return f"%{width}s{self.suffix.replace('%', '%%')}"
+
+    @property
+    def show(self) -> Callable[[_T], str]:
+        """The value, cut where that depends on what it is."""
+        assert self.field
+        plain, width = self.field.show, self.width
+        if not width or self.field.cut is not Cut.WORDS:
+            return plain
+        return lambda one: _cut_word(plain(one), width)
 
 
 class Layout(NamedTuple, Generic[_T]):
@@ -55,12 +64,25 @@ class Layout(NamedTuple, Generic[_T]):
     @property
     def header(self) -> str:
         """The line of titles."""
-        return "".join(cell.text(cell.field.title if cell.field else "") for cell in self.cells)
+        titles = [
+            cell.field.title[: cell.width or None] if cell.field.cut is Cut.WORDS else cell.field.title
+            for cell in self.cells
+            if cell.field
+        ]
+        return self._template % tuple(titles)
 
     def lines(self, things: Iterable[_T]) -> list[str]:
-        """One line for each."""
-        cells = self.cells
-        return ["".join([cell.text(cell.field.show(one) if cell.field else "") for cell in cells]) for one in things]
+        """One line for each: all of it is put together at once, as there may be ten thousand."""
+        template, shows = self._template, [cell.show for cell in self.cells if cell.field]
+        return [template % tuple([show(one) for show in shows]) for one in things]
+
+    @property
+    def _template(self) -> str:
+        return "".join(cell.template for cell in self.cells)
+
+
+def _cut_word(text: str, width: int) -> str:
+    return text if text[:1].isdigit() else text[:width]
 
 
 def short_layout(text: str, fields: Mapping[str, Field[_T]]) -> Layout[_T]:

@@ -72,9 +72,8 @@ class Job(NamedTuple):
     @property
     def id(self) -> str:
         """`12`, `12_3`, `12_[4-10%2]`."""
-        if not self.number:
-            return self.task_id
-        return f"{self.array}_{self.element}" if self.element else str(self.number)
+        base = self.array or self.number or self.task_id.partition("_")[0]
+        return f"{base}_{self.element}" if self.element else str(base)
 
     @property
     def place(self) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flow.cli.slurm.command import Refused
 from flow.errors import FlowError
+from flow.plan import Plan
 from flow.references import split_element
 from flow.slurm.hostlist import fold
 from flow.slurm.jobs import Details, Job, details_of, folded, state_and_reason
@@ -90,26 +91,27 @@ def load_jobs(
 
     Those of an array that wait for the same are one, unless `expand`.
     """
+    client.finish_interrupted()
     if chosen is None:
         waiting = client.records.rows(unfinished=True)
     else:
         waiting = [row for row in client.records.rows_of(list(chosen)) if not row.state.is_final]
-    looks = client.look_at(row.task_id for row in waiting)
+    looks = client.look_at(waiting)
     if chosen is not None:
         rows = client.records.rows_of(list(chosen))
     elif unfinished:
         rows = waiting
     else:
         rows = client.records.rows(since=since)
-    ended = [row.task_id for row in rows if row.elements and row.task_id not in looks]
+    ended = [row for row in rows if row.elements and row.task_id not in looks]
     looks |= client.look_at(ended) if ended else {}
     maker = _Maker(client, time.time(), username())
     jobs = []
     for row in rows:
         look = looks.get(row.task_id)
-        if row.elements:
+        if row.elements and (elements := _elements_of(client, row)):
             some = chosen[row.task_id] if chosen is not None else None
-            jobs += maker.elements(row, look, some, expand=expand)
+            jobs += maker.elements(row, elements, look, some=some, expand=expand)
         else:
             jobs.append(maker.job(row, look.outcome if look else row.outcome, look.nodes if look else {}))
     return [job for job in jobs if not job.is_finished] if unfinished else jobs
@@ -170,16 +172,17 @@ class _Maker:
             load=partial(_details, self.client, task_id),
         )
 
-    def elements(self, row: Row, look: Look | None, some: frozenset[int] | None, *, expand: bool) -> list[Job]:
+    def elements(
+        self, row: Row, plan: Plan, look: Look | None, *, some: frozenset[int] | None, expand: bool
+    ) -> list[Job]:
         """The lines of an array: the elements that wait together as one, and each of the others."""
-        plan = self.client.records.get(row.task_id).plan
-        assert plan.elements
+        indices_of_all, at_once = (plan.elements.indices, plan.elements.at_once) if plan.elements else ((), None)
         nodes = look.nodes if look else {}
         whole = look.outcome if look else row.outcome
         waiting: dict[str, list[int]] = {}
         first: dict[str, Job] = {}
         jobs = []
-        for index in plan.elements.indices:
+        for index in indices_of_all:
             if some is not None and index not in some:
                 continue
             task_id = f"{row.task_id}_{index}"
@@ -194,7 +197,7 @@ class _Maker:
                 waiting.setdefault(job.reason, []).append(index)
                 first.setdefault(job.reason, job)
         for reason, indices in waiting.items():
-            element = str(indices[0]) if some is not None and len(some) == 1 else folded(indices, plan.elements.at_once)
+            element = str(indices[0]) if some is not None and len(some) == 1 else folded(indices, at_once)
             jobs.append(first[reason]._replace(number=row.number or 0, element=element))
         return jobs
 
@@ -231,8 +234,20 @@ def _details(client: Flow, task_id: str) -> Details:
 
 @cache
 def _details_once(client: Flow, base: str, index: int | None) -> Details:
-    numbers = partial(_number_text, client)
-    return details_of(client.records.get(base).plan, index, numbers)
+    try:
+        plan = client.records.get(base).plan
+    except FlowError:  # pruned in between, or damaged: the other fields of its line are known
+        plan = Plan(base, "", "", ())
+    return details_of(plan, index, partial(_number_text, client))
+
+
+def _elements_of(client: Flow, row: Row) -> Plan | None:
+    """The plan of an array; None, with a note, where its record is damaged."""
+    try:
+        return client.records.get(row.task_id).plan
+    except FlowError as error:
+        client.notes.append(error.message)
+        return None
 
 
 def _number_text(client: Flow, task_id: str) -> str:
