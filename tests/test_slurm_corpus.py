@@ -21,7 +21,6 @@ DIFFERENT = {
     "104-unknown-dependency": "A dependency on a number that no task has is refused",
     "117-output-folder-missing": "its exit code is 126",
     "128-chdir-missing": "its exit code is 126",
-    "178-selects-by-host": "Their names are addresses",
     "216-exported-before": "`srun --export=ALL,NAME=value` sets `NAME`",
     "254-host-names": "`hostname` prints the same",
 }
