@@ -44,6 +44,7 @@ def outcomes(
         yield {script: (real[script], own[script]) for script in chosen}
     finally:
         end_scheduler(ours.home, folder)
+        slurm_at.run("scancel", "--user=root")
 
 
 @pytest.mark.timeout(400)  # the first one waits for all
