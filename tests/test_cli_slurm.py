@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -332,6 +333,32 @@ def test_install_commands_spares_what_it_did_not_make(project: Path) -> None:
     assert (
         flow("slurm", "install-commands", "bin").returncode == flow("slurm", "install-commands", "bin").returncode == 0
     )
+
+
+def test_elements_that_wait_for_a_place_are_one_line(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOW_LOCAL_CPUS", "1")
+    out("sbatch", "-a", "0-9", "-J", "arr", "long.sh")
+    assert wait_until(lambda: out("squeue", "-h", "-o", "%i %T %r") == "1_[1-9] PENDING Resources\n1_0 RUNNING None\n")
+    out("scancel", "-t", "PD", "1")
+    assert wait_until(lambda: out("squeue", "-h", "-o", "%i") == "1_0\n")
+    (scripts / "stop").touch()
+
+
+def test_a_task_without_a_script_is_listed_too(scripts: Path) -> None:
+    assert flow("run", "sleep 100", "--name", "plain").returncode == 0
+    assert wait_until(lambda: out("squeue", "-h", "-o", "%i|%j|%P|%t|%o") == "1|plain|local|R|bash -c sleep 100\n")
+    out("scancel", "1")
+
+
+def test_a_damaged_record_hides_no_other(scripts: Path) -> None:
+    out("sbatch", "-H", "-a", "1-3", "ok.sh")
+    out("sbatch", "-H", "ok.sh")
+    task_id = next(one["task_id"] for one in json.loads(out("status", "--json"))["tasks"] if one["number"] == 1)
+    (Path(os.environ["FLOW_HOME"]) / "record" / task_id / "record.json").write_text("{")
+    ended = flow("squeue", "-h", "-o", "%i %j %C %k")
+    assert ended.returncode == 0
+    assert "4 ok.sh 1 (null)\n" in ended.stdout
+    assert f"record/{task_id}/record.json` is damaged" in ended.stderr
 
 
 # -- the same jobs, shown by the real Slurm and by us

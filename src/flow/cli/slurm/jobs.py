@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flow.record import Row
 
 _REFERENCE = re.compile(r"(?P<task>task-[\w.-]+?|\d+)(?:_(?P<element>\d+)|_\[(?P<elements>[\d,:-]+)(?:%\d+)?\])?")
+_FOLDED_AS = {"Priority": "Resources"}  # an array waits behind its own elements, too
 _CANCELLED = Outcome(TaskStatus.CANCELLED)
 Chosen = Mapping[str, frozenset[int] | None]  # task id -> which elements of an array; None: all of it
 
@@ -194,8 +195,9 @@ class _Maker:
             if expand or not job.is_pending:
                 jobs.append(job)
             else:
-                waiting.setdefault(job.reason, []).append(index)
-                first.setdefault(job.reason, job)
+                reason = _FOLDED_AS.get(job.reason, job.reason)
+                waiting.setdefault(reason, []).append(index)
+                first.setdefault(reason, job)
         for reason, indices in waiting.items():
             element = str(indices[0]) if some is not None and len(some) == 1 else folded(indices, at_once)
             jobs.append(first[reason]._replace(number=row.number or 0, element=element))
@@ -234,11 +236,15 @@ def _details(client: Flow, task_id: str) -> Details:
 
 @cache
 def _details_once(client: Flow, base: str, index: int | None) -> Details:
+    return details_of(_plan(client, base), index, partial(_number_text, client))
+
+
+@cache
+def _plan(client: Flow, base: str) -> Plan:
     try:
-        plan = client.records.get(base).plan
+        return client.records.get(base).plan
     except FlowError:  # pruned in between, or damaged: the other fields of its line are known
-        plan = Plan(base, "", "", ())
-    return details_of(plan, index, partial(_number_text, client))
+        return Plan(base, "", "", ())
 
 
 def _elements_of(client: Flow, row: Row) -> Plan | None:
