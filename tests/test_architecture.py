@@ -21,7 +21,7 @@ ROWS = (
     "status boot secret_files log_feeds log_reading logs references record_index record_format record prune",
     "providers",
     "task_volumes resolve",
-    "observe log_folders returned attempts",
+    "observe log_folders returned attempts collect",
     "task steering access endpoints views",
     "attend",
     "calls upload",
@@ -42,6 +42,7 @@ READS_NODE = (
     "flow.logs",
     "flow.access",
     "flow.providers.local",
+    "flow.providers.slurm",
     "flow.calls",
     "flow.worker",
 )

@@ -73,3 +73,11 @@ def test_a_signal_is_for_the_script_or_for_its_steps(client: Flow, asked: str, h
     assert task.wait(timeout=20) == "completed"
     told = {line.text.decode() for line in task.lines()}  # a shell tells of the signals that its children had, too
     assert told & {"script", "step"} == {heard}
+
+
+def test_a_step_runs_on_every_node_of_the_task(here: Path, client: Flow) -> None:
+    script = "#!/bin/bash\nsrun -l bash -c 'echo $SLURM_JOB_ID $SLURM_NODEID' | sort"
+    batch = Batch(script=script, variables={"SLURM_NTASKS": "4", "SLURM_NNODES": "2"})
+    task = client.run(TaskConfig(batch=batch, num_instances=2, cpus=2))
+    assert task.wait(timeout=60) == "completed", task.logs()
+    assert task.logs().splitlines() == ["0: 1 0", "1: 1 0", "2: 1 1", "3: 1 1"]

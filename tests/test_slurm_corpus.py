@@ -13,8 +13,8 @@ from tests.support.slurm import Cluster
 from tests.support.slurm_corpus import SCRIPTS, OurSlurm, Outcome, RealSlurm, Runs
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "slurm.md"
-# What the guide tells of as different: variables that Slurm sets and we do not, and scripts that see something else.
-UNSET = {"HOSTNAME", "SLURM_CONF", "SLURM_WORKING_CLUSTER", "SLURMD_TRES_BIND"}
+# What the guide tells of as different: variables that Slurm sets otherwise, or does not set, and what some scripts see.
+OTHERWISE = {"HOSTNAME", "SLURM_CONF", "SLURM_WORKING_CLUSTER", "SLURMD_TRES_BIND"}
 EMPTY = {"CUDA_VISIBLE_DEVICES"}  # where Slurm does not set it
 DIFFERENT = {
     "042-nodes-and-tasks": "as many CPUs on each node as the fullest needs",
@@ -55,14 +55,14 @@ def test_a_script_does_with_us_what_it_does_on_slurm(outcomes: Outcomes, script:
 
 def test_the_guide_tells_of_every_difference() -> None:
     told = " ".join(GUIDE.read_text().split())
-    assert [name for name in (*UNSET, *EMPTY) if f"`{name}`" not in told] == []
+    assert [name for name in (*OTHERWISE, *EMPTY) if f"`{name}`" not in told] == []
     assert [words for words in DIFFERENT.values() if words not in told] == []
 
 
 def as_told(outcome: Outcome) -> Outcome:
     """Without the variables of which the guide says that they differ."""
     variables = {
-        file: {name: value for name, value in seen.items() if name not in UNSET and (value or name not in EMPTY)}
+        file: {name: value for name, value in seen.items() if name not in OTHERWISE and (value or name not in EMPTY)}
         for file, seen in outcome.variables.items()
     }
     return Outcome(outcome.ends, variables, outcome.files)

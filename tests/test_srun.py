@@ -17,6 +17,7 @@ import pytest
 
 from flow.node import ledger, steps
 from flow.node.layout import compressed, spread
+from flow.slurm.submitting import command
 from tests.support.batch_tasks import BatchTask
 from tests.support.processes import wait_until
 from tests.support.pythons import old_pythons
@@ -71,7 +72,7 @@ def test_a_script_finds_the_variables_of_its_batch_step(batch: Start, tmp_path: 
 
 def test_the_script_is_executed_as_it_is_with_its_arguments(tmp_path: Path) -> None:
     script = "#!/usr/bin/env python3\nimport sys; print(sys.argv[0].rsplit('/', 1)[1], sys.argv[1:])\n"
-    with BatchTask(tmp_path / "task", script, argv=["sh", "-c", "exec", "sh", "a b", ""]) as task:
+    with BatchTask(tmp_path / "task", script, argv=[*command(["a b", ""], [], "", joined=False)]) as task:
         assert task.wait() == [0]
         assert task.out() == "slurm_script ['a b', '']\n"
 
@@ -317,6 +318,12 @@ def test_a_signal_and_a_cancel_are_passed_on_once(batch: Start, tmp_path: Path) 
     task.wait()
     assert [(tmp_path / f"task/got{rank}").read_text() for rank in range(2)] == ["TERM\n"] * 2
     assert not wait_until(lambda: bool(task.processes()), seconds=0)
+
+
+def test_a_script_may_ask_to_run_again(batch: Start) -> None:
+    task = batch("scontrol requeue $SLURM_JOB_ID; srun sleep 1000", nodes=2)
+    task.wait()
+    assert [task.status(rank)["cause"] for rank in range(2)] == ["requeue", "peer"]
 
 
 # -- steps side by side

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,8 +35,14 @@ def shell(
         raise ValidationError(f"`{task.task_id}` is {what}", suggestions=[_way_in(task)])
     check_rank(task.task_id, task.plan, node, is_array=False)
     words = ["sh", "-c", command] if isinstance(command, str) else list(command or ())
-    argv = [sys.executable, str(Path(tail.__file__)), "enter", allocation.nodes[node].folder]
-    argv += ["--", *words] if words else []
+    at = allocation.nodes[node]
+    argv = ["enter", at.folder, *(["--", *words] if words else [])]
+    channel = task.channel(allocation, node).through(at.beyond)
+    if channel.is_here:
+        argv = [sys.executable, str(Path(tail.__file__)), *argv]
+    else:  # its standard input is the user's: the program goes along as a word
+        script = shlex.join(["exec", channel.python, "-c", Path(tail.__file__).read_text(), *argv])
+        argv = channel.command(script, terminal=not capture and sys.stdin.isatty())
     if not capture:
         return subprocess.run(argv, check=False).returncode
     ran = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)

@@ -2,33 +2,99 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from flow.errors import ProviderError
 
 if TYPE_CHECKING:
     import subprocess
 
+_UNREACHABLE = 255  # what ssh ends with where it is ssh that failed
+
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """`prefix` goes before `sh -c SCRIPT`; where the far side joins its words again (ssh), they are quoted for it."""
+    """`prefix` goes before `sh -c SCRIPT`; where the far side joins its words again (ssh), they are quoted for it.
+
+    `terminal`: the prefix for who sits at one. `beyond`: the next machine on the way, as seen from this one. `python`:
+    the name of a Python 3.8 or newer there.
+    """
 
     prefix: tuple[str, ...] = ()
     joins_words: bool = False
+    terminal: tuple[str, ...] | None = None
+    beyond: Channel | None = None
+    python: str = "python3"
 
     @property
     def is_here(self) -> bool:
         """Whether the machine is this one, so that its files can be opened directly."""
-        return not self.prefix
+        return not self.prefix and self.beyond is None
 
-    def command(self, script: str) -> list[str]:
+    def command(self, script: str, *, terminal: bool = False) -> list[str]:
         """The argv that runs `script` by `sh` on the machine."""
-        words = ["sh", "-c", script]
-        return [*self.prefix, shlex.join(words)] if self.joins_words else [*self.prefix, *words]
+        return self._wrapped(["sh", "-c", script], terminal=terminal)
+
+    def through(self, beyond: Channel | None) -> Channel:
+        """The channel that goes on from this machine by another."""
+        return self if beyond is None else replace(self, beyond=beyond)
 
     def run(self, script: str, *, stdin: bytes = b"", timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
         """Run `script` to its end; both outputs are captured. Raises subprocess.TimeoutExpired."""
         import subprocess  # the local scheduler imports this module, and pays for `threading` at each of its forks
 
         return subprocess.run(self.command(script), input=stdin, capture_output=True, timeout=timeout, check=False)
+
+    def ask(self, script: str, *, stdin: bytes = b"", timeout: float = 300) -> subprocess.CompletedProcess[bytes]:
+        """The same, of a machine that must answer. Raises ProviderError, with what ssh said, where it does not."""
+        import subprocess
+
+        try:
+            done = self.run(script, stdin=stdin, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise self.unreachable(f"no answer within {timeout:g} s") from None
+        except OSError as error:
+            raise self.unreachable(f"`{self.prefix[0]}`: {error.strerror}") from error
+        if self.prefix and done.returncode == _UNREACHABLE:
+            raise self.unreachable(done.stderr.decode(errors="replace"))
+        return done
+
+    def unreachable(self, said: str) -> ProviderError:
+        """The error for a machine that does not answer."""
+        last = said.strip().rpartition("\n")[2].strip() or "the connection was cut"
+        where = self.prefix[-1] if self.prefix else "this machine"
+        way = f"try `{shlex.join([self.prefix[0], where])}` yourself" if self.prefix else "try again"
+        return ProviderError(f"`{where}` cannot be reached: {last}", suggestions=[way])
+
+    def _wrapped(self, words: list[str], *, terminal: bool) -> list[str]:
+        words = self.beyond._wrapped(words, terminal=terminal) if self.beyond else words
+        prefix = self.terminal if terminal and self.terminal is not None else self.prefix
+        return [*prefix, shlex.join(words)] if self.joins_words else [*prefix, *words]
+
+
+def ssh(host: str, *, config: str | None = None) -> Channel:
+    """The channel to `host` as the user's own ssh config has it, over one connection that is kept for ten minutes.
+
+    config: another file in its place. Asks for nothing where there is nobody to answer.
+    """
+    options = ["ConnectTimeout=15", "ServerAliveInterval=15", "ServerAliveCountMax=4", "ControlMaster=auto"]
+    options += ["ControlPersist=10m", f"ControlPath={_socket_folder()}/%C"]
+    options += ["BatchMode=yes"] if not (sys.stdin and sys.stdin.isatty()) else []
+    words = [*(["-F", config] if config else []), *(word for one in options for word in ("-o", one))]
+    return Channel(("ssh", *words, "--", host), joins_words=True, terminal=("ssh", "-t", *words, "--", host))
+
+
+def _socket_folder() -> Path:
+    """A folder of this user's own with a short path: a socket's has at most 107 characters."""
+    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp", f"flow-{os.getuid()}")
+    if len(str(folder)) > 40:
+        folder = Path(f"/tmp/flow-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid():
+        raise ProviderError(f"`{folder}` belongs to somebody else", suggestions=["set XDG_RUNTIME_DIR"])
+    return folder

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flow.durable import NoRoomError
-from flow.errors import FlowError, ResourceNotFoundError, StorageError, ValidationError
+from flow.errors import FlowError, QuotaExceededError, ResourceNotFoundError, StorageError, ValidationError
 from flow.importing import refuse_while_importing
 from flow.observe import Look, observe
 from flow.providers import Provider
@@ -135,6 +135,8 @@ class Flow:
         if submission.task_id in self.records.unallocated():
             try:
                 made.allocate()
+            except (ValidationError, QuotaExceededError):
+                raise  # and it has ended
             except FlowError as error:
                 error.suggestions += (
                     f"it is recorded as `{submission.task_id}` and goes on with the next `flow` command",
@@ -329,9 +331,24 @@ class Flow:
             self.finish_interrupted()
             self.look_at(self.records.rows(unfinished=True))
             self._record_ends()
-        return self.records.prune(
+        providers = {row.task_id: row.provider for row in self.records.rows(states=FINAL)}
+        pruned = self.records.prune(
             older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run
         )
+        for name in set() if dry_run else {providers.get(task_id, "local") for task_id in pruned.task_ids}:
+            self._forget(name, [task_id for task_id in pruned.task_ids if providers.get(task_id) == name])
+        return pruned
+
+    def _forget(self, provider: str, task_ids: list[str]) -> None:
+        """Remove what pruned tasks left on their machines."""
+        from flow.collect import forget
+
+        try:
+            used = self.provider(provider)
+            if not used.capabilities.same_machine:
+                forget(used, used.allocations(task_ids))
+        except FlowError as error:
+            self.notes.append(f"what {len(task_ids)} pruned tasks left at {provider} is still there: {error.message}")
 
     def provider(self, name: str | None = None) -> Provider:
         """The provider called `name`; by default the settings' one."""

@@ -217,7 +217,7 @@ def _ask(folder: Folder, verb: str, *words: str) -> str:
 
 
 def _command(folder: Folder, verb: str, *words: str) -> list[str]:
-    return folder.channel.command(shlex.join(["exec", "python3", "-", verb, folder.path, *words]))
+    return folder.channel.command(shlex.join(["exec", folder.channel.python, "-", verb, folder.path, *words]))
 
 
 def _program() -> bytes:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any
 
 from flow.attempts import attempt_numbers
 from flow.channel import Channel
 from flow.errors import ValidationError
 from flow.log_feeds import Folder
-from flow.machines import Allocation
+from flow.machines import Allocation, Machines
 from flow.plan import Plan
 from flow.providers import Provider
 from flow.record import Records
@@ -67,13 +68,14 @@ def log_folders(
         places = [(f"{task_id}_{index}", index, 0) for index in indices]
     else:
         places = [(task_id, node, node) for node in range(plan.nodes)]
-    return [
-        Folder(number, shown, _channel(provider, allocations.get(one), node), str(records.folder(one, number, node)))
-        for one, shown, node in places
-        for number in attempt_numbers(records, one)
-    ]
-
-
-def _channel(provider: Provider, allocation: Allocation | None, rank: int) -> Channel:
-    """How to reach the files of a node; the record's own folder once the machine is gone."""
-    return provider.channel(allocation, rank) if allocation and allocation.nodes else Channel()
+    found: list[Folder] = []
+    for one, shown, node in places:
+        numbers, allocation = attempt_numbers(records, one), allocations.get(one)
+        if allocation and node < len(allocation.nodes) and (allocation.machines is not Machines.GONE or not numbers):
+            task = PurePosixPath(allocation.nodes[node].folder).parents[1]
+            channel = provider.channel(allocation, node)
+            numbers = list(range(1, allocation.attempt + 1))
+            found += [Folder(number, shown, channel, f"{task}/{number}/{node}") for number in numbers]
+        else:  # the machine is this one, or what it left was collected
+            found += [Folder(number, shown, Channel(), str(records.folder(one, number, node))) for number in numbers]
+    return found

@@ -5,8 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from flow.gpus import Gpu
+
+if TYPE_CHECKING:
+    from flow.channel import Channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,7 @@ class Capabilities:
     reruns_boot_script: bool = False
     arrays: bool = False  # takes an array whole; elsewhere the attendant expands it
     dependencies: bool = False
+    divides_machines: bool = False  # gives a task some CPUs, memory and GPUs: no kind of machine need be named
     emulates: bool = False  # runs an instance type that it does not have on what there is, with a note
     own_numbers: bool = False  # its own commands call tasks by numbers, which `allocate` returns
     retries: bool = False  # starts the next attempt itself, with no client alive
@@ -53,6 +58,7 @@ class Node:
     address: str  # where the task's other nodes reach it
     public_address: str | None = None
     folder: str = ""  # the task folder of this rank and attempt on that machine, absolute
+    beyond: Channel | None = None  # to the machine itself, where the provider's channel only reaches its files
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,7 @@ class Allocation:
     task_id: str | None
     attempt: int  # 0: none was started yet
     machines: Machines
-    nodes: tuple[Node, ...] = ()
+    nodes: tuple[Node, ...] = ()  # of machines that are gone: from where what they left can still be read
     reason: str = ""
     created: float | None = None
     price_per_hour: float | None = None

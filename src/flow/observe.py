@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flow.channel import Channel
+from flow.collect import collect
 from flow.errors import StorageError
 from flow.machines import Allocation, Machines, Node, Report
 from flow.providers import Provider
@@ -30,6 +31,7 @@ def observe(
     else:
         outcome = derive(records.intent(task_id), None, {}, nodes)
     if outcome.state.is_final and not provider.capabilities.same_machine:
+        collect(provider, records, allocations)
         outcome = records.set_final(task_id, outcome)
     elif outcome.state.is_final:
         with contextlib.suppress(StorageError):  # a home that can only be read
@@ -60,7 +62,7 @@ class Instance:
 def instances(provider: Provider, allocation: Allocation) -> list[Instance]:
     """The machines of an attempt by rank, each with the state of its own part of the task."""
     found = []
-    for node in allocation.nodes:
+    for node in allocation.nodes if allocation.machines is Machines.UP else ():
         report = allocation.reports.get(node.rank) or _report(provider.channel(allocation, node.rank), node.folder)
         outcome = derive(Intent(Want.RUN, 0.0), allocation, {node.rank: report} if report else {}, 1)
         found.append(Instance(node.rank, node.instance_id, node.public_address, node.address, outcome.state))
@@ -87,15 +89,14 @@ def _is_untold(records: Records, allocation: Allocation, nodes: int) -> bool:
 
 def _derive(provider: Provider, records: Records, allocation: Allocation, nodes: int) -> Outcome:
     reports = dict(allocation.reports)
-    for node in allocation.nodes:
-        report = _report(provider.channel(allocation, node.rank), node.folder)
-        if report and node.rank not in reports:
+    for node in allocation.nodes if allocation.machines is Machines.UP else ():
+        if node.rank not in reports and (report := _report(provider.channel(allocation, node.rank), node.folder)):
             reports[node.rank] = report
     is_gone = allocation.machines is Machines.GONE and allocation.attempt > 0
     asks_intent = is_gone and len(reports) < nodes  # a file less to read for the others
     intent = records.intent(allocation.task_id or "") if asks_intent else Intent(Want.RUN, 0.0)
     outcome = derive(intent, allocation, reports, nodes)
-    if outcome.state.is_final and allocation.nodes and provider.capabilities.retries:
+    if outcome.state.is_final and allocation.machines is Machines.UP and provider.capabilities.retries:
         # the attempt ended, but whether it was the last is for the provider to say
         return Outcome(TaskStatus.RUNNING, attempt=outcome.attempt, started=outcome.started)
     return outcome
@@ -104,5 +105,5 @@ def _derive(provider: Provider, records: Records, allocation: Allocation, nodes:
 def _report(channel: Channel, folder: str) -> Report | None:
     if channel.is_here:
         return read_report(Path(folder))
-    answer = channel.run(f"cat {shlex.quote(folder)}/status.json")
+    answer = channel.ask(f"cat {shlex.quote(folder)}/status.json")
     return report_from_json(answer.stdout.decode(errors="replace")) if answer.returncode == 0 else None

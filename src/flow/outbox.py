@@ -19,15 +19,20 @@ def fill_outbox(record: Path, files: Mapping[str, bytes]) -> None:
         write_durably(record / _FOLDER / name, content)
 
 
+def outbox_files(record: Path) -> dict[str, bytes]:
+    """What the outbox of a record holds, by name."""
+    return {file.name: file.read_bytes() for file in sorted((record / _FOLDER).glob("*"))}
+
+
 def deliver(record: Path, folder: Path) -> list[str]:
     """Copy what the outbox holds into the inbox of a task folder of this machine; the copies' paths within that."""
-    files = sorted((record / _FOLDER).glob("*"))
+    files = outbox_files(record)
     if files:
         (folder / "inbox").mkdir(mode=0o700, exist_ok=True)
-    for file in files:
-        with open(folder / "inbox" / file.name, "wb", opener=private) as copy:
-            copy.write(file.read_bytes())
-    return [f"inbox/{file.name}" for file in files]
+    for name, content in files.items():
+        with open(folder / "inbox" / name, "wb", opener=private) as copy:
+            copy.write(content)
+    return [f"inbox/{name}" for name in files]
 
 
 def empty_outbox(record: Path) -> None:

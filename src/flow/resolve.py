@@ -114,7 +114,7 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
     """The machine asked for, from the provider's offers; what this machine does not have is emulated, with a note."""
     asked = config.gpu or config.instance_type
     if not asked:
-        if not provider.capabilities.same_machine:
+        if not provider.capabilities.divides_machines:
             raise ValidationError("no machine is asked for", suggestions=["add `instance_type` or `gpu`"])
         return _Machine("cpu")
     gpu = _gpu_of(asked)

@@ -66,6 +66,16 @@ SETTINGS: tuple[Known, ...] = (
     Known("local.cpus", int, None, "CPUs given out to tasks; none: all of this machine", least=1),
     Known("local.gpus", int, None, "GPUs given out to tasks; none: all of this machine"),
     Known("local.state_dir", Path, None, "where queue and locks live when FLOW_HOME is on a network file system"),
+    Known("slurm.login", str, None, "login node of the cluster, as ssh knows it; none: this machine is one"),
+    Known("slurm.folder", str, None, "folder for tasks that all nodes of the cluster share, as seen on its login node"),
+    Known("slurm.partition", str, None, "`--partition` of its jobs"),
+    Known("slurm.account", str, None, "`--account` of its jobs"),
+    Known("slurm.qos", str, None, "`--qos` of its jobs"),
+    Known("slurm.constraint", str, None, "`--constraint` of its jobs"),
+    Known("slurm.reservation", str, None, "`--reservation` of its jobs"),
+    Known("slurm.sbatch_options", str, None, "more options for each `sbatch`"),
+    Known("slurm.python", str, "python3", "Python 3.8 or newer of the cluster"),
+    Known("slurm.ssh_config", Path, None, "file that ssh reads in place of ~/.ssh/config"),
 )
 _KNOWN = {known.name: known for known in SETTINGS}
 _SECTIONS = {name.partition(".")[0] for name in _KNOWN if "." in name}

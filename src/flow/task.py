@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from flow.attempts import Attempt, attempt_numbers, attempts_of, moment
-from flow.errors import StorageError, TaskFailedError
+from flow.errors import ProviderError, QuotaExceededError, StorageError, TaskFailedError, ValidationError
 from flow.errors import TimeoutError as FlowTimeoutError
-from flow.machines import Allocation, Volume
+from flow.machines import Allocation, Machines, Volume
 from flow.observe import instances, observe
 from flow.plan import Plan
 from flow.providers import Provider, VolumeStore
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from flow.users import User
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.25  # seconds between looks while waiting
+_LONGEST_PAUSE = 5.0  # where a look takes long, as over a network
+_OUTAGE_SECONDS = 300.0  # that a provider may be out of reach while its task is waited for
 
 
 class Task:
@@ -46,6 +48,7 @@ class Task:
         self._provider = provider
         self._elements: dict[str, Outcome] = {}
         self._outcome = Outcome(TaskStatus.PENDING)
+        self._patience = _Patience()
 
     def __str__(self) -> str:
         return self.task_id
@@ -241,14 +244,14 @@ class Task:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_PAUSE
-        while not self.refresh().status.is_final:
+        while not self._patience.look(self).status.is_final:
             left = _LAST_PAUSE if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 raise FlowTimeoutError(
                     f"`{self.task_id}` has not ended after {timeout:g} s; it goes on",
                     suggestions=[f"wait on with `flow wait {self.task_id}`"],
                 )
-            time.sleep(min(pause, left))
+            time.sleep(min(max(pause, self._patience.pause), left))
             pause = min(pause * 1.1, _LAST_PAUSE)
         self._records.note_outcomes({self.task_id: self._outcome})
         if check and self.status is not TaskStatus.COMPLETED:
@@ -301,7 +304,12 @@ class Task:
 
     def allocate(self) -> None:
         """Ask the provider for the machines of a task that is acknowledged, again where that was cut short."""
-        number = self._provider.allocate(self.plan)
+        try:
+            number = self._provider.allocate(self.plan)
+        except (ValidationError, QuotaExceededError) as error:  # a definite no: it is not asked again
+            self._outcome = self._records.set_final(self.task_id, Outcome(TaskStatus.FAILED, reason=error.message))
+            self._records.mark_allocated(self.task_id)
+            raise
         if number is not None:
             self._records.set_number(self.task_id, number)
         self._records.mark_allocated(self.task_id)
@@ -403,10 +411,14 @@ class Task:
 
         return User(self._submission.user, self._submission.email)
 
+    def channel(self, allocation: Allocation, node: int) -> Channel:
+        """How to reach the files of one of its machines."""
+        return self._provider.channel(allocation, node)
+
     def reach(self) -> tuple[Channel, str] | None:
         """The channel to its first node, and its folder there; None while it has no machine that is up."""
         allocation = self._allocation()
-        if not allocation or not allocation.nodes:
+        if not allocation or not allocation.nodes or allocation.machines is not Machines.UP:
             return None
         return self._provider.channel(allocation, 0), allocation.nodes[0].folder
 
@@ -454,4 +466,25 @@ class Task:
         return chosen_folders(self._provider, self._records, self.task_id, self.plan, choice, is_array=self.is_array)
 
     def _is_final(self) -> bool:
-        return self.refresh().status.is_final
+        return self._patience.look(self).status.is_final
+
+
+class _Patience:
+    """Looks at a task as often as is polite, and through a time in which its provider does not answer."""
+
+    def __init__(self) -> None:
+        self.pause = 0.0  # seconds that should pass before the next look: one that takes long is taken less often
+        self._since: float | None = None  # when the provider was first found to be out of reach
+
+    def look(self, task: Task) -> Task:
+        """The task, refreshed if that was possible. Raises ProviderError once that was not for five minutes."""
+        began = time.monotonic()
+        try:
+            task.refresh()
+            self._since = None
+        except ProviderError:
+            self._since = self._since or began
+            if began - self._since > _OUTAGE_SECONDS:
+                raise
+        self.pause = min((time.monotonic() - began) * 10, _LONGEST_PAUSE)
+        return task

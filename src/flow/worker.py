@@ -97,7 +97,7 @@ class Worker:
     def _relayed(self, channel: Channel, place: Path) -> socket.socket:
         """By a process over there that joins its stdin and stdout with the worker's socket."""
         ours, theirs = socket.socketpair()
-        python = shlex.quote(sys.executable) if channel.is_here else "python3"
+        python = shlex.quote(sys.executable) if channel.is_here else channel.python
         script = f"exec {python} {shlex.quote(str(place))}/invoke.py connect"
         with theirs:
             self._relay = subprocess.Popen(channel.command(script), stdin=theirs.fileno(), stdout=theirs.fileno())

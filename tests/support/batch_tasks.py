@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from flow.node import runner
+from flow.slurm.submitting import SCRIPT, command
 from tests.support.processes import free_port, is_alive, wait_until
 
 
@@ -23,12 +24,14 @@ class BatchTask:
         slurm = {"number": 7, "array_number": None, "array": None, "variables": {}, **task.pop("slurm", {})}
         ports = {name: free_port() for name in ("control_port", "step_port")}
         shared = {"v": 1, "task_id": "task-1", "name": "t", "attempt": 1, "nodes": nodes, "clean_env": True}
-        shared.update(env={"PATH": os.environ["PATH"]}, cwd=str(folder), argv=["sh", "-c", "exec", "sh"], token="word")
+        shared.update(
+            env={"PATH": os.environ["PATH"]}, cwd=str(folder), argv=[*command([], [], "", joined=False)], token="word"
+        )
         shared.update(peers=[f"127.0.0.{rank + 1}" for rank in range(nodes)], grace_seconds=1, **ports)
         self.runners = []
         for rank in range(nodes):
             own = folder / str(rank)
-            path = own / "workspace/.flow/batch/script"
+            path = own / "workspace" / SCRIPT
             path.parent.mkdir(parents=True)
             path.write_text(script)
             path.chmod(0o755)

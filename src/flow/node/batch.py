@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flow.node.runner import Rank
 
-SCRIPT = ".flow/batch/script"  # in the workspace
 OURS = ("srun", "scontrol")
 OF_FLOW = ("sbatch", "squeue", "scancel", "sacct", "sinfo")
-# bash keeps the functions that came with its environment, which other shells drop.
-BEGIN = 'export SLURM_TASK_PID=$$; exec "$@"'
+BEGIN = "export SLURM_TASK_PID=$$; "
+BEGIN_INSIDE = 'export SLURM_TASK_PID=$$ PATH="$0/bin:$PATH"; exec "$@"'  # in a container, whose PATH is the image's
 
 
 def _beside(name: str) -> Any:
@@ -34,16 +33,21 @@ def prepare(rank: Rank, env: dict[str, str]) -> list[str]:
     task, folder = rank.task, rank.folder
     env.update(variables(task, submit_dir=env.get("PWD", folder)))
     env["PATH"] = rank.path("bin") + ":" + env.get("PATH", os.defpath)
-    env.update(_write_commands(task["slurm"], folder, env))
+    env.update(_write_commands(task["slurm"], rank, env, sys.executable))
     if task.get("rank", 0):
         return [sys.executable, "-ES", steps.__file__, "serve", folder]
-    argv: list[str] = task["argv"]
-    if os.path.exists(rank.path("workspace", SCRIPT)):
-        script = rank.path("slurm_script")  # what `$0` ends with
-        os.symlink(os.path.join("workspace", SCRIPT), script)
-        argv = [script, *argv[4:]]  # after `sh -c … sh`
-    bash = shutil.which("bash", path=env["PATH"])
-    return [bash, "-c", BEGIN, bash, *argv] if bash else argv
+    argv: list[str] = task["argv"]  # sh -c CODE sh ARGS…
+    # bash keeps the functions that came with its environment, which other shells drop
+    return [shutil.which("bash", path=env["PATH"]) or argv[0], argv[1], BEGIN + argv[2], *argv[3:]]
+
+
+def prepare_inside(rank: Rank, env: dict[str, str]) -> list[str]:
+    """The same for a container, which must see the task's folder and ours, and has a Python of its own."""
+    task, folder = rank.task, rank.folder
+    env.update(variables(task, submit_dir=env["FLOW_WORKSPACE"]))
+    _write_commands({}, rank, {}, "python3")
+    argv = ["python3", "-ES", steps.__file__, "serve", folder] if task.get("rank", 0) else task["argv"]
+    return ["sh", "-c", BEGIN_INSIDE, folder, *argv]
 
 
 def variables(task: dict[str, Any], *, submit_dir: str) -> dict[str, str]:
@@ -85,11 +89,12 @@ def variables(task: dict[str, Any], *, submit_dir: str) -> dict[str, str]:
     return found
 
 
-def _write_commands(given: dict[str, Any], folder: str, env: dict[str, str]) -> dict[str, str]:
+def _write_commands(given: dict[str, Any], rank: Rank, env: dict[str, str], python: str) -> dict[str, str]:
     """Fill `bin/`; the variables that bring `module` to bash as a function, which can change its environment."""
+    folder = rank.folder
     os.makedirs(os.path.join(folder, "bin"), exist_ok=True)
     for name in OURS:
-        _write(folder, name, "exec {} {}".format(_ours(name, folder), '"$@"'))
+        _write(folder, name, "exec {} {}".format(_ours(name, folder, python), '"$@"'))
     for name in OF_FLOW:
         if given.get("flow"):
             home = shlex.quote(given["flow_home"])
@@ -100,15 +105,15 @@ def _write_commands(given: dict[str, Any], folder: str, env: dict[str, str]) -> 
         return {}
     found = {}
     for name in ("module", "ml"):
-        code = '{} {} "$@"'.format(_ours("modules", folder), name)
+        code = '{} {} "$@"'.format(_ours("modules", folder, python), name)
         _write(folder, name, f"{code} >/dev/null")
         found[f"BASH_FUNC_{name}%%"] = f'() {{ eval "$({code})"\n}}'
     return found
 
 
-def _ours(name: str, folder: str) -> str:
+def _ours(name: str, folder: str, python: str) -> str:
     """The words of a shell that run a file beside this one, with a Python that reads nothing of the user's."""
-    return _quoted([sys.executable, "-ES", os.path.join(os.path.dirname(steps.__file__), f"{name}.py"), folder])
+    return _quoted([python, "-ES", os.path.join(os.path.dirname(steps.__file__), f"{name}.py"), folder])
 
 
 def _quoted(words: list[str]) -> str:

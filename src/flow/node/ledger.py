@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from typing import Any, Callable
+from typing import Any, Callable, TextIO
 
 
 def enter(folder: str, choose: Callable[[list[dict[str, Any]]], Any]) -> tuple[int, int, Any] | None:
@@ -17,8 +17,7 @@ def enter(folder: str, choose: Callable[[list[dict[str, Any]]], Any]) -> tuple[i
     `choose` is given what the living steps have, and returns what this one takes.
     """
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    with open(os.path.join(folder, "lock"), "a", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(folder):
         taken = choose(_living(folder))
         if taken is None:
             return None
@@ -32,7 +31,17 @@ def enter(folder: str, choose: Callable[[list[dict[str, Any]]], Any]) -> tuple[i
 
 def pids(folder: str) -> list[int]:
     """The `srun` of each living step."""
-    return [step["pid"] for step in _living(folder)] if os.path.isdir(folder) else []
+    if not os.path.isdir(folder):
+        return []
+    with _locked(folder):
+        return [step["pid"] for step in _living(folder)]
+
+
+def _locked(folder: str) -> TextIO:
+    """A file whose closing ends the lock on the others."""
+    lock = open(os.path.join(folder, "lock"), "a", encoding="utf-8")  # noqa: SIM115
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
 
 
 def _living(folder: str) -> list[dict[str, Any]]:

@@ -76,8 +76,7 @@ class Hub:
         self.own, self.task, self.loop = rank, rank.task, rank.loop
         self.wires: dict[int, Wire] = {}
         self.unheard = set(range(1, self.task["nodes"]))  # ranks whose end is not known
-        self.failure = ""
-        self.is_over = False  # the others have nothing left to do
+        self.order: dict[str, str] = {}  # to end, which the others were told
         self.server = self._listening()
         self.loop.on(self.server, lambda: Wire(self.loop, self.server.accept()[0], self.hear))
         for number in self.unheard:
@@ -91,10 +90,13 @@ class Hub:
         """Rank 0's command ended, or never started."""
         if code:
             self._fail(0, reason)
-        elif self.task.get("slurm"):  # the others run the steps of rank 0's script
-            self.is_over = True
-            for other in self.unheard & self.wires.keys():
-                self.wires[other].say(over=True)
+        elif self.task.get("slurm"):  # the others only ran the steps of rank 0's script
+            self._tell("over", "")
+
+    def own_stop(self, cause: str, reason: str) -> None:
+        """Rank 0 is told to end by its machine's owner: so are all."""
+        if cause == "cancel":
+            self._tell(cause, reason)
 
     def hear(self, wire: Wire, message: dict[str, Any]) -> None:
         """What one rank says; {} is its silence."""
@@ -111,12 +113,15 @@ class Hub:
 
     def _fail(self, number: int, reason: str) -> None:
         """Only the first failure counts."""
-        if self.failure:
-            return
-        self.failure = f"node {number}: {reason}"
-        for other in self.unheard & self.wires.keys():
-            self.wires[other].say(stop=self.failure)
-        self.own.stop("peer", "stopped: " + self.failure)
+        if not self.order:
+            self._tell("peer", f"stopped: node {number}: {reason}")
+            self.own.stop("peer", self.order["stop"])
+
+    def _tell(self, cause: str, why: str) -> None:
+        """Tell the other ranks to end, those that come later too."""
+        self.order = {"stop": why, "cause": cause}
+        for number in self.unheard & self.wires.keys():
+            self.wires[number].say(**self.order)
 
     def _welcome(self, wire: Wire, message: dict[str, Any]) -> None:
         number = message.get("rank")
@@ -129,10 +134,8 @@ class Hub:
         self.loop.times.pop(f"lost {number}", None)
         if number not in self.unheard:
             wire.say(heard=True)
-        elif self.failure:
-            wire.say(stop=self.failure)
-        elif self.is_over:
-            wire.say(over=True)
+        elif self.order:
+            wire.say(**self.order)
 
     def _lose(self, number: int) -> Callable[[], None]:
         def lose() -> None:
@@ -183,6 +186,9 @@ class Link:
         if self.wire:
             self.wire.say(**self.last_word)
 
+    def own_stop(self, cause: str, reason: str) -> None:
+        """Of what only this rank is told, the others hear at its end."""
+
     def _connect(self) -> None:
         address = self.task["peers"][0]
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
@@ -201,10 +207,7 @@ class Link:
         """What rank 0 says; {} is its silence."""
         if "stop" in message:
             self.is_told_to_stop = True
-            self.own.stop("peer", "stopped: {}".format(message["stop"]))
-        elif "over" in message:
-            self.is_told_to_stop = True
-            self.own.stop(*self.own.over)
+            self.own.stop(message["cause"], message["stop"])
         elif "heard" in message:
             self.is_heard = True
         elif not message:

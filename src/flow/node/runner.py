@@ -20,7 +20,6 @@ from typing import Any, Callable
 OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LAST_WORD_SECONDS = 3  # how long a cancelled rank tries to reach the others
-OVER = ("exit", "")  # how a rank ends that only helped the first one, when that has ended well
 LEFTOVER_SECONDS = 1  # what processes left behind by the command have between SIGTERM and SIGKILL
 
 
@@ -66,7 +65,6 @@ class Rank:
     """One rank: its task, its command's processes, and what is known of their end."""
 
     beside = staticmethod(_beside)
-    over = OVER
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -153,7 +151,9 @@ class Rank:
         self._remove_secrets()
         try:
             copies = [self.task.get("stdout_copy"), self.task.get("stderr_copy")]
-            self.log = output = log.Log(self.folder, copies, fresh=bool(self.task.get("fresh_copies")))
+            self.log = output = log.Log(
+                self.folder, copies, fresh=bool(self.task.get("fresh_copies")), mode=self.task.get("copies_mode", 0o600)
+            )
         except OSError as error:
             raise Ended(126, None, "start", "cannot write " + log.say(error)) from None
         held = _locked(self.path("command.lock"))
@@ -182,7 +182,9 @@ class Rank:
         if self.task.get("gpu_ids") is not None:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.task["gpu_ids"]))
         cwd = self.path("workspace", self.task.get("cwd") or "")
-        argv = _beside("batch").prepare(self, env) if self.task.get("slurm") else self.task["argv"]
+        argv = self.task["argv"]
+        if self.task.get("slurm"):
+            argv = _beside("batch").prepare(self, env)
         self.write("env.json", {"env": env, "cwd": cwd, "namespace_of": self.namespace and self.namespace.owner})
         return argv, env, cwd
 
@@ -202,6 +204,8 @@ class Rank:
         if self.stopped or self.processes.wait_status is not None:
             return
         self.stopped = (cause, reason)
+        if self.peers:
+            self.peers.own_stop(cause, reason)
         if self.processes.pid:
             self.command.terminate()
             self.loop.after(self.task.get("grace_seconds", 30), "kill", self._kill)
@@ -218,8 +222,6 @@ class Rank:
         status = self.processes.wait_status or 0
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = os.WEXITSTATUS(status) if number is None else 128 + number
-        if self.stopped == OVER:
-            return 0, None, *OVER
         cause, reason = self.stopped or ("exit", f"exit {code}" if code else "")
         if number and not self.stopped:
             reason = f"killed by {_signal_name(number)}"
@@ -231,6 +233,8 @@ class Rank:
     def end(self, code: int, number: int | None, cause: str, reason: str) -> None:
         """Write the last report, however long a full disk resists; then tell the other ranks."""
         self._remove_secrets()
+        if cause == "over":  # it only helped rank 0, which has ended well
+            code, number, cause = 0, None, "exit"
         cut = f"log cut: {self.log.cut}" if self.log and self.log.cut else ""
         reason = "; ".join(part for part in (reason, cut) if part)
         ran = time.monotonic() - self.started if self.started else 0
@@ -284,7 +288,7 @@ class Rank:
         """Raise Ended where a stop came before the command runs."""
         self.loop.step(0)
         if self.stopped:
-            raise Ended(0 if self.stopped == OVER else 128 + signal.SIGTERM, None, *self.stopped)
+            raise Ended(128 + signal.SIGTERM, None, *self.stopped)
 
     def _take_signals(self) -> None:
         """Signals become bytes in a pipe, which the loop reads; nothing is ever interrupted."""

@@ -8,18 +8,17 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from typing import Any
-
-REQUEUE = "requeue"  # in the task's folder: it asks to be started anew; written before `scontrol requeue` returns
 
 
 def _beside(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
-hostlist = _beside("hostlist")
+asked, hostlist = map(_beside, ("asked", "hostlist"))
 
 
 def main(folder: str, argv: list[str]) -> int:
@@ -38,6 +37,8 @@ def main(folder: str, argv: list[str]) -> int:
         if kind in ("job", "jobid") and (value or "".join(names)) in ("", number):
             _say(_job(task, folder, is_one_line=bool({"-o", "--oneliner"} & set(argv))))
             return 0
+    if words == ["requeue", number]:
+        return _requeue(task, folder)
     flow = task["slurm"].get("flow")
     if not flow:
         sys.stderr.write(f"scontrol: `{' '.join(argv)}` can be asked only where `flow` is\n")
@@ -49,6 +50,18 @@ def main(folder: str, argv: list[str]) -> int:
 
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
+
+
+def _requeue(task: dict[str, Any], folder: str) -> int:
+    """Have this task stopped, to run again."""
+    if not task.get("may_requeue", True):
+        sys.stderr.write("Requested operation is presently disabled for job {number}\n".format(**task["slurm"]))
+        return 1
+    with open(os.path.join(folder, "status.json"), "rb") as file:
+        runner = json.load(file)["runner_pid"]
+    asked.ask(folder, asked.REQUEUE)
+    os.kill(runner, signal.SIGUSR1)
+    return 0
 
 
 def _hostnames(names: list[str]) -> int:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flow.providers import Provider
     from flow.settings import Settings
 
-PROVIDERS = {"local": "flow.providers.local.provider:Local"}
+PROVIDERS = {"local": "flow.providers.local.provider:Local", "slurm": "flow.providers.slurm.provider:Slurm"}
 
 
 def open_provider(name: str, home: Path, settings: Settings) -> Provider:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from flow.slurm.patterns import absolute_pattern, fill_pattern
 from flow.slurm.request import counts_text, spread
 
-SCRIPT = '"$FLOW_WORKSPACE/.flow/batch/script"'
+SCRIPT = ".flow/batch/slurm_script"  # in the task's copy of the project; Slurm's own copy is called so
 _LOGIN_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 _LOGIN_PATH_OF_ROOT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What says nothing where there is no Slurm.
@@ -68,7 +68,21 @@ def command(args: Sequence[str], options: Sequence[str], folder: str, *, joined:
     """What runs the script: by its own first line, with its arguments. `joined`: both streams are one."""
     asked = option(options, "input")
     source = f" <{_in_shell(absolute_pattern(folder, asked))}" if asked else ""
-    return ("sh", "-c", f'exec {SCRIPT} "$@"{source}{" 2>&1" if joined else ""}', "sh", *args)
+    code = f'umask {_umask():04o}; exec "$FLOW_WORKSPACE/{SCRIPT}" "$@"{source}{" 2>&1" if joined else ""}'
+    return ("sh", "-c", code, "sh", *args)
+
+
+def array_step(options: Iterable[str]) -> int:
+    """What SLURM_ARRAY_TASK_STEP is: the step of an array's first range."""
+    first = re.split("[,%]", option(options, "array") or "")[0]
+    return int(first.partition(":")[2] or 1)
+
+
+def _umask() -> int:
+    """The submitter's, which holds in the script, too."""
+    umask = os.umask(0o77)
+    os.umask(umask)
+    return umask
 
 
 def exported(asked: str, environ: Mapping[str, str]) -> dict[str, str]:

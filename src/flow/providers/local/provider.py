@@ -67,6 +67,7 @@ class Local:
             shared_folder=True,
             arrays=True,
             dependencies=True,
+            divides_machines=True,
             emulates=not self._strict,
             retries=True,
         )
@@ -311,7 +312,8 @@ class Local:
 
 def _ended_before(plan: Plan) -> list[str]:
     """The tasks and arrays that have ended when this one starts."""
-    return [one.task_id.partition("_")[0] for one in plan.after if not (one.state in STARTED or plan.after_any)]
+    only_some = (*STARTED, "corresponding")
+    return [one.task_id.partition("_")[0] for one in plan.after if not (one.state in only_some or plan.after_any)]
 
 
 def _never_starts(row: Row) -> bool:

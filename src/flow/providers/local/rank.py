@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,20 +118,21 @@ def _signal(signal: SignalBefore) -> dict[str, Any]:
 
 def _slurm(home: Path, row: Row, plan: Plan) -> dict[str, Any]:
     """What a batch script's variables and `srun` are made of."""
-    array = plan.elements and {"count": len(plan.elements.indices), **_extent(plan.elements.indices)}
+    from flow.slurm.submitting import array_step
+
+    indices = plan.elements.indices if plan.elements else ()
+    extent = {"count": len(indices), "min": indices[0], "max": indices[-1]} if indices else None
+    if extent and plan.batch:
+        extent["step"] = array_step(plan.batch.options)
     return {
         "number": plan.number_of(row.array_index),
         "array_number": plan.number if plan.elements else None,
-        "array": array,
+        "array": extent,
         "variables": plan.batch.variables if plan.batch else {},
         "submit_dir": plan.submit_dir,
         "flow": [sys.executable, "-m", "flow"],
         "flow_home": str(home),
     }
-
-
-def _extent(indices: Sequence[int]) -> dict[str, int]:
-    return {"min": indices[0], "max": indices[-1], "step": indices[1] - indices[0] if len(indices) > 1 else 1}
 
 
 def _mount(home: Path, mount: Mount) -> dict[str, Any]:
@@ -159,4 +160,9 @@ def _copies(row: Row, plan: Plan, rank: int) -> dict[str, Any]:
     stdout, stderr = (pattern and fill_pattern(pattern, known) for pattern in (plan.stdout, plan.stderr))
     if plan.batch and stdout == stderr:  # the command has joined them
         stderr = None
-    return {"stdout_copy": stdout, "stderr_copy": stderr, "fresh_copies": plan.fresh_output}
+    return {
+        "stdout_copy": stdout,
+        "stderr_copy": stderr,
+        "fresh_copies": plan.fresh_output,
+        "copies_mode": 0o666 if plan.batch else 0o600,
+    }

@@ -44,7 +44,7 @@ def recall_wants(home: Path, queue: Queue) -> None:
     """Cancel, hold and let go as the records say: a power cut takes the newest rows back, not the records."""
     with queue.transaction():
         for task_id, base in queue.uncancelled():
-            queue.note_want(task_id, _want(home / "record", task_id, base))
+            queue.note_want(task_id, want_of(home / "record", task_id, base))
 
 
 def note_given(home: Path, folder: Path, task_id: str) -> None:
@@ -107,7 +107,9 @@ def _restore(home: Path, queue: Queue, plan: Plan, intent: Intent) -> None:
             # of an element that has left nothing, its array's end tells that it never started
             final = _final(record) or (whole and Outcome(TaskStatus.CANCELLED, reason=whole.reason, ended=whole.ended))
         _restore_row(home, queue, row, plan, final=final)
-        queue.note_want(row.id, Want.CANCEL if intent.want is Want.CANCEL else _want(home / "record", row.id, row.base))
+        queue.note_want(
+            row.id, Want.CANCEL if intent.want is Want.CANCEL else want_of(home / "record", row.id, row.base)
+        )
 
 
 def _restore_row(home: Path, queue: Queue, row: Row, plan: Plan, *, final: Outcome | None) -> None:
@@ -171,7 +173,7 @@ def _final(record: Path) -> Outcome | None:
         return Outcome(TaskStatus.LOST, reason=error.message, attempt=1)
 
 
-def _want(records: Path, task_id: str, base: str) -> Want:
+def want_of(records: Path, task_id: str, base: str) -> Want:
     """What is wanted of a task or element since it was submitted; where that cannot be read it was cancelled, as hardly
     anything else is written there."""
     try:

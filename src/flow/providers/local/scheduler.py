@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flow.durable import boot_id, unlock
-from flow.errors import FlowError
 from flow.machines import Report
 from flow.mounts import VOLUME
 from flow.outbox import empty_outbox
@@ -299,12 +298,9 @@ class Scheduler:
 
     def _is_held(self, row: Row) -> bool:
         """Whether the user holds a row that ran, and is to run again; it gives its place in an array away, then."""
-        from flow.record import Records
+        from flow.providers.local.restore import want_of
 
-        try:
-            is_held = Records(self.home).intent(row.id).want is Want.HOLD
-        except FlowError:  # damaged, which is told where it is looked at
-            is_held = False
+        is_held = want_of(self.home / "record", row.id, row.base) is Want.HOLD
         if is_held:
             self.waiting.note_hold(row)
         return is_held

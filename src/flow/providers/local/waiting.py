@@ -131,7 +131,7 @@ class Waiting:
         return [end for row in rows for end in self._decide(plan, {**found, **self._of_pairs(pairs, row)}, row)]
 
     def _waiting_elements(self, plan: Plan, pairs: Sequence[Dependency], *, is_lost: bool) -> list[Row]:
-        """Those of which anything can be said: while the other array is open, no more than those whose element ended."""
+        """Those of which anything can be said: while the other array is open, only those whose element there ended."""
         if len(pairs) == 1 and not (plan.after_any or is_lost) and self._queue.is_open(pairs[0].task_id):
             return self._queue.after_ended(plan.task_id, pairs[0].task_id)
         return self._queue.in_state("waiting", base=plan.task_id)

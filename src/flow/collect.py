@@ -1,0 +1,77 @@
+"""What a task left on its machines -> its record here: output, logs and reports, so that they outlive the machines."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Collection, Iterable
+from pathlib import PurePosixPath
+
+from flow.channel import Channel
+from flow.durable import writing
+from flow.errors import ProviderError, StorageError
+from flow.machines import Allocation
+from flow.providers import Provider
+from flow.record import Records
+
+_STAYS = ("workspace", "inbox")  # in a task folder: the code that was sent there, and secrets
+
+
+def collect(provider: Provider, records: Records, allocations: Collection[Allocation]) -> None:
+    """Copy all attempts of these ended tasks or elements into the record; again, where that was cut short.
+
+    Raises ProviderError where a machine is out of reach, StorageError where there is no room here.
+    """
+    for channel, root, names in _places(provider, allocations):
+        with writing(records.home):
+            (records.home / "record").mkdir(mode=0o700, parents=True, exist_ok=True)
+        _copy(channel, root, names, str(records.home / "record"))
+
+
+def forget(provider: Provider, allocations: Collection[Allocation]) -> None:
+    """Remove what ended tasks left on their machines. Raises ProviderError where one is out of reach."""
+    for channel, root, names in _places(provider, allocations):
+        folders = sorted({name.partition("/")[0] for name in names})
+        channel.ask(f"cd {shlex.quote(root)} && xargs rm -rf --", stdin="\n".join(folders).encode())
+
+
+def _places(provider: Provider, allocations: Collection[Allocation]) -> Iterable[tuple[Channel, str, list[str]]]:
+    """The task folders on each machine, relative to what holds those of all tasks there."""
+    found: dict[tuple[Channel, str], list[str]] = {}
+    for allocation in allocations:
+        for node in allocation.nodes:
+            folder = PurePosixPath(node.folder)
+            task = folder.parents[1]
+            names = [f"{task.name}/{number}/{folder.name}" for number in range(1, allocation.attempt + 1)]
+            found.setdefault((provider.channel(allocation, node.rank), str(task.parent)), []).extend(names)
+    return [(channel, root, names) for (channel, root), names in found.items()]
+
+
+def _copy(channel: Channel, root: str, names: list[str], into: str) -> None:
+    """Whole or not at all, as far as tar can tell."""
+    left_out = " ".join(f"--exclude={shlex.quote(f'*/*/*/{name}')}" for name in _STAYS)
+    script = f"cd {shlex.quote(root)} && tar -c {'' if channel.is_here else '-z'} -f - {left_out} -T -"
+    unpack = ["tar", "-x", *([] if channel.is_here else ["-z"]), "-f", "-", "-C", into, "--no-same-owner"]
+    with (
+        subprocess.Popen(
+            channel.command(script), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as there,
+        subprocess.Popen(unpack, stdin=there.stdout, stderr=subprocess.PIPE) as here,
+    ):
+        assert there.stdin and there.stdout and there.stderr
+        there.stdout.close()
+        there.stdin.write("\n".join(names).encode())
+        there.stdin.close()
+        said, why = there.stderr.read().decode(errors="replace"), here.communicate()[1].decode(errors="replace")
+    if here.returncode and "space" in why:
+        raise StorageError(
+            f"what the task left cannot be copied to `{into}`: no space left on device",
+            suggestions=["make room there: `flow prune` removes what old tasks left", f"it lies in `{root}` meanwhile"],
+        )
+    if there.returncode == 255 and channel.prefix:
+        raise channel.unreachable(said)
+    if there.returncode or here.returncode:
+        last = (said.strip() or why.strip()).rpartition("\n")[2]
+        raise ProviderError(
+            f"what the task left in `{root}` cannot be copied: {last}", suggestions=["try again in a moment"]
+        )

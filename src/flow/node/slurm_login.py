@@ -1,0 +1,357 @@
+"""Tasks of a Slurm cluster, seen from its login node: submitted, looked at, ended, by Slurm's own commands.
+
+Called as it stands where that is this machine, else sent there as a program. Standard library, Python 3.8 and up; the
+files are in docs/ARCHITECTURE.md.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from typing import Any, Sequence
+
+LOST_SECONDS = 20  # how long the report of a job that ended may take to be seen from here: NFS
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
+ENDED |= {"REVOKED", "TIMEOUT"}
+_FIELDS = ("JobID", "ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "EndTime", "Comment")
+_DONE = {"afterok": (True, False), "afternotok": (False, True), "afterany": (True, True), "after": (True, True)}
+
+
+class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
+    """What a command of Slurm said, and which: ("sbatch", "sbatch: error: …")."""
+
+
+def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Have Slurm run a task: {"number": its job's}; or {"missing": true} where code of it is not here yet.
+
+    Submitted again, it is the same job. Raises Refused, OSError.
+    """
+    root = os.path.expanduser(root)
+    base, job = os.path.join(root, "tasks", request["task_id"]), request["job"]
+    manifest = request["bundle"] and os.path.join(root, "manifests", request["bundle"] + ".json")
+    tools = os.path.join(root, "node", request["version"])
+    if not (os.path.exists(os.path.join(tools, "whole")) and (manifest is None or os.path.exists(manifest))):
+        return {"missing": True}
+    os.makedirs(base, mode=0o700, exist_ok=True)
+    with open(os.path.join(base, "lock"), "w") as lock:  # sbatch inherits it: it is free when that has ended, too
+        _lock(lock)
+        number = read(base, "number") or (_find(request["comment"]) if read(base, "meta.json") else "")
+        if not number:
+            if manifest:
+                job["code"] = {"manifest": manifest, "blobs": os.path.join(root, "blobs")}
+            os.makedirs(os.path.join(base, "inbox"), mode=0o700, exist_ok=True)
+            for name, text in request["inbox"].items():
+                write(os.path.join(base, "inbox"), name, text)
+            write(base, "job.json", json.dumps(job))
+            write(base, "meta.json", json.dumps(request["meta"]))
+            number = _sbatch(request, base, tools, lock.fileno())
+        write(base, "number", number)
+    return {"number": int(number)}
+
+
+def missing(root: str, names: Sequence[str]) -> list[str]:
+    """Which of these files are not in the folder yet."""
+    root = os.path.expanduser(root)
+    return [name for name in names if not os.path.exists(os.path.join(root, name))]
+
+
+def receive(root: str, files: tarfile.TarFile) -> int:
+    """Take in files that are missing; each has its name once it is whole, in the order in which they come. How many."""
+    root, count = os.path.expanduser(root), 0
+    for one in files:
+        source = files.extractfile(one)
+        if source is not None:
+            path = os.path.join(root, one.name)
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            with open(f"{path}.{os.getpid()}", "wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+            os.rename(f"{path}.{os.getpid()}", path)
+            count += 1
+    return count
+
+
+def look(root: str, ids: Sequence[str] | None) -> list[dict[str, Any]]:
+    """What Slurm and the folders say of tasks, elements one by one; unknown ids are left out. Raises Refused."""
+    root = os.path.join(os.path.expanduser(root), "tasks")
+    if ids is None:
+        ids = [name for name in sorted(_listed(root), reverse=True) if "_" not in name]
+    rows = _squeue(root, ids) if ids else {}
+    found = [one for task_id in ids for one in _entries(root, task_id, rows)]
+    gone = [one for one in found if one["state"] is None and not one["ended"]]
+    known = _sacct([one["job"] for one in gone]) if gone else {}
+    for one in gone:
+        one.update(known.get(one["job"], {"state": "GONE"}))
+    for one in found:
+        one["end"] = _seconds(one["end"])
+    return found
+
+
+def release(root: str, task_id: str) -> None:
+    """End a task, an array or an element. A running one is told to, and has its grace time. Raises Refused."""
+    root = os.path.join(os.path.expanduser(root), "tasks")
+    base, _, index = task_id.partition("_")
+    number = read(os.path.join(root, base), "number")
+    if not os.path.isdir(os.path.join(root, base)):
+        return
+    os.makedirs(os.path.join(root, task_id), mode=0o700, exist_ok=True)
+    write(
+        os.path.join(root, task_id), "cancel", ""
+    )  # before the signal: a job that just starts misses that, or sees this
+    if not number:
+        return
+    job = number + ("_" + index if index else "")
+    for choice in (["--state=PENDING"], ["--state=SUSPENDED"], ["--state=RUNNING", "--batch", "--signal=TERM"]):
+        done = _run(["scancel", *choice, job])
+        if (
+            done.returncode
+            and done.stderr
+            and not any(one in done.stderr for one in ("Invalid job id", "already comp"))
+        ):
+            raise Refused("scancel", done.stderr)
+
+
+def forget(root: str, task_ids: Sequence[str]) -> None:
+    """Remove what is kept of tasks that have ended."""
+    root = os.path.join(os.path.expanduser(root), "tasks")
+    names = set(_listed(root)) if task_ids else ()
+    for name in names:
+        if name.partition("_")[0] in task_ids:
+            shutil.rmtree(os.path.join(root, name), ignore_errors=True)
+
+
+def sinfo() -> str:
+    """The nodes of each partition: its name (`*`: the default), GPUs and the like, CPUs, memory in MB, count, state."""
+    done = _run(["sinfo", "-h", "-o", "%P|%G|%c|%m|%D|%T"])
+    if done.returncode:
+        raise Refused("sinfo", done.stderr)
+    return done.stdout
+
+
+# -- files
+
+
+def read(folder: str, name: str) -> str:
+    """The text of a small file; "" where there is none."""
+    try:
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+def write(folder: str, name: str, text: str) -> None:
+    """Put a whole file in place, on disk when it has its name."""
+    path = os.path.join(folder, name)
+    fd = os.open(f"{path}.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(fd)
+    os.rename(f"{path}.{os.getpid()}", path)
+
+
+def attempts(folder: str) -> list[int]:
+    """The starts that have a folder, oldest first."""
+    return sorted(int(name) for name in _listed(folder) if name.isdigit())
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _lock(file: Any) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks: then two clients at once may clash
+        pass
+
+
+# -- Slurm's commands
+
+
+def _seconds(text: str) -> float | None:
+    """A time as Slurm writes it here; None where there is none, as before the end."""
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None
+
+
+def _run(argv: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            argv,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            **more,
+        )
+    except FileNotFoundError:
+        raise Refused(argv[0], argv[0] + ": command not found") from None
+
+
+def _sbatch(request: dict[str, Any], base: str, tools: str, lock: int) -> str:
+    words = [request["python"], os.path.join(tools, "slurm_job.py"), base]
+    script = f"#!/bin/sh\nexec {shlex.join(words)}\n"
+    options = [*request["options"], *_dependencies(os.path.dirname(base), request["after"])]
+    if not request["job"]["is_batch"]:  # what goes wrong before a runner has started is told there
+        options.append(
+            "--output=" + os.path.join(base, "slurm-%A_%a.out" if request["meta"]["indices"] else "slurm-%j.out")
+        )
+    cwd = request["folder"] if os.path.isdir(request["folder"]) else base
+    done = _run(["sbatch", "--parsable", *options], input=script, cwd=cwd, pass_fds=[lock])
+    if done.returncode:
+        raise Refused("sbatch", done.stderr)
+    return done.stdout.strip().partition(";")[0]
+
+
+def _dependencies(root: str, after: Sequence[Sequence[str]]) -> list[str]:
+    """What Slurm is to wait for; what has ended long ago it may not know any more."""
+    parts = []
+    for task_id, kind in after:
+        base, _, index = task_id.partition("_")
+        number = read(os.path.join(root, base), "number")
+        if not number:
+            raise Refused("flow", f"`{task_id}` is not known to this cluster")
+        meta = json.loads(read(os.path.join(root, base), "meta.json"))
+        folders = [base if one is None else f"{base}_{one}" for one in meta["indices"] or [None]]
+        ends = [read(os.path.join(root, one), "ended") for one in ([task_id] if index else folders)]
+        if not all(ends):
+            parts.append(f"{kind}:{number}" + ("_" + index if index else ""))
+        elif not _DONE[kind][any(json.loads(one)["code"] for one in ends)]:
+            raise Refused("never", f"waited for `{task_id}`, and it ended otherwise")
+    return ["--dependency=" + ",".join(parts), "--kill-on-invalid-dep=yes"] if parts else []
+
+
+def _squeue(root: str, ids: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """What Slurm knows of jobs of ours, by task: those that wait or run, and that ended a while ago."""
+    only = ["--user=" + getpass.getuser()]
+    if len(ids) == 1:
+        number = read(os.path.join(root, ids[0].partition("_")[0]), "number")
+        if not number:
+            return {}
+        only = ["--job=" + number]
+    form = ",".join(one + ":|" for one in _FIELDS)
+    done = _run(["squeue", "--noheader", "--array", "--states=all", "--Format=" + form, *only])
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise Refused("squeue", done.stderr)
+    found: dict[str, list[dict[str, str]]] = {}
+    for line in done.stdout.splitlines():
+        row = dict(zip(_FIELDS, line.split("|")))
+        ours, _, rest = row.get("Comment", "").partition(":")
+        if ours == "flow":
+            found.setdefault(rest.partition(":")[0], []).append(row)
+    return found
+
+
+def _find(comment: str) -> str:
+    """The job that was submitted by who did not live to write its number down; "" where there is none."""
+    done = _run(
+        ["squeue", "--noheader", "--states=all", "--Format=ArrayJobID:|,Comment:|", "--user=" + getpass.getuser()]
+    )
+    if done.returncode:
+        raise Refused("squeue", done.stderr)
+    found = [line.split("|")[0] for line in done.stdout.splitlines() if line.split("|")[1:2] == [comment]]
+    return found[0] if found else ""
+
+
+def _sacct(jobs: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What accounting still knows of jobs; nothing where there is none."""
+    words = [
+        "sacct",
+        "--noheader",
+        "--parsable2",
+        "--allocations",
+        "--format=JobID,State,End",
+        "--jobs=" + ",".join(jobs),
+    ]
+    try:
+        done = _run(words)
+    except Refused:
+        return {}
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.count("|") == 2]
+    return {job: {"state": state.partition(" ")[0], "end": end} for job, state, end in rows}
+
+
+def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> list[dict[str, Any]]:
+    """What is known of a task, or of the elements of an array."""
+    base, _, only = task_id.partition("_")
+    by_index = {row["ArrayTaskID"]: row for row in rows.get(base, ())}
+    alone = by_index.get("N/A")
+    if alone and alone["State"] == "PENDING" and alone["RestartCnt"] == "0":
+        return [_entry(base, alone, {"hash": alone["Comment"].rpartition(":")[2]}, alone["JobID"])]
+    text = read(os.path.join(root, base), "meta.json")
+    number = read(os.path.join(root, base), "number") if text else ""
+    if not number:
+        return []
+    meta = json.loads(text)
+    found = []
+    for index in meta["indices"] or [None]:
+        if only not in ("", str(index)):
+            continue
+        row = by_index.get("N/A" if index is None else str(index))
+        one = (
+            _entry(base, row, meta, number)
+            if index is None
+            else _entry(f"{base}_{index}", row, meta, f"{number}_{index}")
+        )
+        if row is None or row["State"] != "PENDING" or row["RestartCnt"] != "0":
+            _look_into(os.path.join(root, one["id"]), one, meta["nodes"])
+        found.append(one)
+    return found
+
+
+def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: str) -> dict[str, Any]:
+    one: dict[str, Any] = {"id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created")}
+    one.update(attempt=0, ended=False, state=row and row["State"], reason=row["Reason"] if row else "")
+    one.update(end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said="")
+    one["ranks"] = meta.get("ranks", 1)
+    return one
+
+
+def _look_into(folder: str, one: dict[str, Any], nodes: int) -> None:
+    """What the folder of a task or element tells: its attempts and their reports."""
+    starts = attempts(folder)
+    one["ended"] = bool(read(folder, "ended"))
+    one["cancelled"] = any(os.path.exists(at + "/cancel") for at in (folder, folder.rpartition("_")[0] or folder))
+    one["folder"] = folder
+    if starts:
+        at = os.path.join(folder, str(starts[-1]))
+        one["attempt"] = starts[-1]
+        one["nodes"] = [line.split() for line in read(at, "nodes").splitlines()]
+        one["reports"] = [read(os.path.join(at, str(rank)), "status.json") for rank in range(nodes)]
+    else:
+        said = read(folder.partition("_")[0], f"slurm-{one['job']}.out")
+        one["said"] = said.strip().rpartition("\n")[2]
+
+
+def main() -> None:
+    """The question on the first line of standard input; the answer as JSON: {"answer": …}, or {"refused": [...]}."""
+    verb, root, *rest = json.loads(sys.stdin.buffer.readline())
+    try:
+        if verb == "receive":
+            with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as files:
+                told: dict[str, Any] = {"answer": receive(root, files)}
+        else:
+            told = {"answer": globals()[verb](*([root] if root else []), *rest)}
+    except Refused as refused:
+        told = {"refused": refused.args}
+    except OSError as error:
+        told = {"failed": [error.errno, error.strerror, error.filename]}
+    print(json.dumps(told))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The Slurm provider: tasks as jobs of a Slurm cluster, here or from afar."""

@@ -1,0 +1,117 @@
+"""A plan as a Slurm job: what its runners are given, and the options of `sbatch` that ask for the same."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from flow.plan import Plan
+
+_MARGIN_SECONDS = 60  # between our own time limit and Slurm's, which is to act only where ours did not
+_KINDS = {"completed": "afterok", "failed": "afternotok", "ended": "afterany", "started": "after"}
+_NAMED = ("partition", "account", "qos", "constraint", "reservation")  # options of ours that are options of sbatch
+_OURS = ("--hold", "--wait", "--dependency", "--array", "--begin", "--parsable", "--comment")  # said otherwise here
+
+
+def comment(plan: Plan) -> str:
+    """By which a job is known for ours, whatever happened to who submitted it."""
+    return f"flow:{plan.task_id}:{plan.hash}"
+
+
+def runner_job(plan: Plan) -> dict[str, Any]:
+    """What is the same for every rank and attempt; the batch step adds the rest to make a `task.json` of it."""
+    is_batch = plan.batch is not None
+    return {
+        "v": 1,
+        "name": plan.name,
+        "nodes": 1 if is_batch else plan.nodes,
+        "argv": plan.argv,
+        "env": dict(plan.env),
+        "user_env": list(plan.env),
+        "clean_env": False,
+        "cwd": plan.working_dir,
+        "code": None,
+        "image": plan.image,
+        "ports": plan.ports,
+        "memory_gb": plan.memory_gb,
+        "limit_total_seconds": None if is_batch else plan.limit_seconds,
+        "grace_seconds": plan.grace_seconds,
+        "signal": None
+        if is_batch or not plan.signal
+        else {"number": plan.signal.number, "before_seconds": plan.signal.seconds},
+        "retries": plan.retries,
+        "is_batch": is_batch,
+        "stdout": plan.stdout,
+        "stderr": plan.stderr,
+    }
+
+
+def meta(plan: Plan) -> dict[str, Any]:
+    """What is asked of a task that Slurm does not know any more."""
+    return {
+        "hash": plan.hash,
+        "created": time.time(),
+        "nodes": 1 if plan.batch else plan.nodes,
+        "ranks": plan.nodes,
+        "indices": list(plan.elements.indices) if plan.elements else [],
+    }
+
+
+def sbatch_options(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
+    """For `sbatch`; of those given twice it takes the last. A batch script's own are all that it asked for."""
+    options = [f"--job-name={plan.name}", f"--comment={comment(plan)}"]
+    own = {name: plan.options.get(name) or settings.get(name) for name in _NAMED}
+    options += [f"--{name}={value}" for name, value in own.items() if value]
+    if plan.region and not own["partition"]:
+        options.append(f"--partition={plan.region}")
+    options += shlex.split(str(settings.get("sbatch_options") or ""))
+    if plan.elements:
+        most = f"%{plan.elements.at_once}" if plan.elements.at_once else ""
+        options.append("--array=" + _ranges(plan.elements.indices) + most)
+    if plan.not_before:
+        options.append(time.strftime("--begin=%Y-%m-%dT%H:%M:%S", time.localtime(plan.not_before)))
+    if plan.batch:
+        return options + [one for one in plan.batch.options if one.partition("=")[0] not in _OURS]
+    return options + _machine(plan) + [str(one) for one in plan.options.get("sbatch_options", ())]
+
+
+def dependencies(plan: Plan) -> list[tuple[str, str]]:
+    """The tasks that it waits for, each in Slurm's word for how."""
+    return [(one.task_id, _KINDS[one.state]) for one in plan.after]
+
+
+def _machine(plan: Plan) -> list[str]:
+    options = ["--requeue", f"--nodes={plan.nodes}", f"--ntasks={plan.nodes}", "--ntasks-per-node=1"]
+    options.append(f"--cpus-per-task={math.ceil(plan.cpus)}")
+    if plan.memory_gb:
+        options.append(f"--mem={math.ceil(plan.memory_gb * 1024)}M")
+    if plan.gpus:
+        kind = re.sub(r"^\d+x", "", plan.instance_type)  # as this cluster calls it
+        options.append(f"--gpus-per-node={plan.gpus}" if kind == "gpu" else f"--gpus-per-node={kind}:{plan.gpus}")
+    if plan.limit_seconds:
+        seconds = plan.limit_seconds + plan.grace_seconds * (plan.retries + 1) + _MARGIN_SECONDS
+        options.append(f"--time={math.ceil(seconds / 60)}")
+    if plan.priority < 0:  # only root may ask for more than others have
+        options.append(f"--nice={-plan.priority}")
+    return options
+
+
+def _ranges(indices: tuple[int, ...]) -> str:
+    """`1-3,7` for 1, 2, 3 and 7."""
+    parts: list[list[int]] = []
+    for index in indices:
+        if parts and parts[-1][1] == index - 1:
+            parts[-1][1] = index
+        else:
+            parts.append([index, index])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def submit_folder(plan: Plan) -> str:
+    """Where `sbatch` is called, if that is there."""
+    return plan.working_dir if os.path.isabs(plan.working_dir) else plan.submit_dir  # noqa: PTH117

@@ -1,0 +1,129 @@
+"""The Slurm provider: tasks are jobs of a cluster, whose commands are called as programs, here or through ssh."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from flow.blobs import blob_path, manifest_path
+from flow.bundle import read_manifest
+from flow.channel import Channel, ssh
+from flow.errors import ValidationError
+from flow.gpus import Gpu
+from flow.machines import Allocation, Capabilities, Offer
+from flow.outbox import outbox_files
+from flow.plan import Plan
+from flow.providers import Option
+from flow.providers.slurm.cluster import Cluster, tools
+from flow.providers.slurm.job import comment, dependencies, meta, runner_job, sbatch_options, submit_folder
+from flow.providers.slurm.partitions import offers_of
+from flow.providers.slurm.states import allocation_of
+
+_NODE = Path(__file__).parents[2] / "node"
+
+
+class Slurm:
+    """Tasks as jobs of a Slurm cluster. `home` is the folder that holds the records."""
+
+    name: ClassVar[str] = "slurm"
+    options: ClassVar[tuple[Option, ...]] = (
+        Option("login", str, "the cluster's login node, as ssh knows it; none: this machine is one"),
+        Option("folder", str, "the folder for tasks, which all nodes share, as seen on the login node"),
+        Option("partition", str, "for --partition"),
+        Option("account", str, "for --account"),
+        Option("qos", str, "for --qos"),
+        Option("constraint", str, "for --constraint"),
+        Option("reservation", str, "for --reservation"),
+        Option("sbatch_options", str, "more options for every sbatch, as `--exclusive --mail-type=FAIL`"),
+        Option("python", str, "Python 3.8 or newer of the cluster", "python3"),
+        Option("ssh_config", Path, "a file in place of ~/.ssh/config"),
+    )
+
+    def __init__(self, home: Path, options: Mapping[str, object]) -> None:
+        self.home = home
+        self._settings = options
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What Slurm itself does. Raises ValidationError where no folder is set, without which it runs nothing."""
+        if not self._settings.get("folder"):
+            raise ValidationError(
+                "the slurm provider has no folder for its tasks",
+                suggestions=["set `slurm.folder` to one that all nodes share, as `~/flow` or `/scratch/me/flow`"],
+            )
+        return Capabilities(
+            containers=True,
+            shared_folder=True,
+            arrays=True,
+            dependencies=True,
+            retries=True,
+            own_numbers=True,
+            divides_machines=True,
+        )
+
+    @property
+    def volumes(self) -> None:
+        """Its file systems are the cluster's own, and seen by every task."""
+        return
+
+    @functools.cached_property
+    def cluster(self) -> Cluster:
+        """The login node and the folder there."""
+        login, config = self._settings.get("login"), self._settings.get("ssh_config")
+        channel = ssh(str(login), config=str(config) if config else None) if login else Channel()
+        python = str(self._settings.get("python") or channel.python)
+        return Cluster(replace(channel, python=python), str(self._settings.get("folder") or ""))
+
+    def offers(self, gpu: Gpu | None = None) -> list[Offer]:
+        """Each partition's machines without their GPUs, and with 1, 2, … of each kind; no price is known."""
+        return offers_of(self.cluster.sinfo(), gpu, only=self._settings.get("partition"))
+
+    def allocate(self, plan: Plan, attempt: int = 1) -> int | None:
+        """Submit the job, with what it needs in the folder; later attempts are its own doing. The job's number."""
+        version, names = tools()
+        secrets = {name: text.decode() for name, text in outbox_files(self.home / "record" / plan.task_id).items()}
+        request = {
+            "task_id": plan.task_id,
+            "comment": comment(plan),
+            "job": {**runner_job(plan), "needs": [f"inbox/{name}" for name in secrets]},
+            "meta": meta(plan),
+            "bundle": plan.bundle,
+            "version": version,
+            "python": self.cluster.channel.python,
+            "options": sbatch_options(plan, self._settings),
+            "after": dependencies(plan),
+            "folder": submit_folder(plan),
+            "inbox": secrets,
+        }
+        told = self.cluster.ask("submit", request)
+        if told.get("missing"):
+            self.cluster.send(self._files(plan, version, names))
+            told = self.cluster.ask("submit", request)
+        return int(told["number"])
+
+    def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
+        """What `squeue` and the task folders say, in one question; accounting is asked for what both do not know."""
+        found = self.cluster.ask("look", None if task_ids is None else list(task_ids))
+        return [allocation_of(one, time.time()) for one in found]
+
+    def release(self, task_id: str, attempt: int | None = None) -> None:
+        """Cancel what waits; what runs is told to end, and then cancels itself."""
+        self.cluster.ask("release", task_id)
+
+    def channel(self, allocation: Allocation, rank: int = 0) -> Channel:
+        """The login node: it sees the files of all nodes."""
+        return self.cluster.channel
+
+    def _files(self, plan: Plan, version: str, names: Collection[str]) -> dict[str, Path]:
+        """What the job needs in the folder, by name there; what says that something is whole comes last."""
+        files = {f"node/{version}/{name}": _NODE / name for name in names}
+        files[f"node/{version}/whole"] = _NODE / "__init__.py"
+        if plan.bundle:
+            digests = {digest for _, _, digest, _ in read_manifest(self.home, plan.bundle)["files"]}
+            files.update({f"blobs/{one[:2]}/{one}": blob_path(self.home, one) for one in sorted(digests)})
+            files[f"manifests/{plan.bundle}.json"] = manifest_path(self.home, plan.bundle)
+        return files

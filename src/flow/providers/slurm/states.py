@@ -1,0 +1,135 @@
+"""What Slurm calls a job's state -> what became of the task's machines, with the reports that no runner could write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flow.channel import Channel
+from flow.machines import Allocation, Machines, Node, Report
+from flow.node.slurm_login import ENDED, LOST_SECONDS
+from flow.status import report_from_json
+
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+_PAUSED = ("SUSPENDED", "STOPPED")
+# Slurm's codes in words; sources: squeue(1), JOB REASON CODES. Others are shown as they are.
+_REASONS = {
+    "None": "",
+    "Priority": "others are before it in the queue",
+    "Resources": "waits for resources",
+    "Dependency": "waits for other jobs",
+    "DependencyNeverSatisfied": "what it waits for can never be",
+    "BeginTime": "begins later",
+    "JobHeldUser": "held in Slurm: `scontrol release` lets it start",
+    "JobHeldAdmin": "held in Slurm by an administrator",
+    "JobArrayTaskLimit": "its array runs as many as it may",
+    "ReqNodeNotAvail": "the nodes that it needs are down, drained or reserved",
+    "BadConstraints": "no node has what it asks for",
+    "PartitionDown": "its partition is down",
+    "PartitionInactive": "its partition takes no jobs now",
+    "PartitionTimeLimit": "its time limit is longer than the partition's",
+    "PartitionNodeLimit": "it asks for more nodes than the partition has",
+    "NodeDown": "a node that it needs is down",
+}
+# The end of a job of which its runner says nothing, or only that it was told to end: cause, and in words.
+_ENDS = {
+    "BOOT_FAIL": ("lost", "its nodes did not boot"),
+    "CANCELLED": ("cancel", "cancelled in Slurm"),
+    "DEADLINE": ("timeout", "its deadline has passed"),
+    "NODE_FAIL": ("lost", "its node failed"),
+    "OUT_OF_MEMORY": ("exit", "out of memory"),
+    "PREEMPTED": ("lost", "preempted"),
+    "REVOKED": ("lost", "revoked by Slurm"),
+    "TIMEOUT": ("timeout", "Slurm's time limit reached"),
+}
+
+
+def allocation_of(one: Mapping[str, Any], now: float) -> Allocation:
+    """The allocation of an entry of `slurm_login.look`."""
+    reports = {rank: found for rank, text in enumerate(one["reports"]) if (found := report_from_json(text))}
+    machines, reason = _machines(one, reports, now)
+    is_gone, attempt = machines is Machines.GONE, one["attempt"]
+    if is_gone and not one["ended"]:
+        never_began = one["state"] in ("CANCELLED", "REVOKED") or one["cancelled"]
+        reports, attempt = _with_ends(one, reports), attempt or int(not never_began)
+    shown = reports if is_gone or machines is Machines.UP else {}
+    return Allocation(
+        task_id=one["id"],
+        attempt=attempt,
+        machines=machines,
+        nodes=tuple(_node(one, rank) for rank in range(len(one["nodes"]))),
+        reason=reason,
+        created=one["created"],
+        plan_hash=one["hash"],
+        reports=_of_all_ranks(shown, one["ranks"]),
+    )
+
+
+def _machines(one: Mapping[str, Any], reports: Mapping[int, Report], now: float) -> tuple[Machines, str]:
+    state = one["state"]
+    if one["ended"] or state == "GONE" or state in ENDED:
+        if _is_awaited(one, reports, now):
+            return Machines.STARTING, "its report is awaited"
+        return Machines.GONE, _why_gone(one)
+    if state in _WAITING:
+        reason = _REASONS.get(one["reason"], one["reason"])
+        if not one["attempt"]:
+            return Machines.QUEUED, reason
+        return Machines.PREEMPTED, f"queued again: {reason}".removesuffix(": ")
+    if state in _PAUSED:
+        return Machines.PAUSED, "suspended in Slurm"
+    return (Machines.UP if reports else Machines.STARTING), ""
+
+
+def _is_awaited(one: Mapping[str, Any], reports: Mapping[int, Report], now: float) -> bool:
+    """Whether its runner may have reported what cannot be seen from here yet."""
+    is_told = one["ended"] or one["said"] or (one["reports"] and len(reports) == len(one["reports"]))
+    return one["state"] in ("COMPLETED", "FAILED") and not is_told and now - (one["end"] or now) < LOST_SECONDS
+
+
+def _why_gone(one: Mapping[str, Any]) -> str:
+    if one["ended"] or (one["cancelled"] and one["state"] == "CANCELLED"):
+        return ""
+    if one["state"] == "GONE":
+        return f"job {one['job']} is gone from Slurm and left no report"
+    return _ENDS.get(one["state"], ("", f"job {one['job']} ended as {one['state']} and left no report"))[1]
+
+
+def _with_ends(one: Mapping[str, Any], reports: Mapping[int, Report]) -> dict[int, Report]:
+    """The reports of a job that ended in Slurm, with those that its runners could not write."""
+    state = one["state"]
+    cause, reason = _ENDS.get(state, ("", ""))
+    if one["cancelled"] and state == "CANCELLED":
+        reason = "cancelled"
+    if not one["attempt"] and state == "FAILED":
+        cause, reason = "start", one["said"] or "the job's script could not be run"
+    found = dict(reports)
+    for rank in range(max(len(one["reports"]), 1) if one["attempt"] or cause == "start" else 0):
+        known = found.get(rank)
+        if cause and (known is None or known.phase != "ended" or (known.cause == "cancel" and not one["cancelled"])):
+            started = known.started if known else None
+            code = 137 if state == "OUT_OF_MEMORY" else None
+            found[rank] = Report("ended", code, None, cause, reason, started=started, ended=one["end"])
+    return found
+
+
+def _of_all_ranks(reports: Mapping[int, Report], ranks: int) -> Mapping[int, Report]:
+    """A batch script has one runner, which speaks for all of its nodes."""
+    if ranks > 1 and set(reports) == {0}:
+        return dict.fromkeys(range(ranks), reports[0])
+    return reports
+
+
+def _node(one: Mapping[str, Any], rank: int) -> Node:
+    name, address = one["nodes"][rank]
+    words: tuple[str, ...] = (
+        "srun",
+        f"--jobid={one['job']}",
+        "--overlap",
+        f"--nodelist={name}",
+        "--nodes=1",
+        "--ntasks=1",
+    )
+    words += ("--mpi=none", "--quiet", "--kill-on-bad-exit=0")
+    folder = f"{one['folder']}/{one['attempt']}/{rank}"
+    return Node(rank, name, address, folder=folder, beyond=Channel(words, terminal=(*words, "--pty")))
