@@ -376,10 +376,10 @@ SUBMITTED = (
     ("-H", "-a", "0-20:4", "-J", "harr", "ok.sh"),
     ("-J", "ends", "long.sh"),
 )
-LETTERS = "cCdDEfgGhHIjJkKlmnoOPqrstTuUvwWxXyYzZb"
+LETTERS = "cCdDfgGhHIjJkKlmnoOPqrstTuUvwWxXyYzZb"
 LONG_NAMES = (
     "admin_comment,arraytaskid,batchflag,boardspernode,burstbuffer,burstbufferstate,clusterfeature,command,"
-    "comment,container,contiguous,cores,corespec,cpus-per-task,cpus-per-tres,deadline,delayboot,dependency,feature,"
+    "comment,container,contiguous,cores,corespec,cpus-per-task,cpus-per-tres,deadline,delayboot,feature,"
     "groupid,groupname,hetjobid,hetjobidset,hetjoboffset,licenses,maxnodes,mcslabel,mem-per-tres,mincpus,minmemory,"
     "mintime,mintmpdisk,name,network,nice,ntperboard,ntpercore,ntpernode,ntpersocket,numcpus,numnodes,numtasks,origin,"
     "originraw,oversubscribe,partition,preempttime,prefer,profile,qos,reason,reboot,reqnodes,reqswitch,requeue,"
@@ -444,7 +444,9 @@ def _is_settled(ask: Callable[..., str]) -> bool:
 
 
 def _by_job(text: str) -> dict[str, str]:
-    return dict(line.split("|", 1) for line in text.splitlines())  # type: ignore[misc]
+    """What stands after the first `|` of each line, by what stands before it."""
+    parts = (line.partition("|") for line in text.splitlines())
+    return {job.strip(): shown for job, _, shown in parts}
 
 
 def test_squeue_and_sacct_show_what_the_real_ones_show_of_the_same_jobs(
@@ -457,9 +459,11 @@ def test_squeue_and_sacct_show_what_the_real_ones_show_of_the_same_jobs(
         theirs, mine = _by_job(ask_slurm(*asked)), _by_job(ask_us(*asked))
         _note_differences(differing, f"%{letter}", theirs, mine)
     for name in LONG_NAMES.split(","):
-        asked = ("squeue", "-t", "all", "-j", "{}", "-O", f"jobarrayid:14|,{name},{name}:.7,{name}:30")
+        asked = ("squeue", "-t", "all", "-j", "{}", "-O", f"jobarrayid:24|,{name},{name}:.7,{name}:30")
         theirs, mine = _by_job(ask_slurm(*asked)), _by_job(ask_us(*asked))
         _note_differences(differing, name, theirs, mine)
+    asked = ("squeue", "-t", "all", "-j", "{}", "-o", "%i|%E")  # the numbers in it are not as wide
+    _note_differences(differing, "%E", _by_job(ask_slurm(*asked)), _by_job(ask_us(*asked)))
     for name in ACCOUNTED.split(","):
         asked = ("sacct", "-X", "-j", "{}", "-P", "-o", f"jobid,{name}")
         theirs, mine = _by_job(ask_slurm(*asked)), _by_job(ask_us(*asked))
@@ -482,9 +486,9 @@ def test_default_outputs_are_the_real_ones_but_for_what_must_differ(
         ("squeue", "-j", "{}"),
         ("squeue", "-j", "{}", "-r", "-t", "all", "-n", "arr,held,ok.sh"),  # Slurm forgets one of 0-20:4
         ("squeue", "-j", "{}", "-t", "F,CD,CA", "-S", "i"),
-        ("sacct", "-j", "{}", "-n", "-X", "-o", "jobid,jobname%5,state%4,exitcode"),
+        ("sacct", "-j", "{}", "-n", "-X", "-o", "jobid%20,jobname%5,state%4,exitcode"),
         ("sacct", "-j", "{}", "-p", "-X", "-o", "jobid,jobname,state"),
-        ("sacct", "-j", "{}", "-b", "-X"),
+        ("sacct", "-j", "{}", "-b", "-X", "-p"),
         ("sacct", "--helpformat"),
     ):
         assert _same(ask_us(*words)) == _same(ask_slurm(*words)), words

@@ -114,7 +114,10 @@ def _fields(own: Sequence[str], given: list[Given], command: Sequence[str]) -> d
     named = {one.name for one in given}
     defaults = {"job-name": Path(command[0]).name if command else "interactive"}
     if "output" not in named:
-        defaults |= {"output": "/dev/null", "error": "/dev/null"}  # it is shown here
+        defaults |= {
+            "output": "/dev/null",
+            "error": "/dev/./null",
+        }  # it is shown here; in one file they were one stream
     given = [Given(name, value) for name, value in defaults.items() if name not in named] + given
     try:
         script = read_script(f'#!/bin/sh\n{step} "$@"\n'.encode(), {}, name="srun", given=given, args=command)
