@@ -293,8 +293,8 @@ def test_a_second_ctrl_c_ends_what_srun_started(scripts: Path) -> None:
         assert process.stderr.readline() == "srun: interrupt (one more within 1 sec to abort)\n"
         assert process.stderr.readline() == "srun: StepId=1.0 task 0: running\n"
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
-        assert states() == {"1": "CANCELLED"}
+        _, told = process.communicate(timeout=30)
+        assert (process.returncode, states()) == (143, {"1": "CANCELLED"}), told
     finally:
         process.kill()
         process.wait()

@@ -149,19 +149,18 @@ def _watched(client: Flow, task: Task) -> int:
 
 def _take_interrupts(client: Flow, task: Task) -> None:
     """The first Ctrl-C is told of, a second one soon after it ends the task."""
-    last = 0.0
+    last = -_AGAIN_SECONDS
 
-    def interrupted(number: int, frame: object) -> None:
+    def interrupted(number: int, frame: object) -> None:  # what it interrupts may be writing, or at the records
         nonlocal last
         now = time.monotonic()
         if now - last < _AGAIN_SECONDS:
-            click.echo(f"srun: sending Ctrl-C to StepId={task.number}.0", err=True)
-            # not here: what was interrupted may be at the same work
+            os.write(2, f"srun: sending Ctrl-C to StepId={task.number}.0\n".encode())
             threading.Thread(target=client.cancel, args=(task.task_id,)).start()
             return
         last = now
-        click.echo("srun: interrupt (one more within 1 sec to abort)", err=True)
-        click.echo(f"srun: StepId={task.number}.0 task 0: {task.status}", err=True)
+        told = f"srun: interrupt (one more within 1 sec to abort)\nsrun: StepId={task.number}.0 task 0: {task.status}\n"
+        os.write(2, told.encode())
 
     signal.signal(signal.SIGINT, interrupted)
 
