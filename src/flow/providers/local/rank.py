@@ -164,5 +164,5 @@ def _copies(row: Row, plan: Plan, rank: int) -> dict[str, Any]:
         "stdout_copy": stdout,
         "stderr_copy": stderr,
         "fresh_copies": plan.fresh_output,
-        "copies_mode": 0o666 if plan.batch else 0o600,
+        "copies_mode": plan.output_mode,
     }
