@@ -60,7 +60,7 @@ def write_job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting, 
     if plan.batch:
         job["slurm"] = _slurm(home, row, plan)
     if has_gpus and "CUDA_VISIBLE_DEVICES" not in plan.env:
-        job["gpu_ids"] = list(row.gpu_ids)  # none given: none seen
+        job["gpu_ids"] = job["given_gpus"]  # none given: none seen
     descriptor = os.open(folder / "task.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as text:
         text.write(json.dumps(job))  # `json.dump` does not use the encoder in C
@@ -93,7 +93,7 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         "image": plan.image,
         "engine": plan.engine,
         "gpu_ids": None,
-        "given_gpus": list(row.gpu_ids),  # also where `env` chooses what the command sees
+        "given_gpus": _own_gpus(row, plan, rank),  # also where `env` chooses what the command sees
         "ports": plan.ports,
         "cpus": plan.cpus,
         "memory_gb": plan.memory_gb,
@@ -110,6 +110,13 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         **(_copies(row, plan, rank) if plan.stdout or plan.stderr else {}),
         "delivery_timeout_seconds": 1800,
     }
+
+
+def _own_gpus(row: Row, plan: Plan, rank: int) -> list[int]:
+    """The node's share of the cards; where there are fewer than asked for, all nodes see all."""
+    if len(row.gpu_ids) < plan.gpus * plan.nodes:
+        return list(row.gpu_ids)
+    return list(row.gpu_ids[rank * plan.gpus : (rank + 1) * plan.gpus])
 
 
 def _signal(signal: SignalBefore) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def _restore_row(home: Path, queue: Queue, row: Row, plan: Plan, *, final: Outco
         is_requeued = outcome is not None and outcome.state is TaskStatus.PREEMPTED
         is_last = number == numbers[-1]
         if is_last and outcome is None:  # under way, or dead: the scheduler looks
-            queue.start(row, _gpu_ids(rank_folder(home, row.id, number, 0)))
+            queue.start(row, _gpu_ids(home / "record" / row.id / str(number)))
             break
         queue.start(row, [])
         if is_requeued:
@@ -157,10 +157,11 @@ def _reports_of(final: Outcome, nodes: int) -> dict[int, Report]:
     return dict.fromkeys(range(nodes), report)
 
 
-def _gpu_ids(folder: Path) -> list[int]:
-    """The GPUs that an attempt was given."""
+def _gpu_ids(attempt: Path) -> list[int]:
+    """The GPUs that an attempt was given, of all its nodes."""
     try:
-        return [int(one) for one in json.loads((folder / "task.json").read_bytes())["given_gpus"]]
+        given = [json.loads(job.read_bytes())["given_gpus"] for job in attempt.glob("*/task.json")]
+        return sorted({int(one) for ids in given for one in ids})
     except (OSError, ValueError, LookupError, TypeError):
         return []
 
