@@ -31,11 +31,11 @@ UNFINISHED = frozenset(("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "PREEM
 _ENDED_FOR = {"FAILED": "NonZeroExitCode", "TIMEOUT": "TimeLimit", "NODE_FAIL": "NodeDown"}
 # How the reason of a task that waits begins -> Slurm's word for it.
 _WAITS_FOR = (
+    ("queued: 0 ahead", "Resources"),
+    ("queued: its array", "JobArrayTaskLimit"),
+    ("queued", "Priority"),
     ("held", "JobHeldUser"),
     ("begins", "BeginTime"),
-    ("queued: its array", "JobArrayTaskLimit"),
-    ("queued: 0 ahead", "Resources"),
-    ("queued", "Priority"),
     ("waits for", "Dependency"),
 )
 NOT_ELIGIBLE = frozenset(
@@ -192,11 +192,10 @@ def state_named(word: str) -> str | None:
 
 def waiting_reason(text: str) -> str:
     """Slurm's word for why a task waits, from the reason that it has."""
-    if _SLURMS_WORD.fullmatch(text):
-        return text
-    if text.endswith("which cannot be any more"):
-        return "DependencyNeverSatisfied"
-    return next((word for begin, word in _WAITS_FOR if text.startswith(begin)), "None")
+    for begin, word in _WAITS_FOR:
+        if text.startswith(begin):
+            return "DependencyNeverSatisfied" if text.endswith("which cannot be any more") else word
+    return text if _SLURMS_WORD.fullmatch(text) else "None"
 
 
 def state_and_reason(task_state: str, text: str, *, exit_code: int | None, signal: int | None) -> tuple[str, str]:
