@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from flow.channel import Channel
@@ -52,6 +53,8 @@ def allocation_of(one: Mapping[str, Any], now: float) -> Allocation:
     if is_gone and not one["ended"]:
         never_began = one["state"] in ("CANCELLED", "REVOKED") or one["cancelled"]
         reports, attempt = _with_ends(one, reports), attempt or int(not never_began)
+    if one["state"] == "OUT_OF_MEMORY":
+        reports = {rank: _out_of_memory(report) for rank, report in reports.items()}
     shown = reports if is_gone or machines is Machines.UP else {}
     return Allocation(
         task_id=one["id"],
@@ -103,6 +106,8 @@ def _with_ends(one: Mapping[str, Any], reports: Mapping[int, Report]) -> dict[in
         reason = "cancelled"
     if not one["attempt"] and state == "FAILED":
         cause, reason = "start", one["said"] or "the job's script could not be run"
+    if state in ("COMPLETED", "FAILED") and not one["cancelled"] and any(r.cause == "cancel" for r in reports.values()):
+        cause, reason = "lost", f"job {one['job']} was told to end and ended as {state}"
     found = dict(reports)
     for rank in range(max(len(one["reports"]), 1) if one["attempt"] or cause == "start" else 0):
         known = found.get(rank)
@@ -111,6 +116,13 @@ def _with_ends(one: Mapping[str, Any], reports: Mapping[int, Report]) -> dict[in
             code = 137 if state == "OUT_OF_MEMORY" else None
             found[rank] = Report("ended", code, None, cause, reason, started=started, ended=one["end"])
     return found
+
+
+def _out_of_memory(report: Report) -> Report:
+    """What a runner saw only as a signal."""
+    return (
+        replace(report, reason=f"out of memory: {report.reason}") if report.code and report.cause == "exit" else report
+    )
 
 
 def _of_all_ranks(reports: Mapping[int, Report], ranks: int) -> Mapping[int, Report]:
