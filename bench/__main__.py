@@ -10,7 +10,20 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 
-from bench import boot_size, bundle, functions, logs, mounts, package, s3, startup, status, submit, throughput
+from bench import (
+    boot_size,
+    bundle,
+    functions,
+    logs,
+    mounts,
+    package,
+    s3,
+    slurm_words,
+    startup,
+    status,
+    submit,
+    throughput,
+)
 from bench.figures import Figure
 from bench.peers import measure_peers
 from bench.place import remove_homes
@@ -31,6 +44,7 @@ MEASURES: dict[str, Callable[..., list[Figure]]] = {
     "boot": boot_size.measure,
     "mounts": mounts.measure,
     "s3": s3.measure,
+    "script": slurm_words.measure,
 }
 
 

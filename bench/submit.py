@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import flow
 from bench.figures import Figure, median, milliseconds, p99
@@ -27,14 +28,22 @@ def measure_submit(*, quick: bool) -> list[Figure]:
 
 
 def measure_array(*, quick: bool) -> list[Figure]:
-    """One array of many elements, acknowledged."""
-    spent = []
+    """One array of many elements, acknowledged; and one that waits for it, element for element."""
+    alone, after = [], []
     with own_home(FLOW_LOCAL_CPUS="1") as home, machine_held():
         for _ in range(2 if quick else 5):
-            spent.append(milliseconds(lambda: flow.run("true", array=f"1-{ELEMENTS}", upload_code=False)))
+            alone.append(milliseconds(_array))
+            after.append(milliseconds(lambda: _array(depends_on="@last:corresponding")))
         floor = sqlite_rows_per_second(home, ELEMENTS)
-    rate = ELEMENTS * 1000 / median(spent)
-    return [Figure(f"array of {ELEMENTS:,} acknowledged", rate, "tasks/s", floor, "SQLite rows", aim=20_000)]
+    rates = [ELEMENTS * 1000 / median(spent) for spent in (alone, after)]
+    names = (f"array of {ELEMENTS:,} acknowledged", "  one that waits for it, element for element")
+    return [
+        Figure(name, rate, "tasks/s", floor, "SQLite rows", aim=20_000) for name, rate in zip(names, rates, strict=True)
+    ]
+
+
+def _array(**fields: Any) -> None:
+    flow.run("true", array=f"1-{ELEMENTS}", upload_code=False, **fields)
 
 
 def measure_result(*, quick: bool) -> list[Figure]:

@@ -59,3 +59,25 @@ def test_a_task_is_known_by_its_number(here: Path, client: Flow) -> None:
     task = client.run("true", array="1-2")
     assert (task.number, client.get_task("1").task_id) == (1, task.task_id)
     assert [client.get_task(one).number for one in ("1_1", "1_2", "2")] == [2, 1, 2]
+
+
+@pytest.mark.parametrize(("asked", "heard"), [("B:USR1@1", "script"), ("USR1@1", "step"), ("RB:USR1@1", "script")])
+def test_a_signal_is_for_the_script_or_for_its_steps(client: Flow, asked: str, heard: str) -> None:
+    script = """#!/bin/sh
+    trap 'echo script' USR1
+    SLURM_STEP_ID=0 sh -c 'trap "echo step; exit" USR1; for n in $(seq 30); do sleep 0.1; done' &
+    for n in $(seq 18); do sleep 0.1; done
+    """
+    batch = Batch(script=script, options=[f"--signal={asked}"])
+    task = client.run(TaskConfig(batch=batch, signal="USR1@1", max_run_time_hours=2.5 / 3600))
+    assert task.wait(timeout=20) == "completed"
+    told = {line.text.decode() for line in task.lines()}  # a shell tells of the signals that its children had, too
+    assert told & {"script", "step"} == {heard}
+
+
+def test_a_step_runs_on_every_node_of_the_task(here: Path, client: Flow) -> None:
+    script = "#!/bin/bash\nsrun -l bash -c 'echo $SLURM_JOB_ID $SLURM_NODEID' | sort"
+    batch = Batch(script=script, variables={"SLURM_NTASKS": "4", "SLURM_NNODES": "2"})
+    task = client.run(TaskConfig(batch=batch, num_instances=2, cpus=2))
+    assert task.wait(timeout=60) == "completed", task.logs()
+    assert task.logs().splitlines() == ["0: 1 0", "1: 1 0", "2: 1 1", "3: 1 1"]

@@ -102,8 +102,10 @@ def test_with_twenty_variables_and_two_nodes_it_fits_where_little_is_taken(tmp_p
     jobs = [{**TASK, **more, "rank": rank, "env": TWENTY, "code": code} for rank in range(2)]
     short = boot(jobs, "/root/flow", most_bytes=5000)
     assert len(short.script) <= 5000
-    assert sorted(short.inbox[0]) == ["log.py", "loop.py", "peers.py", "processes.py", "runner.py", "unpack.py"]
-    assert len(boot(jobs, "/root/flow").script) <= 12_500
+    assert sorted(short.inbox[0]) == [
+            "asked.py", "log.py", "loop.py", "peers.py", "processes.py", "runner.py", "unpack.py",
+        ]  # fmt: skip
+    assert len(boot(jobs, "/root/flow").script) <= 13_500
 
 
 def test_a_task_brings_the_files_that_only_few_need() -> None:
@@ -114,12 +116,27 @@ def test_a_task_brings_the_files_that_only_few_need() -> None:
     assert not {"container.py", "pull.py", "volumes.py"} & set(inbox)
 
 
+def test_a_batch_script_brings_srun_along(tmp_path: Path) -> None:
+    (tmp_path / "python3").symlink_to(old_pythons()[0])
+    slurm = {"number": 7, "array_number": None, "array": None, "variables": {"SLURM_NTASKS": "2"}}
+    argv = ["sh", "-c", "srun -l -O sh -c 'echo $SLURM_JOB_ID'; scontrol show hostnames; module load x; squeue"]
+    script, _ = boot([{**TASK, "argv": argv, "slurm": slurm}], str(tmp_path))
+    assert len(script) <= 34_000
+    assert run(script, PATH=f"{tmp_path}:{os.environ['PATH']}").returncode == 0
+    folder = tmp_path / TASK["task_id"] / "1/0"
+    assert sorted((folder / "stdout.log").read_text().splitlines()) == ["0: 7", "127.0.0.1", "1: 7"]
+    assert (folder / "stderr.log").read_text().splitlines() == [
+        "module: `x` is not in the table of modules here; the script goes on without it",
+        "squeue: there is no Slurm on this machine, and no `flow`",
+    ]
+
+
 def test_what_did_not_fit_is_awaited(tmp_path: Path) -> None:
     env = {**TWENTY, "LONG": "".join(os.urandom(2000).hex())}
     argv = ["sh", "-c", "echo $SETTING_7; echo $LONG"]
     script, inbox = boot([{**TASK, "argv": argv, "env": env}], str(tmp_path), most_bytes=2500)
     assert len(script) <= 2500
-    assert sorted(inbox[0]) == ["env.json", "log.py", "loop.py", "processes.py", "runner.py"]
+    assert sorted(inbox[0]) == ["asked.py", "env.json", "log.py", "loop.py", "processes.py", "runner.py"]
     folder = tmp_path / TASK["task_id"] / "1/0"
     with subprocess.Popen(["bash", "-c", script]) as process:
         assert wait_until((folder / "inbox").exists)

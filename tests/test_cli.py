@@ -72,10 +72,13 @@ def test_help_lists_every_command_in_its_section_and_ends_with_an_example(run: R
     assert max(map(len, lines)) <= 80
 
 
+NO_HEADER = ("sinfo", "squeue")  # where `-h` leaves out the titles, as with Slurm
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_of_each_command_ends_with_an_example(run: Run, name: str) -> None:
-    long, short = run(name, "--help"), run(name, "-h")
-    assert long == short
+    long = run(name, "--help")
+    assert name in NO_HEADER or run(name, "-h") == long
     assert (long.code, long.stderr) == (0, "")
     heading, example = long.stdout.splitlines()[-2:]
     assert heading == "Example:"

@@ -10,20 +10,16 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flow import client, config
-from flow.cli import main
+from tests.support.commands import flow
 from tests.support.processes import wait_until
 
 ID = re.compile(r"task-[0-9a-z]{14}")
-LOADED = (client, config)  # so that a fork need not load them
-Ended = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture
@@ -41,31 +37,6 @@ def started(project: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in processes:
         process.kill()
         process.communicate()
-
-
-def flow(*words: str) -> Ended:
-    """Run a command line to its end in a fork of this process: as a process of its own, without a start of Python."""
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        pid = os.fork()
-        if pid == 0:
-            _become(words, stdout.fileno(), stderr.fileno())
-        _, status = os.waitpid(pid, 0)
-        texts = []
-        for file in (stdout, stderr):
-            file.seek(0)
-            texts.append(file.read().decode())
-    return Ended(words, os.waitstatus_to_exitcode(status), *texts)
-
-
-def _become(words: tuple[str, ...], stdout: int, stderr: int) -> None:
-    code = 70
-    try:
-        for file, number in ((os.open(os.devnull, os.O_RDONLY), 0), (stdout, 1), (stderr, 2)):
-            os.dup2(file, number)
-        sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-        code = main(words)
-    finally:
-        os._exit(code)
 
 
 def submitted(*words: str) -> str:

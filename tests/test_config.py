@@ -63,8 +63,12 @@ depends_on:
   - task-06f3k2m9q7xw1d
   - prepare:ended
   - {task: ":1", state: started}
+depends_on_any: true
+singleton: false
+unmet_dependency: wait
 begin: 2030-01-31T08:00:00
 hold: true
+requeue: false
 signal: USR1@90
 grace_seconds: 5
 output: logs/%x-%j.out
@@ -118,8 +122,12 @@ def test_every_field_is_read_from_yaml(tmp_path: Path) -> None:
             {"task": "prepare", "state": "ended"},
             {"task": ":1", "state": "started"},
         ],
+        "depends_on_any": True,
+        "singleton": False,
+        "unmet_dependency": "wait",
         "begin": "2030-01-31T08:00:00",
         "hold": True,
+        "requeue": False,
         "signal": "USR1@90",
         "grace_seconds": 5.0,
         "output": "logs/%x-%j.out",
@@ -279,8 +287,14 @@ def test_all_mistakes_are_told_at_once_each_with_its_path() -> None:
         "volumes[1].size_gb: `-5` is too small; write 1 or more",
         "unknown field `volumes[1].size`; did you mean `size_gb`?",
         "num_instances: `0` is too small; write 1 or more",
-        "depends_on[0].state: `done` is not allowed; write 'completed', 'failed', 'ended' or 'started'",
+        "depends_on[0].state: `done` is not allowed; write 'completed', 'failed', 'ended', "
+        "'started', 'started_or_ended' or 'corresponding'",
     ]
+
+
+def test_a_singleton_waits_for_all_of_its_name_so_not_for_any_task() -> None:
+    error = refused(TaskConfig, depends_on=["a", "b"], depends_on_any=True, singleton=True)
+    assert error.message == "`singleton` waits for all of its tasks, `depends_on_any` for one"
 
 
 def test_a_refused_assignment_leaves_everything_as_it_was() -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from flow.node import runner, tail
+from tests.support.batch_tasks import BatchTask
 from tests.support.components import require
-from tests.support.containers import IMAGE, podman
+from tests.support.containers import IMAGE, import_python_image, podman
 from tests.support.processes import leaders_of, wait_until
 
 
@@ -158,3 +159,16 @@ def test_a_shell_can_be_had_in_the_container(run: Any) -> None:
     ]
     done = subprocess.run(enter, env=one.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stdout) == (6, "/workspace\ntask-t0\n")
+
+
+def test_a_batch_script_starts_steps_in_the_containers_of_its_nodes(
+    engine: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in engine.items():
+        monkeypatch.setenv(name, value)
+    image = import_python_image({**os.environ, **engine})
+    script = "#!/bin/sh\nsrun -l sh -c 'echo $SLURM_JOB_ID $SLURM_PROCID'; scontrol show hostnames\n"
+    argv = ["sh", "-c", 'exec "$FLOW_WORKSPACE/.flow/batch/script"']
+    with BatchTask(tmp_path / "task", script, nodes=2, image=image, engine="podman", cwd="", env={}, argv=argv) as task:
+        assert task.wait() == [0, 0], task.err()
+        assert sorted(task.out().splitlines()) == ["0: 7 0", "127.0.0.1", "127.0.0.2", "1: 7 1"]

@@ -244,6 +244,7 @@ def test_a_row_tells_what_a_list_needs(records: Records) -> None:
             attempt=2,
             started=10.0,
             ended=30.0,
+            partition="local",
         )
     ]
 

@@ -89,24 +89,32 @@ def test_a_misspelled_signal_is_told_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "task", "state"),
+    ("text", "task", "state", "minutes"),
     [
-        ("task-abc", "task-abc", "completed"),
-        ("task-abc:ended", "task-abc", "ended"),
-        ("my.task_1:failed", "my.task_1", "failed"),
-        ("train:started", "train", "started"),
-        (":1", ":1", "completed"),
-        (":12:ended", ":12", "ended"),
-        ("@last", "@last", "completed"),
-        ("@last:completed", "@last", "completed"),
-        ("12345", "12345", "completed"),
+        ("task-abc", "task-abc", "completed", 0),
+        ("task-abc:ended", "task-abc", "ended", 0),
+        ("my.task_1:failed", "my.task_1", "failed", 0),
+        ("train:started", "train", "started", 0),
+        ("train:started+10", "train", "started", 10),
+        ("12_3:started_or_ended+0.5", "12_3", "started_or_ended", 0.5),
+        ("sweep:corresponding", "sweep", "corresponding", 0),
+        (":1", ":1", "completed", 0),
+        (":12:ended", ":12", "ended", 0),
+        ("@last", "@last", "completed", 0),
+        ("@last:completed", "@last", "completed", 0),
+        ("12345", "12345", "completed", 0),
     ],
 )
-def test_a_dependency_is_a_reference_and_a_state(text: str, task: str, state: str) -> None:
-    assert parse_dependency(text) == (task, state)
+def test_a_dependency_is_a_reference_and_a_state_and_maybe_a_delay(
+    text: str, task: str, state: str, minutes: float
+) -> None:
+    assert parse_dependency(text) == (task, state, minutes)
 
 
-@pytest.mark.parametrize("text", ["", " ", "task-abc:", "task-abc:complete", ":ended:soon", "a:b:c"])
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "task-abc:", "task-abc:complete", ":ended:soon", "a:b:c", "a:started+", "a:started+x", "a:ended+-1"],
+)
 def test_what_is_no_dependency_is_refused(text: str) -> None:
     with pytest.raises(ValidationError):
         parse_dependency(text)

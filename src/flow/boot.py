@@ -14,6 +14,11 @@ from typing import Any, NamedTuple
 from flow.masking import is_secret
 
 _NODE = Path(__file__).parent / "node"
+# Where there is no Slurm, for its scripts.
+_FOR_SCRIPTS = (
+    "batch.py", "hostlist.py", "layout.py", "ledger.py", "modules.py", "scontrol.py", "srun.py", "srun_layout.py",
+    "srun_options.py", "steps.py",
+)  # fmt: skip
 _SCRIPT = """\
 #!/bin/bash
 # Starts {what} of Flow on this machine; its rank is $1 or $FLOW_RANK.
@@ -108,8 +113,9 @@ def _files_for(task: Mapping[str, Any]) -> list[str]:
         "mount_points.py": mounts or task.get("private_mounts"),
         "volumes.py": any(one["kind"] == "device" for one in mounts),
         "peers.py": task.get("nodes", 1) > 1,
+        **dict.fromkeys(_FOR_SCRIPTS, task.get("slurm")),
     }
-    always = ["runner.py", "processes.py", "loop.py", "log.py"]
+    always = ["runner.py", "processes.py", "loop.py", "log.py", "asked.py"]
     if any(one["kind"] == "s3" for one in mounts):
         always += sorted(path.name for path in _NODE.glob("s3*.py"))
     return always + [name for name, is_needed in wanted.items() if is_needed]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flow.durable import NoRoomError
 from flow.errors import FlowError, QuotaExceededError, ResourceNotFoundError, StorageError, ValidationError
 from flow.importing import refuse_while_importing
-from flow.observe import observe
+from flow.observe import Look, observe
 from flow.providers import Provider
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flow.plan import Plan
     from flow.prune import Pruned
     from flow.record import Row
+    from flow.slurm.script import SlurmScript
     from flow.task_fields import TaskFields
 
     Operand = str | os.PathLike[str] | list[str] | tuple[str, ...] | None
@@ -78,19 +79,19 @@ class Flow:
         if fields.get("command") is not None:
             raise ValidationError("the command is given twice", suggestions=["leave `command` out"])
         if isinstance(found, Path) and is_slurm(found):
-            return self._load_slurm(found, fields)
+            from flow.slurm.script import read_slurm_script
+
+            return self.load_batch(read_slurm_script(found, os.environ), **fields)
         fields["command"] = script_argv(found) if isinstance(found, Path) else found
         return TaskConfig(**fields)
 
-    def _load_slurm(self, path: Path, fields: TaskFields) -> TaskConfig:
+    def load_batch(self, script: SlurmScript, **fields: Unpack[TaskFields]) -> TaskConfig:
+        """The config of a Slurm batch script; `fields` override what it says, None takes one back to its default."""
         from flow.config import TaskConfig
-        from flow.slurm_script import read_slurm_script
 
-        is_sent = fields.get("upload_code") is not False and not path.is_absolute() and ".." not in path.parts
-        script = read_slurm_script(path, f"$FLOW_WORKSPACE/{path.as_posix()}" if is_sent else str(path.absolute()))
         self.notes += script.notes
         if fields.get("env"):
-            fields["env"] = {**script.fields["env"], **(fields["env"] or {})}
+            fields["env"] = {**script.fields.get("env", {}), **(fields["env"] or {})}
         return TaskConfig.from_dict(script.fields).copy_with(**fields)
 
     def plan(self, config: TaskConfig) -> Plan:
@@ -189,14 +190,14 @@ class Flow:
         from flow.upload import current_folder
 
         provider = self.provider(config.provider or self.settings.get("provider"))
-        submitter = Submitter(current_folder(), dict(os.environ), self._find)
+        submitter = Submitter(current_folder(), dict(os.environ), self._find, self._unfinished)
         return resolve(config, provider, submitter, task_id=task_id)
 
     # -- finding
 
     def get_task(self, reference: str) -> Task:
         """The task that an id, a unique prefix, a number, a name, `:1` or `@last` names. Raises TaskNotFoundError."""
-        self._finish_interrupted()
+        self.finish_interrupted()
         task = self._task(self._find(reference))
         try:
             task.refresh()
@@ -217,12 +218,12 @@ class Flow:
         `name_pattern`: as a shell's, `dev-*`. Without `refresh` they are as they were when last looked at.
         """
         states = states_named(states)
-        self._finish_interrupted()
+        self.finish_interrupted()
         if refresh and states is not None:
-            self._look_at(row.task_id for row in self.records.rows(unfinished=True))
+            self.look_at(self.records.rows(unfinished=True))
         rows = self.records.rows(limit=limit, states=states, name_pattern=name_pattern)
         if refresh and states is None:
-            self._look_at(row.task_id for row in rows if not row.state.is_final)
+            self.look_at(row for row in rows if not row.state.is_final)
             rows = self.records.rows(limit=limit, name_pattern=name_pattern)
         tasks = []
         for row in rows:
@@ -327,8 +328,8 @@ class Flow:
         with suppress(OSError):  # room to work in on a full disk: the local scheduler keeps it, and makes it anew
             (self.home / "local" / "spare").unlink(missing_ok=True)
         with suppress(NoRoomError):  # then what has ended by its own files goes
-            self._finish_interrupted()
-            self._look_at(row.task_id for row in self.records.rows(unfinished=True))
+            self.finish_interrupted()
+            self.look_at(self.records.rows(unfinished=True))
             self._record_ends()
         providers = {row.task_id: row.provider for row in self.records.rows(states=FINAL)}
         pruned = self.records.prune(
@@ -369,42 +370,54 @@ class Flow:
         self._take_notes()
         return task_id
 
+    def _unfinished(self, name: str) -> list[str]:
+        """The tasks of this name that have not ended, oldest first."""
+        rows = self.records.rows(unfinished=True, name_pattern=name)  # a name holds nothing that a pattern reads
+        looks = self.look_at(rows)
+        ended = {task_id for task_id, look in looks.items() if look.outcome.state.is_final}
+        return [row.task_id for row in reversed(rows) if row.task_id not in ended]
+
     def _take_notes(self) -> None:
         self.notes += self.records.notes
         self.records.notes.clear()
 
-    def _look_at(self, task_ids: Iterable[str]) -> dict[str, Outcome]:
-        """What tasks have come to, and the index up to date on them: one question to each provider."""
-        outcomes: dict[str, Outcome] = {}
-        by_provider: dict[str, dict[str, int]] = {}
-        for row in self.records.rows_of(list(task_ids)):
-            by_provider.setdefault(row.provider, {})[row.task_id] = row.nodes
-        for name, nodes in by_provider.items():
-            found: dict[str, list[Any]] = {task_id: [] for task_id in nodes}
+    def look_at(self, rows: Iterable[Row]) -> dict[str, Look]:
+        """What tasks have come to, and the lists up to date on them: one question to each provider."""
+        looks: dict[str, Look] = {}
+        changed: dict[str, Outcome] = {}
+        by_provider: dict[str, dict[str, Row]] = {}
+        for row in rows:
+            by_provider.setdefault(row.provider, {})[row.task_id] = row
+        for name, asked in by_provider.items():
+            found: dict[str, list[Any]] = {task_id: [] for task_id in asked}
             try:
                 provider = self.provider(name)
-                for allocation in provider.allocations(list(nodes)):
+                for allocation in provider.allocations(list(asked)):
                     found[(allocation.task_id or "").partition("_")[0]].append(allocation)
             except FlowError as error:  # of one provider, or a damaged record: the others are told of
                 self.notes.append(error.message)
                 continue
             for task_id, allocations in found.items():
                 try:
-                    outcomes[task_id], _ = observe(
-                        provider, self.records, task_id, nodes=nodes[task_id], allocations=allocations
+                    outcome, elements = observe(
+                        provider, self.records, task_id, nodes=asked[task_id].nodes, allocations=allocations
                     )
+                    where = {one.task_id: one.nodes for one in allocations if one.nodes}
+                    looks[task_id] = Look(outcome, elements, where)
+                    if outcome != asked[task_id].outcome:
+                        changed[task_id] = outcome
                 except FlowError as error:
                     self.notes.append(error.message)
-        self.records.note_outcomes(outcomes)
-        return outcomes
+        self.records.note_outcomes(changed)
+        return looks
 
     def _record_ends(self) -> None:
         """Write down the ends that only a provider has told so far: what may go must be on record as ended."""
-        ended = [row.task_id for row in self.records.rows(states=FINAL) if self._has_no_final(row.task_id)]
-        for task_id, outcome in self._look_at(ended).items():
-            if outcome.state.is_final:
+        ended = [row for row in self.records.rows(states=FINAL) if self._has_no_final(row.task_id)]
+        for task_id, look in self.look_at(ended).items():
+            if look.outcome.state.is_final:
                 try:
-                    self.records.set_final(task_id, outcome)
+                    self.records.set_final(task_id, look.outcome)
                 except NoRoomError:
                     raise
                 except FlowError:
@@ -417,7 +430,7 @@ class Flow:
         except StorageError:
             return False
 
-    def _finish_interrupted(self) -> None:
+    def finish_interrupted(self) -> None:
         """Ask again for what was acknowledged by a client that died before its provider had taken it."""
         for task_id in self.records.unallocated():
             try:

@@ -17,6 +17,7 @@ from flow.field_types import (
     BeginText,
     Command,
     GpuText,
+    Minutes,
     Mounts,
     Name,
     Options,
@@ -36,7 +37,7 @@ from flow.field_types import (
     as_list,
     as_volumes,
 )
-from flow.masking import masked
+from flow.masking import masked, masked_batch
 from flow.mistakes import Location, Mistake, MistakesError, from_pydantic, shown_value
 from flow.plan import Elements
 from flow.spellings import parse_array, parse_begin, parse_signal
@@ -169,9 +170,12 @@ class DependsOn(_Checked):
     """Another task, and the state of it that is waited for."""
 
     task: Text = Field(description="The task: its id, a unique prefix, a name, `:1` or `@last`.")
-    state: Literal["completed", "failed", "ended", "started"] = Field(
-        "completed", description="`ended` is any final state."
+    state: Literal["completed", "failed", "ended", "started", "started_or_ended", "corresponding"] = Field(
+        "completed",
+        description="`ended` is any final state; `corresponding`: elements wait for those of the same index to "
+        "be completed.",
     )
+    delay_minutes: Minutes = Field(0.0, description="Minutes to wait after that.")
 
 
 _Dependency = Annotated[DependsOn, as_dependency, OrElse("string")]
@@ -224,11 +228,17 @@ class TaskConfig(_Checked):
     labels: TextsByName = Field({}, description="Text by name, to find the task again.")
     array: ArrayText | None = Field(None, description="One task for each index, as `0-9`, `1-100%8` (8 at once).")
     depends_on: Annotated[list[_Dependency], as_list, OrElse("string")] = Field(
-        [], description="Tasks to wait for, as `ref:ended`."
+        [], description="Tasks to wait for, as `ref:ended`; `ref:started+10` is ten minutes later."
+    )
+    depends_on_any: bool = Field(False, description="Whether one of `depends_on` is enough.")
+    singleton: bool = Field(False, description="Whether to wait for the end of all earlier tasks of this name.")
+    unmet_dependency: Literal["cancel", "wait"] = Field(
+        "cancel", description="What a task does whose dependencies can never be met: end as cancelled, or wait on."
     )
     begin: BeginText | None = Field(None, description="Earliest start: `now+1hour`, an ISO time, or seconds of 1970.")
     hold: bool = Field(False, description="Whether to wait for `flow resume`.")
     signal: SignalText | None = Field(None, description="Signal before the time limit: `USR1@90` is 90 seconds before.")
+    requeue: bool = Field(True, description="Whether it may be requeued: stopped, and run again from its beginning.")
     grace_seconds: Seconds = Field(30.0, description="Seconds between SIGTERM and SIGKILL.")
     output: Text | None = Field(None, description="File for a copy of stdout; Slurm's `%` patterns are filled in.")
     error: Text | None = Field(None, description="File for a copy of stderr; Slurm's `%` patterns are filled in.")
@@ -296,6 +306,10 @@ class TaskConfig(_Checked):
             mistakes.append(
                 Mistake("`gpu` and `instance_type` both say which machine", ("keep one of them",), ("gpu",))
             )
+        if fields.get("singleton") and fields.get("depends_on_any"):
+            mistakes.append(
+                Mistake("`singleton` waits for all of its tasks, `depends_on_any` for one", ("keep one of them",))
+            )
         first: dict[str, Location] = {}
         for location, target in _targets(fields):
             if target in first:
@@ -305,7 +319,7 @@ class TaskConfig(_Checked):
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in self.to_dict().items():
-            yield name, masked(value) if name == "env" else value
+            yield name, masked(value) if name == "env" else masked_batch(value) if name == "batch" else value
 
 
 def task_schema() -> dict[str, Any]:
@@ -320,7 +334,7 @@ def task_schema() -> dict[str, Any]:
 # Fields (of a volume, too) whose scalars are text as it was written, whatever YAML takes `no`, `1.10` or `12:30` for.
 _TEXT_FIELDS = frozenset(TaskConfig.model_fields) - {
     "volumes", "ports", "num_instances", "max_price_per_hour", "max_run_time_hours", "upload_code", "cpus", "memory_gb",
-    "retries", "priority", "hold", "grace_seconds", "options", "batch",
+    "retries", "priority", "depends_on_any", "singleton", "hold", "requeue", "grace_seconds", "options", "batch",
 }  # fmt: skip
 _VOLUME_TEXT_FIELDS = ("name", "volume_id", "mount_path", "interface")
 

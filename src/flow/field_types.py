@@ -176,8 +176,8 @@ def _dependency(value: Any) -> Any:
         return {"task": str(value.task_id)}
     if not isinstance(value, str):
         return value
-    task, state = parse_dependency(value)
-    return {"task": task, "state": state}
+    task, state, minutes = parse_dependency(value)
+    return {"task": task, "state": state, **({"delay_minutes": minutes} if minutes else {})}
 
 
 def _text_or_number(value: Any) -> str:
@@ -253,6 +253,7 @@ Name = Annotated[
 ]
 WholeNumber = Annotated[int, BeforeValidator(_not_bool)]
 Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), BeforeValidator(_not_bool)]
+Minutes = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False), BeforeValidator(_not_bool)]
 # Limits stand next to the type: behind a validator they would get lost in the JSON schema.
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), BeforeValidator(_not_bool)]
 Size = Annotated[int, Field(ge=1, le=10**9), BeforeValidator(_not_bool)]

@@ -82,7 +82,8 @@ class Report:
 
     phase: "waiting" (for what `needs` names), "running", "ended".
     cause, once ended: "exit", "timeout", "cancel", "peer" (another rank's end stopped this one), "start" (the command
-    could not be started), "lost" (the runner died; written by the provider that found it so).
+    could not be started), "requeue" (it is to run again), "lost" (the runner died; written by the provider that found
+    it so).
     """
 
     phase: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 MASK = "***"
 
@@ -21,6 +22,17 @@ def is_secret(name: str) -> bool:
 def masked(env: Mapping[str, str]) -> dict[str, str]:
     """`env` as it may be shown: the values of secret names are `***`; empty ones stay, there is nothing to hide."""
     return {name: MASK if value and is_secret(name) else value for name, value in env.items()}
+
+
+def masked_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch script's fields as they may be shown: without its text, and without the secrets that options name."""
+    shown = {name: value for name, value in batch.items() if name not in ("script", "encoding")}
+    for name in ("options", "args"):
+        shown[name] = [masked_text(one) for one in batch.get(name) or ()]
+    shown["variables"] = {name: masked_text(value) for name, value in (batch.get("variables") or {}).items()}
+    if "export" in batch:
+        shown["export"] = masked_text(batch["export"])
+    return shown
 
 
 def masked_text(text: str) -> str:

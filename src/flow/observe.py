@@ -11,7 +11,7 @@ from pathlib import Path
 from flow.channel import Channel
 from flow.collect import collect
 from flow.errors import StorageError
-from flow.machines import Allocation, Machines, Report
+from flow.machines import Allocation, Machines, Node, Report
 from flow.providers import Provider
 from flow.record import Records
 from flow.status import Intent, Outcome, TaskStatus, Want, derive, fold, read_report, report_from_json
@@ -37,6 +37,15 @@ def observe(
         with contextlib.suppress(StorageError):  # a home that can only be read
             _record_untold(records, {task_id: outcome, **outcomes}, task_id, nodes=nodes, allocations=allocations)
     return outcome, outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a task has come to; of an array, each element by its id. `nodes`: the machines of those that have some."""
+
+    outcome: Outcome
+    elements: Mapping[str, Outcome]
+    nodes: Mapping[str, tuple[Node, ...]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,18 +23,27 @@ class Elements:
 
 @dataclass(frozen=True, slots=True)
 class Dependency:
-    """Wait until `task_id` is in `state`: "completed", "failed", "ended" (any final state) or "started"."""
+    """Wait until `task_id`, a task, an array or an element, is in `state`, and then for `delay_seconds` more.
+
+    "completed"; "failed" (ended otherwise; of an array: any element); "ended"; "started"; "started_or_ended", as where
+    it was cancelled before it started; "corresponding": for each element, that the one of the same index has completed.
+    """
 
     task_id: str
     state: str = "completed"
+    delay_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class SignalBefore:
-    """Send signal `number` to the command `seconds` before its time limit."""
+    """Send signal `number` `seconds` before the time limit.
+
+    to: "all" of the command's group, the "command" alone, or the "steps" that a batch script started by `srun`.
+    """
 
     number: int
     seconds: float
+    to: str = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +88,16 @@ class Plan:
     priority: int = 0
     elements: Elements | None = None
     after: tuple[Dependency, ...] = ()
+    after_any: bool = False  # one of them is enough
+    singleton: bool = (
+        False  # waits for all earlier ones of its name; `after` names them, where Slurm does not see to it
+    )
+    waits_in_vain: bool = False  # where they can never be met: waits until it is cancelled, in place of ending so
+    may_requeue: bool = True
     not_before: float | None = None  # seconds since the epoch
-    stdout: str | None = None  # a second copy of the stream, at this absolute path of the machine; may hold %a
+    stdout: str | None = None  # a second copy of the stream, at this absolute path of the machine; a pattern of Slurm's
     stderr: str | None = None
+    fresh_output: bool = False  # these begin anew with each attempt
     labels: Mapping[str, str] = field(default_factory=dict)
     submit_dir: str = ""
     in_place: bool = False  # runs in the folder it was submitted from, not in a copy of it

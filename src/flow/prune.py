@@ -161,9 +161,17 @@ def _last_end(folder: Path, plan: Plan) -> float | None:
     found = {rank: read_report(folder / str(last) / str(rank)) for rank in range(plan.nodes)}
     reports = {rank: report for rank, report in found.items() if report}
     outcome = attempt_outcome(reports, plan.nodes, attempt=last)
-    if outcome is None or (outcome.state in (TaskStatus.FAILED, TaskStatus.LOST) and last <= plan.retries):
+    if outcome is None or outcome.state is TaskStatus.PREEMPTED:
+        return None
+    if outcome.state in (TaskStatus.FAILED, TaskStatus.LOST) and last - _requeued(folder, last) <= plan.retries:
         return None
     return outcome.ended or 0.0
+
+
+def _requeued(folder: Path, last: int) -> int:
+    """How many attempts before the last ended so that they are no failures."""
+    found = [[read_report(path) for path in (folder / str(number)).glob("[0-9]*")] for number in range(1, last)]
+    return sum(any(report and report.cause == "requeue" for report in reports) for reports in found)
 
 
 def _end_of(record: Path, row: Row, final: Callable[[str], Outcome | None]) -> float | None:

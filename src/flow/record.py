@@ -19,6 +19,7 @@ from flow.record_format import (
     Submission,
     entry_from,
     first_intent,
+    later_intent,
     outcome_values,
     read_final,
     read_intent,
@@ -130,9 +131,7 @@ class Records:
         array, index = split_element(task_id)
         own = self._own_intent(task_id) if index is not None else None
         whole = self._own_intent(array) or first_intent(self._read(array))
-        if own is None or whole.want is Want.CANCEL:
-            return whole
-        return own if own.want is Want.CANCEL or own.since >= whole.since else whole
+        return later_intent(own, whole) or whole
 
     def set_intent(self, task_id: str, want: Want) -> Intent:
         """Write down what the user wants from now on; what was cancelled stays cancelled.

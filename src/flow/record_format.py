@@ -14,6 +14,7 @@ from flow.errors import StorageError
 from flow.mounts import VOLUME
 from flow.plan import Plan, plan_from_dict
 from flow.record_index import Entry, Row
+from flow.slurm.jobs import partition_of
 from flow.status import Intent, Outcome, TaskStatus, Want
 
 # In two submissions of a request; the project may have changed by what the first one did there, as writing a log.
@@ -65,6 +66,15 @@ def read_intent(folder: Path) -> Intent | None:
         raise unreadable(path, error) from error
 
 
+def later_intent(own: Intent | None, whole: Intent | None) -> Intent | None:
+    """What holds for an element: the later of what was asked of it and of its array, a cancel before all."""
+    if own is None or whole is None:
+        return own or whole
+    if whole.want is Want.CANCEL:
+        return whole
+    return own if own.want is Want.CANCEL or own.since >= whole.since else whole
+
+
 def read_final(folder: Path) -> Outcome | None:
     """The final state in this record; None while none was recorded. Raises StorageError where it cannot be read."""
     path = folder / "final.json"
@@ -95,6 +105,8 @@ def entry_from(values: Mapping[str, Any]) -> Entry:
         nodes=plan["nodes"],
         elements=len(elements["indices"]) if elements else 0,
         number=plan.get("number"),
+        partition=partition_of((plan.get("batch") or {}).get("options", ()), plan["provider"]),
+        priority=plan["priority"],
         state=TaskStatus.PENDING,
     )
     after = tuple(dependency["task_id"] for dependency in plan["after"])
@@ -121,6 +133,8 @@ def request_of(plan: Plan) -> dict[str, Any]:
     for mount in values["mounts"]:  # the first submission may have made the volume, and named it after itself
         if mount["kind"] == VOLUME:
             mount.update(source="", size_gb=None, name=mount["name"].replace(plan.task_id[-6:], ""))
+    if plan.singleton:  # by then others have its name, or have ended
+        values["after"] = ()
     return {key: value for key, value in values.items() if key not in _NEVER_THE_SAME}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fnmatch
 import json
@@ -22,14 +21,14 @@ from flow.errors import StorageError
 from flow.status import FINAL, Outcome, TaskStatus
 
 _T = TypeVar("_T")
-_VERSION = 2
+_VERSION = 3
 _BUSY_SECONDS = 60.0
 _SCHEMA = f"""
 CREATE TABLE tasks (
     task_id TEXT PRIMARY KEY, name TEXT, provider TEXT, created REAL, instance_type TEXT, price_per_hour REAL,
     nodes INTEGER, elements INTEGER, number INTEGER, state TEXT, exit_code INTEGER, signal INTEGER, reason TEXT,
-    attempt INTEGER, started REAL, ended REAL, idempotency_key TEXT UNIQUE, want TEXT, allocated INTEGER, bundle TEXT,
-    after TEXT
+    attempt INTEGER, started REAL, ended REAL, partition TEXT, priority INTEGER, idempotency_key TEXT UNIQUE, want TEXT,
+    allocated INTEGER, bundle TEXT, after TEXT
 ) WITHOUT ROWID;
 CREATE INDEX by_time ON tasks (created DESC, task_id DESC);
 CREATE INDEX by_state ON tasks (state, created DESC, task_id DESC);
@@ -43,7 +42,10 @@ PRAGMA user_version = {_VERSION};
 """
 _FINAL_SQL = ", ".join(f"'{state.value}'" for state in sorted(FINAL, key=str))
 _OUTCOME = "state, exit_code, signal, reason, attempt, started, ended"
-_ROW = f"task_id, name, provider, created, instance_type, price_per_hour, nodes, elements, number, {_OUTCOME}"
+_ROW = (
+    "task_id, name, provider, created, instance_type, price_per_hour, nodes, elements, number, "
+    f"{_OUTCOME}, partition, priority"
+)
 _STATE_AT = _ROW.split(", ").index("state")
 
 
@@ -67,6 +69,8 @@ class Row:
     attempt: int = 0
     started: float | None = None
     ended: float | None = None
+    partition: str = ""
+    priority: int = 0
 
     @property
     def outcome(self) -> Outcome:
@@ -371,8 +375,8 @@ def _row(*fields: Any) -> Row:
 
 
 def _facts(outcome: Outcome) -> tuple[Any, ...]:
-    state, *rest = dataclasses.astuple(outcome)
-    return (state.value, *rest)
+    exit_code, signal, reason = outcome.exit_code, outcome.signal, outcome.reason
+    return outcome.state.value, exit_code, signal, reason, outcome.attempt, outcome.started, outcome.ended
 
 
 def _put(db: sqlite3.Connection, entry: Entry) -> None:

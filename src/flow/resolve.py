@@ -9,15 +9,16 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flow.config import DependsOn, TaskConfig, parse_begin, parse_signal
+from flow.config import Batch as BatchConfig
+from flow.config import TaskConfig, parse_begin, parse_signal
 from flow.errors import ValidationError, did_you_mean
 from flow.gpus import MEMORY_GB, Gpu, is_known_kind, parse_gpu
 from flow.machines import Offer
-from flow.plan import Batch, Dependency, Plan
+from flow.plan import Batch, Dependency, Plan, SignalBefore
 from flow.providers import Provider
 from flow.task_volumes import plan_mounts
 
@@ -27,7 +28,6 @@ _LENT_PREFIXES = ("CONDA_", "LC_")
 # Set on each node by the runner, so one value for all nodes cannot be right.
 _SET_PER_NODE = ("FLOW_NODE_RANK", "FLOW_MAIN_IP", "FLOW_NUM_NODES", "FLOW_NODE_COUNT", "FLOW_TASK_ID", "FLOW_OUTPUT")
 _INTERACTIVE = ("tail", "-f", "/dev/null")  # a machine that waits for `flow ssh`
-_BATCH = ("sh", "-c", 'exec "$FLOW_WORKSPACE/.flow/batch/script" "$@"', "sh")
 _FLOW_VARIABLE = re.compile(r"(\$FLOW_\w+|\$\{FLOW_\w+\})")
 # In an image nobody knows which shells there are.
 _ANY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
@@ -35,11 +35,13 @@ _ANY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else e
 
 @dataclass(frozen=True, slots=True)
 class Submitter:
-    """Where a task is submitted from: its folder, its environment, and how it names other tasks."""
+    """Where a task is submitted from: its folder, its environment, how it names other tasks, and those that have a name
+    and have not ended."""
 
     folder: Path
     environ: Mapping[str, str]
     find_task: Callable[[str], str]
+    unfinished: Callable[[str], Collection[str]] = lambda _: ()
 
 
 def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, task_id: str) -> Plan:
@@ -51,22 +53,24 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
     local = provider.capabilities.same_machine
     here = str(submitter.folder)
     in_place = _is_in_place(config, provider)
+    folder = str(submitter.folder / (config.working_dir or "")) if in_place else here
+    stdout, stderr = _output_files(config, folder, in_place=in_place)
     return Plan(
         task_id=task_id,
         name=name,
         provider=provider.name,
-        argv=_argv(config, same_machine=local),
-        env=_env(config, notes),
-        shell_env=_lent(submitter.environ) if local else {},
-        working_dir=str(submitter.folder / (config.working_dir or ""))
-        if in_place
-        else _working_dir(config, submitter.folder),
+        argv=_batch_argv(config.batch, folder, joined=stdout is not None and stdout == stderr)
+        if config.batch
+        else _argv(config, same_machine=local),
+        env=_env(config, submitter, notes, same_machine=local),
+        shell_env=_shell_env(config, submitter) if local else {},
+        working_dir=folder if in_place else _working_dir(config, submitter.folder),
         image=config.image,
         engine=_engine() if config.image and local else None,
         instance_type=machine.instance_type,
         gpu_kind=machine.gpu.kind if machine.gpu else None,
         gpus=machine.gpus,
-        cpus=config.cpus or 1,
+        cpus=_cpus(config, provider),
         memory_gb=config.memory_gb,
         nodes=config.num_instances,
         region=machine.offer.region if machine.offer else None,
@@ -76,18 +80,23 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         max_price_per_hour=config.max_price_per_hour,
         limit_seconds=config.max_run_time_hours and config.max_run_time_hours * 3600,
         grace_seconds=config.grace_seconds,
-        signal=parse_signal(config.signal) if config.signal else None,
+        signal=_signal(config),
         retries=config.retries,
         priority=config.priority,
         elements=config.elements,
-        after=tuple(_dependency(one, submitter) for one in config.depends_on),
+        after=(*_dependencies(config, submitter), *_of_same_name(config, name, provider, submitter)),
+        after_any=config.depends_on_any and len(config.depends_on) > 1,
+        singleton=config.singleton,
+        waits_in_vain=config.unmet_dependency == "wait",
+        may_requeue=config.requeue,
         not_before=parse_begin(config.begin, time.time()) if config.begin else None,
-        stdout=_copy_path(config, config.output, task_id, name, here),
-        stderr=_copy_path(config, config.error, task_id, name, here),
+        stdout=stdout,
+        stderr=stderr,
+        fresh_output=bool(config.batch) and _batch_option(config, "open-mode") not in ("append", "a"),
         labels=config.labels,
         submit_dir=here,
         in_place=in_place,
-        batch=_batch(config),
+        batch=_batch(config, provider, notes),
         notes=tuple(notes),
         options=config.options,
     )
@@ -127,6 +136,13 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
     )
 
 
+def _cpus(config: TaskConfig, provider: Provider) -> float:
+    """As many as are asked for; all of this machine's where a batch script is to have it alone."""
+    if provider.capabilities.same_machine and _batch_option(config, "exclusive") == "" and config.num_instances == 1:
+        return max((one.cpus for one in provider.offers()), default=config.cpus or 1)
+    return config.cpus or 1
+
+
 def _emulated(asked: str, gpu: Gpu | None, offers: list[Offer], notes: list[str]) -> _Machine:
     """As much of the machine as is here: its own kind if any, else any GPUs there are."""
     have = max((one.gpu.count or 0 for one in offers if one.gpu), default=0)
@@ -156,6 +172,7 @@ def _check_abilities(config: TaskConfig, provider: Provider) -> None:
         "image": config.image is not None and not can.containers,
         "array": config.array is not None and not can.arrays,
         "depends_on": bool(config.depends_on) and not can.dependencies,
+        "singleton": config.singleton and not can.dependencies,
     }
     for field, is_refused in refused.items():
         if is_refused:
@@ -170,9 +187,41 @@ def _check_abilities(config: TaskConfig, provider: Provider) -> None:
         )
 
 
-def _batch(config: TaskConfig) -> Batch | None:
+def _batch(config: TaskConfig, provider: Provider, notes: list[str]) -> Batch | None:
     given = config.batch
-    return Batch(given.file or "", tuple(given.options), dict(given.variables)) if given else None
+    if not given:
+        return None
+    from flow.slurm.submitting import cluster_only, variables_of  # few tasks are batch scripts
+
+    idle = [] if provider.capabilities.own_numbers else cluster_only(given.options)
+    if idle:
+        notes.append(f"recorded, and of no effect without Slurm: {', '.join(idle)}")
+    variables = variables_of(given.variables, name=config.name, nodes=config.num_instances)
+    return Batch(given.file or "", tuple(given.options), variables)
+
+
+def _batch_argv(batch: BatchConfig, folder: str, *, joined: bool) -> tuple[str, ...]:
+    from flow.slurm.submitting import command
+
+    return command(batch.args, batch.options, folder, joined=joined)
+
+
+def _batch_option(config: TaskConfig, name: str) -> str | None:
+    from flow.slurm.submitting import option
+
+    return option(config.batch.options, name) if config.batch else None
+
+
+def _output_files(config: TaskConfig, folder: str, *, in_place: bool) -> tuple[str | None, str | None]:
+    """The patterns of the files that take copies of stdout and stderr; the provider fills them in."""
+    from flow.slurm.patterns import DEFAULT, DEFAULT_OF_ARRAY, absolute_pattern
+
+    output, error = config.output, config.error
+    if config.batch and in_place:
+        output = output or (DEFAULT_OF_ARRAY if config.array is not None else DEFAULT)
+        error = error or output
+    stdout, stderr = (pattern and absolute_pattern(folder, pattern) for pattern in (output, error))
+    return stdout, stderr
 
 
 def _is_in_place(config: TaskConfig, provider: Provider) -> bool:
@@ -188,8 +237,6 @@ def _has_mounts(config: TaskConfig) -> bool:
 def _argv(config: TaskConfig, *, same_machine: bool) -> tuple[str, ...]:
     """What is executed. `$FLOW_…` in a list is filled in by a shell, as the variables are known only on the node."""
     command = config.command
-    if config.batch:
-        return (*_BATCH, *config.batch.args)
     if command is None:
         return _INTERACTIVE
     if isinstance(command, list):
@@ -208,11 +255,24 @@ def _quoted_but_variables(word: str) -> str:
     )
 
 
-def _env(config: TaskConfig, notes: list[str]) -> dict[str, str]:
+def _env(config: TaskConfig, submitter: Submitter, notes: list[str], *, same_machine: bool) -> dict[str, str]:
     literal = [name for name in _SET_PER_NODE if name in config.env]
     if literal:
         notes.append(f"set on each node by Flow, so not taken from `env`: {', '.join(literal)}")
-    return {name: value for name, value in config.env.items() if name not in literal}
+    env = {name: value for name, value in config.env.items() if name not in literal}
+    if config.batch and not same_machine:  # of another machine's variables only those that are named are of use
+        from flow.slurm.submitting import named
+
+        return {**named(config.batch.export, submitter.environ), **env}
+    return env
+
+
+def _shell_env(config: TaskConfig, submitter: Submitter) -> dict[str, str]:
+    if not config.batch:
+        return _lent(submitter.environ)
+    from flow.slurm.submitting import exported
+
+    return exported(config.batch.export, submitter.environ)
 
 
 def _lent(environ: Mapping[str, str]) -> dict[str, str]:
@@ -263,19 +323,23 @@ def _price(config: TaskConfig, offer: Offer | None) -> float | None:
     return price
 
 
-def _dependency(one: DependsOn, submitter: Submitter) -> Dependency:
-    return Dependency(submitter.find_task(one.task), one.state)
+def _signal(config: TaskConfig) -> SignalBefore | None:
+    """As Slurm has it, a batch script's is for its steps, or with `B:` for the script itself. Source: sbatch(1)."""
+    found = parse_signal(config.signal) if config.signal else None
+    if found is None or config.batch is None:
+        return found
+    flags, colon, _ = (_batch_option(config, "signal") or "").partition(":")
+    return replace(found, to="command" if colon and "B" in flags.upper() else "steps")
 
 
-def _copy_path(config: TaskConfig, pattern: str | None, task_id: str, name: str, folder: str) -> str | None:
-    """Absolute, with Slurm's patterns filled in as far as they are known: %j %A (id), %x (name), %% (a percent).
+def _dependencies(config: TaskConfig, submitter: Submitter) -> list[Dependency]:
+    return [Dependency(submitter.find_task(one.task), one.state, one.delay_minutes * 60) for one in config.depends_on]
 
-    Of an array %A is the array's id; %j, each element's own, is left to the provider, as %a and %n are.
-    """
-    if pattern is None:
-        return None
-    known = {"%j": "%j" if config.elements else task_id, "%A": task_id, "%x": name, "%%": "%"}
-    return str(Path(folder, re.sub(r"%[jAx%]", lambda found: known[found[0]], pattern)).absolute())
+
+def _of_same_name(config: TaskConfig, name: str, provider: Provider, submitter: Submitter) -> list[Dependency]:
+    if not config.singleton or provider.capabilities.own_numbers:  # Slurm knows of more of them than we do
+        return []
+    return [Dependency(task_id, "ended") for task_id in submitter.unfinished(name)]
 
 
 def _name_from(config: TaskConfig, task_id: str) -> str:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from flow.errors import ValidationError, did_you_mean
 from flow.plan import Elements, SignalBefore
 
-DEPENDENCY_STATES = ("completed", "failed", "ended", "started")
+DEPENDENCY_STATES = ("completed", "failed", "ended", "started", "started_or_ended", "corresponding")
 
 _MOST_ELEMENTS = 1_000_000
 _LARGEST_INDEX = 2**31 - 1
@@ -91,11 +91,15 @@ def _signal_number(name: str) -> int | None:
     return int(found) if found else None
 
 
-def parse_dependency(text: str) -> tuple[str, str]:
-    """`ref` or `ref:state` -> (reference, state); without a state, `completed`. `:1` is a reference, too."""
+def parse_dependency(text: str) -> tuple[str, str, float]:
+    """`ref`, `ref:state` or `ref:state+10` -> (reference, state, minutes); without a state, `completed`.
+
+    `:1` is a reference, too.
+    """
     reference, colon, state = text.strip().rpartition(":")
+    state, plus, minutes = state.partition("+")
     if not colon or not reference or state.isdecimal():
-        reference, state = text.strip(), "completed"
+        reference, state, plus = text.strip(), "completed", ""
     if not reference:
         raise ValidationError("an empty dependency", suggestions=["name a task, as `task-…` or `task-…:ended`"])
     if state not in DEPENDENCY_STATES:
@@ -103,7 +107,12 @@ def parse_dependency(text: str) -> tuple[str, str]:
             f"dependency `{_short(text)}` waits for `{state}`, which is no state to wait for",
             suggestions=[*did_you_mean(state, DEPENDENCY_STATES), f"the states are {', '.join(DEPENDENCY_STATES)}"],
         )
-    return reference, state
+    if plus and not re.fullmatch(r"\d{1,7}(\.\d+)?", minutes):
+        raise ValidationError(
+            f"dependency `{_short(text)}` has no number of minutes after the `+`",
+            suggestions=["write it as `task-…:started+10`"],
+        )
+    return reference, state, float(minutes or 0)
 
 
 def parse_begin(text: str, now: float) -> float:

@@ -46,6 +46,8 @@ FINAL = frozenset(
 )
 
 
+HELD = "held: `flow resume` lets it start"
+
 _WORST_FIRST = (
     TaskStatus.LOST,
     TaskStatus.FAILED,
@@ -121,11 +123,16 @@ def derive(intent: Intent, allocation: Allocation | None, reports: Mapping[int, 
 
 
 def attempt_outcome(reports: Mapping[int, Report], nodes: int, *, attempt: int = 1) -> Outcome | None:
-    """How an attempt ended; None while a rank has not. The first that failed of itself decides (tie: lowest)."""
+    """How an attempt ended; None while a rank has not. The first that failed of itself decides (tie: lowest).
+
+    `preempted` where it was requeued: its task is to run again.
+    """
     if len(reports) < nodes or any(report.phase != "ended" for report in reports.values()):
         return None
     started = min((r.started for r in reports.values() if r.started is not None), default=None)
     ended = max((r.ended for r in reports.values() if r.ended is not None), default=None)
+    if any(report.cause == "requeue" for report in reports.values()):
+        return Outcome(TaskStatus.PREEMPTED, reason="requeued", attempt=attempt, started=started, ended=ended)
     # one that was stopped may still end with 0, as who saves its work on SIGTERM does: it did not complete
     others = [(r.ended or 0.0, rank, r) for rank, r in reports.items() if r.code != 0 or r.cause not in ("exit", "")]
     own = [one for one in others if one[2].cause != "peer"]
@@ -188,8 +195,7 @@ def read_report(folder: Path) -> Report | None:
 def _without_machines(intent: Intent) -> Outcome:
     if intent.want is Want.CANCEL:
         return Outcome(TaskStatus.CANCELLED, reason="cancelled before it started", ended=intent.since)
-    reason = "held: `flow resume` lets it start" if intent.want is Want.HOLD else ""
-    return Outcome(TaskStatus.PENDING, reason=reason)
+    return Outcome(TaskStatus.PENDING, reason=HELD if intent.want is Want.HOLD else "")
 
 
 def _gone(intent: Intent, allocation: Allocation, started: float | None) -> Outcome:

@@ -18,7 +18,7 @@ from flow.observe import instances, observe
 from flow.plan import Plan
 from flow.providers import Provider, VolumeStore
 from flow.record import Records, Submission
-from flow.status import Outcome, TaskStatus, Want
+from flow.status import HELD, Outcome, TaskStatus, Want
 
 if TYPE_CHECKING:
     import subprocess
@@ -176,7 +176,7 @@ class Task:
     @property
     def is_held(self) -> bool:
         """Whether it waits for `resume`."""
-        return self._records.intent(self.task_id).want is Want.HOLD
+        return self._outcome.reason == HELD or self._records.intent(self.task_id).want is Want.HOLD
 
     @property
     def endpoints(self) -> Endpoints:
@@ -269,18 +269,38 @@ class Task:
             self._records.set_intent(self.task_id, Want.CANCEL)
             self._provider.release(self.task_id)
 
+    def hold(self) -> None:
+        """Keep the task, array or element from starting until `resume`; durable when it returns.
+
+        What runs already goes on, and is held should it run again. Raises ValidationError where it has ended.
+        """
+        from flow.steering import hold
+
+        hold(self, self._records, self._provider)
+
     def resume(self) -> None:
-        """Let a held task start. Raises ValidationError where it is not held, or is but an element of an array."""
-        if self._index is not None:
-            raise ValidationError(
-                f"`{self.task_id}` is an element of an array",
-                suggestions=[f"let all of it start with `flow resume {self._submission.task_id}`"],
-            )
-        if not self.is_held:
-            raise ValidationError(f"`{self.task_id}` is not held")
-        if self._records.set_intent(self.task_id, Want.RUN).want is not Want.RUN:
-            raise ValidationError(f"`{self.task_id}` was cancelled")
-        self.allocate()
+        """Let a held task, array or element start. Raises ValidationError where it is not held."""
+        from flow.steering import resume
+
+        resume(self, self._records, self._provider)
+
+    def requeue(self, *, hold: bool = False) -> None:
+        """Stop what runs of it, and let it run again from its beginning: a new attempt, which counts as no failure.
+
+        With `hold` it waits for `resume` first. Raises ValidationError where nothing of it runs, or it may not be.
+        """
+        from flow.steering import requeue
+
+        requeue(self, self._records, self._provider, hold=hold)
+
+    def send_signal(self, number: int, *, to: str = "all") -> None:
+        """Send a signal to the running command and the processes of its group, on every node.
+
+        to: "command" alone, or the "steps" that it started by `srun`. Raises ValidationError where it does not run.
+        """
+        from flow.steering import send_signal
+
+        send_signal(self, self._provider, number, to=to)
 
     def allocate(self) -> None:
         """Ask the provider for the machines of a task that is acknowledged, again where that was cut short."""

@@ -45,9 +45,13 @@ class TaskFields(TypedDict, total=False):
     labels: Mapping[str, _Text | float] | None
     array: str | int | Iterable[int] | None
     depends_on: str | _HasTaskId | Sequence[str | _HasTaskId | DependsOn | Mapping[str, str]] | None
+    depends_on_any: bool | None
+    singleton: bool | None
+    unmet_dependency: str | None
     begin: str | float | date | None
     hold: bool | None
     signal: str | int | None
+    requeue: bool | None
     grace_seconds: float | None
     output: _Text | None
     error: _Text | None

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from flow.bundle import add_files, check_upload_limit, empty_bundle, make_bundle
 from flow.errors import ValidationError
+from flow.slurm.submitting import SCRIPT
 
 if TYPE_CHECKING:
     from flow.calls import Call
     from flow.config import TaskConfig
     from flow.plan import Plan
-
-BATCH_SCRIPT = ".flow/batch/script"  # in the task's copy of the project
 
 
 def with_project(
@@ -41,7 +40,7 @@ def with_project(
         return plan
     bundle = make_bundle(here, home) if is_project and is_wanted else empty_bundle(home)
     if config.batch:
-        bundle = add_files(home, bundle, {BATCH_SCRIPT: config.batch.content}, mode=0o755)
+        bundle = add_files(home, bundle, {SCRIPT: config.batch.content}, mode=0o755)
     if call:
         bundle = add_files(home, bundle, call.files, beside=call.file)
         plan = replace(plan, function=call.function)

@@ -20,10 +20,11 @@ class User:
 
 def submitter(folder: Path) -> User:
     """Who we are, in this project."""
-    return User(_username(), _git_email(folder))
+    return User(username(), _git_email(folder))
 
 
-def _username() -> str:
+def username() -> str:
+    """Our name on this machine."""
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # nobody gave this number a name, as in a container

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from flow.masking import masked
+from flow.masking import masked, masked_batch
 
 if TYPE_CHECKING:
     from flow.task import Task
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 def task_record(task: Task, config: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes, and `config` (what was asked for), secrets masked."""
-    env = {"env": masked(config["env"])} if config.get("env") else {}
+    shown = {**config}
+    for name, hide in (("env", masked), ("batch", masked_batch)):
+        if config.get(name):
+            shown[name] = hide(config[name])
     plain = ("task_id", "number", "name", "provider", "exit_code", "signal", "reason", "instance_type", "num_instances")
     return {
         **{name: getattr(task, name) for name in plain},
@@ -27,7 +30,7 @@ def task_record(task: Task, config: Mapping[str, Any]) -> dict[str, Any]:
         "elements": task.elements,
         "endpoints": dict(task.endpoints),
         "labels": dict(task.plan.labels),
-        "config": {**config, **env},
+        "config": shown,
     }
 
 

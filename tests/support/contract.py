@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from flow.client import Flow
 from flow.errors import TaskNotFoundError, ValidationError
 from flow.machines import Machines
 from flow.record import new_task_id
-from flow.status import TaskStatus
+from flow.status import HELD, TaskStatus
 from flow.task import Task
 from tests.support.processes import wait_until
 
@@ -162,6 +163,136 @@ class ProviderContract:
     def test_retries_run_out(self, client: Flow) -> None:
         task = self.finished(client, "exit 4", retries=1)
         assert (task.status, task.exit_code, len(task.attempts)) == ("failed", 4, 2)
+
+    @pytest.mark.parametrize(
+        ("first", "state", "status"),
+        [
+            ("true", "completed", "completed"),
+            ("false", "completed", "cancelled"),
+            ("false", "failed", "completed"),
+            ("true", "failed", "cancelled"),
+            ("false", "ended", "completed"),
+            ("sleep 1000", "started", "completed"),
+            ("true", "started_or_ended", "completed"),
+            ("cancelled", "completed", "cancelled"),
+            ("cancelled", "failed", "completed"),
+            ("cancelled", "ended", "completed"),
+            ("cancelled", "started_or_ended", "completed"),
+        ],
+    )
+    def test_a_task_waits_for_another(self, client: Flow, first: str, state: str, status: str) -> None:
+        self.needs_dependencies(client)
+        begin = "now+1hour" if first == "cancelled" else None
+        upstream = self.run(client, first if begin is None else "true", begin=begin)
+        waiting = self.run(client, "true", depends_on=f"{upstream}:{state}")
+        if first == "cancelled":
+            assert waiting.refresh().reason == f"waits for {upstream} to be {state.replace('_', ' ')}"
+            upstream.cancel()
+        assert waiting.wait(timeout=self.patience) == status
+        if status == "cancelled":
+            assert waiting.reason == f"waited for {upstream} to be {state}, which cannot be any more"
+            assert waiting.attempts == []
+        upstream.cancel()
+        upstream.wait(timeout=self.patience)
+
+    def test_all_of_several_are_waited_for_or_any(self, client: Flow) -> None:
+        self.needs_dependencies(client)
+        good, bad = self.run(client, "true"), self.run(client, "false")
+        later = self.run(client, "true", begin="now+1hour")
+        both = self.run(client, "true", depends_on=[good, f"{bad}:failed"])
+        either = self.run(client, "true", depends_on=[bad, later, good], depends_on_any=True)
+        neither = self.run(client, "true", depends_on=[bad, f"{good}:failed"], depends_on_any=True)
+        ends = [task.wait(timeout=self.patience) for task in (both, either, neither)]
+        assert ends == ["completed", "completed", "cancelled"]
+        later.cancel()
+        later.wait(timeout=self.patience)
+
+    def test_what_can_never_be_met_may_be_waited_for_in_vain(self, client: Flow) -> None:
+        self.needs_dependencies(client)
+        bad = self.finished(client, "false")
+        task = self.run(client, "true", depends_on=bad, unmet_dependency="wait")
+        told = f"waits for {bad} to be completed, which cannot be any more"
+        assert wait_until(lambda: task.refresh().reason == told, seconds=self.patience), task.reason
+        assert task.status == "pending"
+        task.cancel()
+        assert task.wait(timeout=self.patience) == "cancelled"
+
+    def test_an_array_and_its_elements_are_waited_for(self, client: Flow) -> None:
+        self.needs_dependencies(client)
+        array = self.run(client, "[ $FLOW_ARRAY_INDEX != 3 ]", array="1,3,7")
+        some = self.run(client, "true", depends_on=f"{array}:failed")
+        element = self.run(client, "true", depends_on=f"{array}_7")
+        other = self.run(client, "true", depends_on=f"{array}_3")
+        each = self.run(client, "echo $FLOW_ARRAY_INDEX", array="1-3", depends_on=f"{array}:corresponding")
+        ends = [task.wait(timeout=self.patience) for task in (some, element, other, each)]
+        assert ends == ["completed", "completed", "cancelled", "cancelled"]
+        # the second has none to wait for but the whole array, which did not complete
+        assert [str(client.get_task(f"{each}_{n}").status) for n in (1, 2, 3)] == [
+            "completed",
+            "cancelled",
+            "cancelled",
+        ]
+
+    def test_one_of_a_name_at_a_time(self, client: Flow) -> None:
+        self.needs_dependencies(client)
+        first = self.running(client, "sleep 1000", name="the-one")
+        second = self.run(client, "true", name="the-one", singleton=True)
+        other = self.finished(client, "true", name="another-one", singleton=True)
+        assert (str(other.status), str(second.refresh().status)) == ("completed", "pending")
+        first.cancel()
+        assert second.wait(timeout=self.patience) == "completed"
+
+    def test_a_task_is_held_and_resumed(self, client: Flow) -> None:
+        if client.provider().steering is None:
+            return
+        upstream = self.running(client, "sleep 1000")
+        held, array = (self.run(client, "echo ran", depends_on=f"{upstream}:ended", array=n) for n in (None, "1-3"))
+        held.hold()
+        held.hold()
+        client.get_task(f"{array}_2").hold()
+        upstream.cancel()
+        others = [client.get_task(f"{array}_{n}") for n in (1, 3)]
+        assert [task.wait(timeout=self.patience) for task in others] == ["completed", "completed"]
+        for task in (held, client.get_task(f"{array}_2")):
+            assert (str(task.refresh().status), task.is_held, task.reason) == ("pending", True, HELD)
+            task.resume()
+        assert [task.wait(timeout=self.patience) for task in (held, array)] == ["completed", "completed"]
+        with pytest.raises(ValidationError, match="has ended as completed, which never changes"):
+            held.hold()
+        with pytest.raises(ValidationError, match="is not held"):
+            held.resume()
+
+    def test_a_requeued_task_runs_again_from_its_beginning(self, client: Flow) -> None:
+        if client.provider().steering is None:
+            return
+        command = (
+            "echo run $FLOW_ATTEMPT; trap 'echo saved; exit 3' TERM; while [ $FLOW_ATTEMPT = 1 ]; do sleep 0.05; done"
+        )
+        task, fixed = self.running(client, command), self.running(client, "sleep 1000", requeue=False)
+        assert wait_until(lambda: task.logs() == "run 1\n", seconds=self.patience)
+        task.requeue()
+        assert task.wait(timeout=self.patience) == "completed"
+        assert [str(one.status) for one in task.attempts] == ["preempted", "completed"]
+        assert [line for line in task.logs().splitlines() if line != "Terminated"] == ["run 1", "saved", "run 2"]
+        with pytest.raises(ValidationError, match="has ended as completed, which never changes"):
+            task.requeue()
+        with pytest.raises(ValidationError, match="may not be requeued"):
+            fixed.requeue()
+        fixed.cancel()
+        fixed.wait(timeout=self.patience)
+
+    def test_a_running_task_hears_a_signal(self, client: Flow) -> None:
+        task = self.running(client, "trap 'echo heard; exit 0' USR1; echo up; while :; do sleep 0.05; done")
+        assert wait_until(lambda: task.logs() == "up\n", seconds=self.patience)
+        task.send_signal(signal.SIGUSR1, to="command")
+        assert task.wait(timeout=self.patience) == "completed"
+        assert task.logs() == "up\nheard\n"
+        with pytest.raises(ValidationError, match="has ended"):
+            task.send_signal(signal.SIGUSR1)
+
+    def needs_dependencies(self, client: Flow) -> None:
+        if not client.provider().capabilities.dependencies:
+            pytest.skip("this provider takes no dependencies, and says so")
 
     def test_what_is_left_in_the_output_is_kept(self, client: Flow) -> None:
         task = self.finished(

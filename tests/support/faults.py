@@ -1,7 +1,7 @@
 """Seeded stories of the local provider whose processes are killed, and the promise they are held against.
 
 An acknowledged task is never lost, never runs again after it finished, and its final state never changes; its command
-ran once for each recorded attempt; no process stays behind; every output can be read.
+ran once for each recorded attempt; what is held does not start; no process stays behind; every output can be read.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from flow.client import Flow
+from flow.errors import ValidationError
 from flow.providers.local.wake import is_locked
-from flow.status import read_report
+from flow.status import HELD, read_report
 from flow.task import Task
 from tests.support.processes import end, is_alive, processes_of, wait_until
 
@@ -60,6 +61,7 @@ class Kind:
 
 # `env -i` takes Flow's marks off, `$MARK` keeps the process recognisable for the story.
 _HIDDEN = "setsid sleep 300 & env -i setsid sh -c 'sleep 300; :' \"$MARK\" & "
+_REQUEUE = '[ $FLOW_ATTEMPT -ge 2 ] || { echo requeue >> "$FLOW_OUTPUT/../asked"; exit 3; };'
 KINDS = (
     Kind("works", _WORK, ("completed",)),
     Kind("fails", "sleep 0.05; exit 3", ("failed",)),
@@ -70,6 +72,8 @@ KINDS = (
     Kind("array", _WORK, ("completed",), {"array": "1-3%2", "retries": 1}),
     Kind("too long", "sleep 300", ("timed_out",), {"max_run_time_hours": 0.4 / 3600}),
     Kind("leaves processes", f"{_HIDDEN} {_WORK}", ("completed",)),
+    Kind("later", _WORK, ("completed",), {"begin": "now+1"}),
+    Kind("requeues itself", f"{_REQUEUE} {_WORK}", ("completed",)),
     Kind("cancelled", f"{_HIDDEN} sleep 300", ("cancelled",), is_cancelled=True),
     Kind(
         "cancelled, stubborn", f"trap '' TERM; {_HIDDEN} while :; do sleep 0.05; done", ("cancelled",), {"retries": 1},
@@ -122,6 +126,7 @@ class _Story:
         self.known: dict[str, tuple[Kind, str]] = {}  # task id -> kind, the task and state that it waits for
         self.asked: dict[str, Kind] = {}  # by `flow run`, to be asked again; by idempotency key
         self.followed = ""
+        self.held: dict[str, list[str]] = {}  # what is held and did not run, with its lines in the ledger
         self.kills: list[str] = []
         self.violations: list[str] = []
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -160,6 +165,11 @@ class _Story:
         acts += [(moment(0.2, 1.2), self._cancel_all_that_should) for _ in range(2)]
         for victim in self.random.choices(("scheduler", "runner", "everything"), weights=(4, 4, 1), k=3):
             acts.append((moment(0.05, 1.4), partial(self._kill, victim)))
+        for _ in range(3):
+            begin = moment(0.1, 1.0)
+            acts.append((begin, self._hold))
+            acts.append((begin + moment(0.1, 0.5), self._resume))
+        acts += [(moment(0.2, 1.3), self._requeue) for _ in range(3)]
         acts += [(moment(0.3, 1.4), self._look) for _ in range(2)]  # any command brings the scheduler back
         return acts
 
@@ -176,7 +186,8 @@ class _Story:
         """A task that waits for another one: until it completed, failed, ended or started."""
         if not self.known:
             return
-        upstream, state = self.random.choice(sorted(self.known)), self.random.choice(("completed", "failed", "ended"))
+        upstream = self.random.choice(sorted(self.known))
+        state = self.random.choice(("completed", "failed", "ended", "started_or_ended"))
         kind = KINDS[0]
         self.known[self._submit(kind, depends_on=[f"{upstream}:{state}"])] = (kind, f"{upstream}:{state}")
 
@@ -217,11 +228,60 @@ class _Story:
             if kind.is_cancelled and self.random.random() < 0.6:
                 Flow().get_task(task_id).cancel()
 
+    def _some(self) -> Task | None:
+        """Any task, or an element of it, as it is now."""
+        if not self.known:
+            return None
+        task = Flow().get_task(self.random.choice(sorted(self.known)))
+        indices = task.plan.elements.indices if task.plan.elements and self.random.random() < 0.5 else ()
+        return Flow().get_task(f"{task.task_id}_{self.random.choice(indices)}") if indices else task
+
+    def _hold(self) -> None:
+        task = self._some()
+        if task is None:
+            return
+        with contextlib.suppress(ValidationError):  # it has ended
+            task.hold()
+            if task.refresh().reason == HELD:
+                self.held[task.task_id] = self._lines_of(task)
+
+    def _resume(self) -> None:
+        if not self.held:
+            return
+        held = self.random.choice(sorted(self.held))
+        before, task = self.held.pop(held), Flow().get_task(held)
+        if self._lines_of(task) != before:
+            self._wrong(f"{held}: ran while it was held")
+        with contextlib.suppress(ValidationError):  # cancelled, or let go of with its array
+            task.resume()
+        for other in [one for one in self.held if task.is_array and one.startswith(held)]:
+            del self.held[other]
+        self.held.pop(held.partition("_")[0], None)  # an array of which something may run
+
+    def _requeue(self) -> None:
+        task = self._some()
+        if task:
+            with contextlib.suppress(ValidationError):  # it does not run
+                task.requeue()
+
+    def _lines_of(self, task: Task) -> list[str]:
+        lines = self.ledger.read_text().splitlines() if self.ledger.exists() else []
+        return [
+            line for line in lines if line.split()[0].partition("_")[0] == task.task_id or line.split()[0] == str(task)
+        ]
+
     def _look(self) -> None:
         Flow().tasks(limit=None)
 
     def _await_the_end(self) -> None:
-        """Cancel what is to be cancelled and was not, and wait until everything has ended."""
+        """Let go of what is held, cancel what is to be cancelled and was not, and wait until everything has ended."""
+        while self.held:
+            self._resume()
+        for task_id in self.known:
+            for task in (Flow().get_task(task_id), *self._runs_of(Flow().get_task(task_id))):
+                if task.is_held and not task.status.is_final:
+                    with contextlib.suppress(ValidationError):
+                        task.resume()
         for task_id, (kind, _) in self.known.items():
             if kind.is_cancelled:
                 Flow().get_task(task_id).cancel()
@@ -360,7 +420,9 @@ class _Story:
         allowed = set(kind.states)
         if waits:
             upstream, _, wanted = waits.partition(":")
-            met = wanted == "ended" or (states[upstream] == "completed") == (wanted == "completed")
+            met = wanted in ("ended", "started_or_ended") or (states[upstream] == "completed") == (
+                wanted == "completed"
+            )
             allowed = allowed if met else {"cancelled"}
         if any(run.attempts and run.attempts[-1].status == "lost" for run in self._runs_of(task)):
             allowed.add("lost")
@@ -369,9 +431,10 @@ class _Story:
 
     def _judge_attempts(self, task: Task, lines: Counter[str]) -> None:
         attempts = task.attempts
-        if len(attempts) > task.plan.retries + 1:
-            self._wrong(f"{task.task_id}: {len(attempts)} attempts, {task.plan.retries} retries")
-        again = [one for one in attempts[:-1] if one.status not in ("failed", "lost")]
+        failures = [one for one in attempts if one.status != "preempted"]
+        if len(failures) > task.plan.retries + 1:
+            self._wrong(f"{task.task_id}: {len(failures)} attempts, {task.plan.retries} retries")
+        again = [one for one in attempts[:-1] if one.status not in ("failed", "lost", "preempted")]
         if again:
             self._wrong(f"{task.task_id}: ran again after {again}")
         noted = {tuple(line.split()[1:]) for line in lines if line.split()[0] == task.task_id}

@@ -17,6 +17,7 @@ from tests.support.components import require
 from tests.support.processes import wait_until
 
 _WHY = "Slurm's words and a Slurm cluster are tried on the real one"
+DEFAULT_MEMORY_MB = 500  # of each CPU
 # A node has processes and a name of its own: when its first process is killed, all end, as when a machine loses power.
 _NODE = ("unshare", "--fork", "--kill-child", "--pid", "--mount-proc", "--propagation", "slave", "--uts")
 _BOOT = 'hostname "$1" && mount --bind "$2" /etc/hosts && { slurmd -D & wait; }'
@@ -27,7 +28,7 @@ SlurmctldPort={controller}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.sock
+AuthInfo=socket={folder}/munge.sock,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
@@ -45,7 +46,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-DefMemPerCPU=500
+DefMemPerCPU={memory}
 MailProg=/bin/true
 GresTypes=gpu
 JobAcctGatherType=jobacct_gather/linux
@@ -54,6 +55,7 @@ KillWait=2
 SlurmdTimeout=10
 InactiveLimit=0
 MinJobAge=300
+FirstJobId=4200001
 PartitionName=gpu Nodes=ALL Default=YES PriorityTier=2
 PartitionName=low Nodes=ALL PriorityTier=1
 NodeName=DEFAULT CPUs=16 Sockets=1 CoresPerSocket=16 ThreadsPerCore=1 RealMemory=64000 Gres=gpu:a100:4 State=UNKNOWN
@@ -93,8 +95,9 @@ def require_slurm(*, accounting: bool = False) -> None:
 class Cluster:
     """`with Cluster(folder) as slurm`: `node1` to `node3`, each with 16 CPUs, 64 GB and 4 A100 that are files.
 
-    A job in the partition `gpu` (the default) preempts those in `low`, which are then queued again. All processes end
-    with the one that made them. The path of `folder` must have less than 70 characters, for there are sockets in it.
+    A job in the partition `gpu` (the default) preempts those in `low`. What is queued again begins six seconds later
+    (elsewhere two minutes, see `cred_expire`). All processes end with the one that made them. The path of `folder` must
+    have less than 70 characters, for there are sockets in it.
     """
 
     folder: Path
@@ -176,7 +179,8 @@ class Cluster:
         (folder / "munge.key").chmod(0o400)
         controller, accounting, database, *nodes = _free_ports(3 + self.nodes)
         places = {"folder": folder, "controller": controller, "accounting": accounting, "database": database}
-        lines = _SLURM.format(host=socket.gethostname().partition(".")[0], **places)
+        host = socket.gethostname().partition(".")[0]
+        lines = _SLURM.format(host=host, memory=DEFAULT_MEMORY_MB, **places)
         lines += _WITH_ACCOUNTING.format(**places) if self.accounting else ""
         hosts = Path("/etc/hosts").read_text()
         for number, port in enumerate(nodes, 1):

@@ -11,6 +11,7 @@ from flow.cli.group import Entry, Invocation, TaskGroup
 
 _TASKS = "Tasks"
 _MACHINES = "Machines"
+_SLURM = "Slurm's commands"
 _SETUP = "Setup"
 
 # name -> where it is, its line in `flow --help`, the section it stands in. Nothing is imported until it is called.
@@ -21,11 +22,20 @@ COMMANDS = {
     "info": Entry("flow.cli.info:info", "Everything known about one task.", _TASKS),
     "wait": Entry("flow.cli.wait:wait", "Wait for tasks to end, and exit with their code.", _TASKS),
     "cancel": Entry("flow.cli.cancel:cancel", "End tasks.", _TASKS),
-    "resume": Entry("flow.cli.resume:resume", "Let held tasks start.", _TASKS),
+    "hold": Entry("flow.cli.hold:hold", "Keep tasks from starting.", _TASKS),
+    "resume": Entry("flow.cli.hold:resume", "Let held tasks start.", _TASKS),
     "ssh": Entry("flow.cli.ssh:ssh", "A shell, or one command, where a task runs.", _TASKS),
     "mount": Entry("flow.cli.mount:mount", "Give a running task one more volume.", _TASKS),
     "offers": Entry("flow.cli.offers:offers", "The machines to be had now, and their price.", _MACHINES),
     "volume": Entry("flow.cli.volume:volume", "Storage that outlives tasks: create, list, info, delete.", _MACHINES),
+    "sbatch": Entry("flow.cli.slurm.sbatch:sbatch", "Submit a batch script.", _SLURM),
+    "srun": Entry("flow.cli.slurm.srun:srun", "Run a command, and wait for its end.", _SLURM),
+    "squeue": Entry("flow.cli.slurm.squeue:squeue", "List tasks that have not ended.", _SLURM),
+    "sacct": Entry("flow.cli.slurm.sacct:sacct", "List tasks since midnight, ended ones too.", _SLURM),
+    "scancel": Entry("flow.cli.slurm.scancel:scancel", "End tasks, or send them a signal.", _SLURM),
+    "scontrol": Entry("flow.cli.slurm.scontrol:scontrol", "Tasks in detail; hold, release, requeue them.", _SLURM),
+    "sinfo": Entry("flow.cli.slurm.sinfo:sinfo", "List the machines to be had.", _SLURM),
+    "slurm": Entry("flow.cli.slurm.install:slurm", "Put these commands on PATH under their own names.", _SLURM),
     "config": Entry("flow.cli.config:config", "Show the settings and where each comes from.", _SETUP),
     "schema": Entry("flow.cli.schema:schema", "Print the JSON schema of a task file.", _SETUP),
     "completion": Entry("flow.cli.completion:completion", "Print the completion script of a shell.", _SETUP),
@@ -34,8 +44,8 @@ COMMANDS = {
 
 SYNONYMS = {
     "delete": "cancel", "describe": "info", "exec": "ssh", "kill": "cancel", "launch": "run", "list": "status",
-    "log": "logs", "ls": "status", "ps": "status", "rm": "cancel", "sbatch": "run", "scancel": "cancel", "shell": "ssh",
-    "show": "info", "sinfo": "offers", "squeue": "status", "stop": "cancel", "submit": "run", "tail": "logs",
+    "log": "logs", "ls": "status", "ps": "status", "rm": "cancel", "shell": "ssh",
+    "show": "info", "stop": "cancel", "submit": "run", "tail": "logs",
     "volumes": "volume",
 }  # fmt: skip
 

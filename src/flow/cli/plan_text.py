@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flow.masking import masked
+from flow.masking import masked, masked_batch
 from flow.plan import Plan
 
 
 def masked_plan(plan: Plan) -> dict[str, Any]:
     """The plan as JSON-ready values, without secrets."""
-    return {**plan.to_dict(), "env": masked(plan.env), "shell_env": masked(plan.shell_env)}
+    values = plan.to_dict()
+    batch = {"batch": masked_batch(values["batch"])} if plan.batch else {}
+    return {**values, "env": masked(plan.env), "shell_env": masked(plan.shell_env), **batch}
 
 
 def plan_lines(plan: Plan) -> list[str]:

@@ -12,6 +12,7 @@ import click
 from flow.cli import listing, output
 from flow.cli.group import FlowCommand, UsageError
 from flow.cli.references import task_argument
+from flow.references import split_element
 from flow.status import TaskStatus
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def _states(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
 @click.option("-a", "--all", "everything", is_flag=True, help="All tasks, not the newest 20.")
 @click.option("-s", "--state", "states", multiple=True, callback=_states, metavar="STATE", help="Only tasks in it.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The newest N.")
+@click.option("--format", "layout", type=click.Choice(["slurm"]), help="As Slurm's `squeue` lists them.")
 @click.option("-w", "--watch", is_flag=True, help="Keep it up to date until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def status(
@@ -49,6 +51,7 @@ def status(
     everything: bool,
     states: frozenset[TaskStatus] | None,
     limit: int | None,
+    layout: str | None,
     watch: bool,
     as_json: bool,
 ) -> int:
@@ -65,6 +68,8 @@ def status(
     def look() -> list[Task]:
         return [client.get_task(reference)] if reference else client.tasks(states=states, limit=_one_more(most))
 
+    if layout and (watch or as_json):
+        raise UsageError("`--format` goes with neither `--watch` nor `--json`", suggestions=["see `flow squeue -i`"])
     if watch and (as_json or output.is_terminal(sys.stdout)):
         return _watch(look, most, as_json=as_json, of_one=reference is not None)
     tasks = look()
@@ -72,7 +77,10 @@ def status(
     if as_json:
         output.print_json({"tasks": [task.record() for task in tasks[:most]]})
         return 0
-    _print(client, tasks, most)
+    if layout:
+        _print_queue(client, tasks[:most])
+    else:
+        _print(client, tasks, most)
     return 0
 
 
@@ -85,6 +93,16 @@ def _print(client: Flow, tasks: list[Task], most: int | None) -> None:
     client.save_listing(shown)
     if len(tasks) > len(shown):
         output.note(f"there are more than the newest {most}: `flow status --all` lists them")
+
+
+def _print_queue(client: Flow, tasks: list[Task]) -> None:
+    from flow.cli.slurm.jobs import load_jobs, queue_lines
+
+    chosen = {
+        base: None if index is None else frozenset([index])
+        for base, index in (split_element(task.task_id) for task in tasks)
+    }
+    click.echo("\n".join(queue_lines(load_jobs(client, chosen))))
 
 
 def _watch(look: Callable[[], list[Task]], most: int | None, *, as_json: bool, of_one: bool) -> int:

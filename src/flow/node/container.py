@@ -62,6 +62,16 @@ class Container:
         self.id_file = rank.path("container.id")
         self.env = dict(env, FLOW_WORKSPACE=WORKSPACE)
         self.cwd = os.path.join(WORKSPACE, task.get("cwd") or "")
+        self.command: list[str] = task["argv"]
+        self.seen = [f"{rank.path('workspace')}:{WORKSPACE}"]
+        if task.get("slurm"):
+            batch = rank.beside("batch")
+            self.command = batch.prepare_inside(rank, self.env)
+            ours = os.path.dirname(batch.__file__)
+            self.seen += [f"{rank.folder}:{rank.folder}", f"{ours}:{ours}:ro"]
+        else:
+            output = rank.path("output")
+            self.seen.append(f"{output}:{output}")
         self.has_init = _has_init(self.engine)
         self.kills = 0
         self.asked: list[subprocess.Popen[bytes]] = []
@@ -73,17 +83,17 @@ class Container:
 
     def argv(self) -> list[str]:
         """The engine's command line."""
-        task, output = self.rank.task, self.rank.path("output")
+        task = self.rank.task
         words = [self.engine, "run", "--rm", "--name", self.name, "--cidfile", self.id_file]
         words += ["--init"] if self.has_init else []
         words += ["--network", "host", "--ipc", "host", "--security-opt", "label=disable", "--workdir", self.cwd]
-        words += ["-v", f"{self.rank.path('workspace')}:{WORKSPACE}", "-v", f"{output}:{output}"]
+        words += [word for place in self.seen for word in ("-v", place)]
         for bind in self.rank.binds:
             words += ["-v", f"{bind['source']}:{bind['target']}{':ro' if bind.get('read_only') else ''}"]
         words += self._user() + self._gpus()
         for name in self.env:
             words += ["-e", f"{name}={self.env[name]}" if _is_read_by_client(name) else name]
-        return [*words, "--entrypoint", task["argv"][0], task["image"], *task["argv"][1:]]
+        return [*words, "--entrypoint", self.command[0], task["image"], *self.command[1:]]
 
     def client_env(self) -> dict[str, str]:
         """The environment of the engine's client, which holds the values of what is given by name."""

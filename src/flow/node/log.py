@@ -12,11 +12,11 @@ RECORD = struct.Struct("<QQQ")  # of log.idx: time in ns, end of stdout.log, end
 class Log:
     """The command's output on disk: two files of bytes, and an index that keeps the order of their arrival."""
 
-    def __init__(self, folder: str, copies: list[str | None]) -> None:
+    def __init__(self, folder: str, copies: list[str | None], *, fresh: bool = False, mode: int = 0o600) -> None:
         self.cut = ""  # why output was dropped
         names = ["stdout.log", "stderr.log", "log.idx"]
         self.files = [_append_to(os.path.join(folder, name)) for name in names]
-        self.copies = [_append_to(path) if path else None for path in copies]
+        self.copies = [_append_to(path, fresh=fresh, mode=mode) if path else None for path in copies]
         self.ends = [os.fstat(fd).st_size for fd in self.files]
 
     def append(self, stream: int, data: bytes) -> None:
@@ -45,8 +45,8 @@ class Log:
         return written
 
 
-def _append_to(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _append_to(path: str, *, fresh: bool = False, mode: int = 0o600) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | fresh * os.O_TRUNC, mode)
 
 
 def say(error: BaseException) -> str:

@@ -76,7 +76,7 @@ class Hub:
         self.own, self.task, self.loop = rank, rank.task, rank.loop
         self.wires: dict[int, Wire] = {}
         self.unheard = set(range(1, self.task["nodes"]))  # ranks whose end is not known
-        self.failure = ""
+        self.order: dict[str, str] = {}  # to end, which the others were told
         self.server = self._listening()
         self.loop.on(self.server, lambda: Wire(self.loop, self.server.accept()[0], self.hear))
         for number in self.unheard:
@@ -90,12 +90,13 @@ class Hub:
         """Rank 0's command ended, or never started."""
         if code:
             self._fail(0, reason)
+        elif self.task.get("slurm"):  # the others only ran the steps of rank 0's script
+            self._tell("over", "")
 
     def own_stop(self, cause: str, reason: str) -> None:
         """Rank 0 is told to end by its machine's owner: so are all."""
         if cause == "cancel":
-            for number in self.unheard & self.wires.keys():
-                self.wires[number].say(stop=reason, cause=cause)
+            self._tell(cause, reason)
 
     def hear(self, wire: Wire, message: dict[str, Any]) -> None:
         """What one rank says; {} is its silence."""
@@ -112,12 +113,15 @@ class Hub:
 
     def _fail(self, number: int, reason: str) -> None:
         """Only the first failure counts."""
-        if self.failure:
-            return
-        self.failure = f"node {number}: {reason}"
-        for other in self.unheard & self.wires.keys():
-            self.wires[other].say(stop=self.failure)
-        self.own.stop("peer", "stopped: " + self.failure)
+        if not self.order:
+            self._tell("peer", f"stopped: node {number}: {reason}")
+            self.own.stop("peer", self.order["stop"])
+
+    def _tell(self, cause: str, why: str) -> None:
+        """Tell the other ranks to end, those that come later too."""
+        self.order = {"stop": why, "cause": cause}
+        for number in self.unheard & self.wires.keys():
+            self.wires[number].say(**self.order)
 
     def _welcome(self, wire: Wire, message: dict[str, Any]) -> None:
         number = message.get("rank")
@@ -130,8 +134,8 @@ class Hub:
         self.loop.times.pop(f"lost {number}", None)
         if number not in self.unheard:
             wire.say(heard=True)
-        elif self.failure:
-            wire.say(stop=self.failure)
+        elif self.order:
+            wire.say(**self.order)
 
     def _lose(self, number: int) -> Callable[[], None]:
         def lose() -> None:
@@ -203,8 +207,7 @@ class Link:
         """What rank 0 says; {} is its silence."""
         if "stop" in message:
             self.is_told_to_stop = True
-            cause, told = message.get("cause", "peer"), message["stop"]
-            self.own.stop(cause, told if cause == "cancel" else f"stopped: {told}")
+            self.own.stop(message["cause"], message["stop"])
         elif "heard" in message:
             self.is_heard = True
         elif not message:

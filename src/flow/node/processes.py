@@ -88,18 +88,18 @@ class Processes:
     def has_leftovers(self) -> bool:
         """Whether some are left, the command having ended."""
         if PRCTL:
-            return not self.childless and bool(_descendants())
+            return not self.childless and bool(descendants())
         return _signal_group(self.pid, 0)
 
     def terminate(self) -> None:
         """SIGTERM to each that was not sent it, and to none that is started from now on."""
-        below = _descendants()
+        below = descendants()
         has_group = bool(self.pid) and (self.wait_status is None or not below)
         if has_group:  # all at once, so that no shell sees its child's end before its own
             _signal_group(self.pid, signal.SIGTERM)
         for pid in below.keys() - self.told:
             if not has_group or below[pid] != self.pid:
-                _signal(pid, signal.SIGTERM)
+                send(pid, signal.SIGTERM)
         self.told.update(below)
 
     def kill(self) -> None:
@@ -108,9 +108,9 @@ class Processes:
             _signal_group(self.pid, signal.SIGKILL)
         killed: set[int] = set()
         for _ in range(50):
-            fresh = _descendants().keys() - killed
+            fresh = descendants().keys() - killed
             for pid in fresh:
-                _signal(pid, signal.SIGKILL)
+                send(pid, signal.SIGKILL)
             killed |= fresh
             if not fresh:
                 return
@@ -152,15 +152,17 @@ def _find_program(name: str, path: str) -> str:
     raise OSError(number, os.strerror(number))
 
 
-def _is_scheduler(pid: int) -> bool:
+def has_variable(pid: int, beginning: bytes) -> bool:
+    """Whether a process was started with a variable that begins so."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return any(one.startswith(b"FLOW_SCHEDULER=") for one in file.read().split(b"\0"))
+            return any(one.startswith(beginning) for one in file.read().split(b"\0"))
     except OSError:
         return False
 
 
-def _signal(pid: int, number: int) -> None:
+def send(pid: int, number: int) -> None:
+    """Send a signal to a process, if it is still there."""
     with contextlib.suppress(OSError):
         os.kill(pid, number)
 
@@ -173,7 +175,7 @@ def _signal_group(group: int, number: int) -> bool:
     return True
 
 
-def _descendants() -> dict[int, int]:
+def descendants() -> dict[int, int]:
     """The process group of every process below this one, parents first; empty where there is no /proc.
 
     A scheduler of the local provider that the task happened to start is no part of it, nor is what runs below that.
@@ -189,5 +191,5 @@ def _descendants() -> dict[int, int]:
                     groups[int(name)] = group
     found = [os.getpid()]
     for pid in found:
-        found += [child for child in children.get(pid, []) if not _is_scheduler(child)]
+        found += [child for child in children.get(pid, []) if not has_variable(child, b"FLOW_SCHEDULER=")]
     return {pid: groups[pid] for pid in found[1:]}

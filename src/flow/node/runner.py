@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any, Callable
 
-OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LAST_WORD_SECONDS = 3  # how long a cancelled rank tries to reach the others
 LEFTOVER_SECONDS = 1  # what processes left behind by the command have between SIGTERM and SIGKILL
@@ -80,6 +80,7 @@ class Rank:
         self.command = self.processes  # or the container: what can be told to end
         self.is_terminated = False  # by a signal to the runner
         self.stopped: tuple[str, str] | None = None  # cause and reason
+        self.heard = 0  # lines of `asked`
         self.kills_of_leftovers = 0
         self.started = 0.0  # by the monotonic clock
         self._take_signals()
@@ -149,7 +150,10 @@ class Rank:
         argv, env, cwd = self._command()
         self._remove_secrets()
         try:
-            self.log = output = log.Log(self.folder, [self.task.get("stdout_copy"), self.task.get("stderr_copy")])
+            copies = [self.task.get("stdout_copy"), self.task.get("stderr_copy")]
+            self.log = output = log.Log(
+                self.folder, copies, fresh=bool(self.task.get("fresh_copies")), mode=self.task.get("copies_mode", 0o600)
+            )
         except OSError as error:
             raise Ended(126, None, "start", "cannot write " + log.say(error)) from None
         held = _locked(self.path("command.lock"))
@@ -178,8 +182,11 @@ class Rank:
         if self.task.get("gpu_ids") is not None:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.task["gpu_ids"]))
         cwd = self.path("workspace", self.task.get("cwd") or "")
+        argv = self.task["argv"]
+        if self.task.get("slurm"):
+            argv = _beside("batch").prepare(self, env)
         self.write("env.json", {"env": env, "cwd": cwd, "namespace_of": self.namespace and self.namespace.owner})
-        return self.task["argv"], env, cwd
+        return argv, env, cwd
 
     def _set_limits(self) -> None:
         limit, early = self.task.get("limit_seconds"), self.task.get("signal")
@@ -188,7 +195,8 @@ class Rank:
             self.loop.after(limit, "limit", lambda: self.stop("timeout", "time limit %g h reached" % (total / 3600)))
             if early:
                 wait = max(0, limit - early["before_seconds"])
-                self.loop.after(wait, "signal", lambda: self.command.send(early["number"]))
+                send = _beside("asked").pass_on
+                self.loop.after(wait, "signal", lambda: send(self, early["number"], early.get("to", "all")))
 
     def stop(self, cause: str, reason: str) -> None:
         """SIGTERM, the grace time, SIGKILL. The first stop counts, and none after the command's own end."""
@@ -210,6 +218,7 @@ class Rank:
 
     def _outcome(self) -> tuple[int, int | None, str, str]:
         """Code, signal, cause and reason of a command that ended."""
+        self._hear_asked()
         status = self.processes.wait_status or 0
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = os.WEXITSTATUS(status) if number is None else 128 + number
@@ -224,6 +233,8 @@ class Rank:
     def end(self, code: int, number: int | None, cause: str, reason: str) -> None:
         """Write the last report, however long a full disk resists; then tell the other ranks."""
         self._remove_secrets()
+        if cause == "over":  # it only helped rank 0, which has ended well
+            code, number, cause = 0, None, "exit"
         cut = f"log cut: {self.log.cut}" if self.log and self.log.cut else ""
         reason = "; ".join(part for part in (reason, cut) if part)
         ran = time.monotonic() - self.started if self.started else 0
@@ -239,7 +250,7 @@ class Rank:
                     raise
                 time.sleep(0.5)  # to leave now would make a loss of it, and the command might run again
         if self.peers:
-            self.peers.own_end(code, reason)
+            self.peers.own_end(code or int(cause == "requeue"), reason)
 
     def see_peers_end(self) -> None:
         """Rank 0 stays until it knows of every end, the others until rank 0 knows of theirs; SIGTERM shortens that."""
@@ -293,11 +304,17 @@ class Rank:
 
     def _signalled(self, numbers: bytes) -> None:
         self._reap()
-        if set(numbers) > {signal.SIGCHLD} or signal.SIGCHLD not in numbers:
+        if signal.SIGUSR1 in numbers:
+            self._hear_asked()
+        if set(numbers) - {signal.SIGCHLD, signal.SIGUSR1}:
             if self.is_terminated:
                 self._kill()
             self.is_terminated = True
             self.stop("cancel", "cancelled")
+
+    def _hear_asked(self) -> None:
+        if os.path.exists(self.path("asked")):
+            _beside("asked").hear(self)
 
     # -- what it reads and writes
 

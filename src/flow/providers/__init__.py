@@ -60,8 +60,27 @@ class VolumeStore(Protocol):
         ...
 
 
+class Steering(Protocol):
+    """What a provider that queues tasks does with those it was given. All of it is idempotent, and durable on return.
+
+    Each takes a task, an array or an element; what is unknown or has ended is left alone.
+    """
+
+    def hold(self, task_id: str) -> None:
+        """Keep what has not started from starting, and what runs from running again."""
+        ...
+
+    def resume(self, task_id: str) -> None:
+        """Let go of what is held."""
+        ...
+
+    def requeue(self, task_id: str) -> None:
+        """Stop what runs, and run it again as its next attempt, which is no retry."""
+        ...
+
+
 class Provider(Protocol):
-    """Five methods, four attributes; no logs, copying, results or status words: those live once, above."""
+    """Five methods, five attributes; no logs, copying, results or status words: those live once, above."""
 
     name: ClassVar[str]
     options: ClassVar[tuple[Option, ...]]
@@ -74,6 +93,11 @@ class Provider(Protocol):
     @property
     def volumes(self) -> VolumeStore | None:
         """Where its volumes are kept; None where it has none."""
+        ...
+
+    @property
+    def steering(self) -> Steering | None:
+        """Who holds and requeues its tasks; None where it cannot."""
         ...
 
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:

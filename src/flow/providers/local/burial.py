@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flow.durable import write_durably
 from flow.machines import Report
+from flow.node.asked import REQUEUE, asked
 from flow.providers.local.wake import is_locked
 from flow.status import read_report
 
@@ -147,7 +148,11 @@ def _remove_container(folder: Path, task_id: str, attempt: int) -> bool:
 
 def _write_loss(folder: Path, report: Report | None, *, cancelled: bool) -> Report:
     """The loss as the folder's last status, so that every later reader sees the same."""
-    cause, reason = ("cancel", "cancelled") if cancelled else ("lost", "its runner died without a report")
+    cause, reason = "lost", "its runner died without a report"
+    if cancelled:
+        cause, reason = "cancel", "cancelled"
+    elif REQUEUE in asked(os.fspath(folder)):
+        cause, reason = REQUEUE, "requeued"
     started = report.started if report else None
     loss = Report("ended", cause=cause, reason=reason, started=started, ended=time.time())
     facts = {"cause": cause, "reason": reason, "started": started, "ended": loss.ended}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sqlite3
 import threading
 import time
@@ -18,17 +19,20 @@ from flow.durable import is_damage, is_full, leave_to_parent, storage_error, wri
 from flow.errors import StorageError
 from flow.gpus import Gpu
 from flow.machines import Allocation, Capabilities, Machines, Node, Offer
+from flow.node.asked import REQUEUE, ask
 from flow.plan import Plan
 from flow.providers import Option
+from flow.providers.local.burial import signal_runner
 from flow.providers.local.inventory import read_inventory
 from flow.providers.local.mend import lacks, mend_queue, needs_mending
-from flow.providers.local.queue import Queue, Row, suspect_path
+from flow.providers.local.queue import WAITS_FOR_USER, Queue, Row, suspect_path
 from flow.providers.local.rank import loopback, rank_folder
 from flow.providers.local.restore import note_given
 from flow.providers.local.volumes import LocalVolumes
+from flow.providers.local.waiting import STARTED, awaited
 from flow.providers.local.wake import is_locked, start_scheduler, wake_scheduler
-from flow.record_format import read_intent
-from flow.status import Want
+from flow.record_format import later_intent, read_intent
+from flow.status import HELD, Want
 
 _T = TypeVar("_T")
 
@@ -73,6 +77,29 @@ class Local:
         """Folders of this machine."""
         return LocalVolumes(self.home, self._has_ended, self._waits_for)
 
+    @property
+    def steering(self) -> Local:
+        """Itself: it has the queue."""
+        return self
+
+    def hold(self, task_id: str) -> None:
+        """Take what has not started out of the queue's order."""
+        self._ask(lambda queue: queue.hold(task_id))
+        self._wake()
+
+    def resume(self, task_id: str) -> None:
+        """Put it back; the scheduler says what it waits for."""
+        self._ask(lambda queue: queue.resume(task_id))
+        self._wake()
+
+    def requeue(self, task_id: str) -> None:
+        """Ask each runner to stop for that; the scheduler queues what stopped so."""
+        for row in self._rows([task_id]):
+            for node in self._nodes(row) if row.state == "started" and task_id in (row.id, row.base) else ():
+                with contextlib.suppress(FileNotFoundError):  # it removed its own folder
+                    ask(node.folder, REQUEUE)
+                    signal_runner(Path(node.folder), None, signal.SIGUSR1)
+
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:
         """The machine without its GPUs, and with 1, 2, … of each kind it has. Price 0."""
         inventory = read_inventory(cpus=self._number(self._cpus), gpus=self._whole(self._gpus))
@@ -90,7 +117,7 @@ class Local:
 
     def allocate(self, plan: Plan, attempt: int = 1) -> None:
         """Queue the plan; later attempts are the scheduler's own doing."""
-        self._ask(lambda queue: queue.add(plan, cancelled=lambda: self._cancelled(plan)))
+        self._ask(lambda queue: queue.add(plan, wanted=lambda: self._wanted(plan)))
         note_given(self.home, self.folder, plan.task_id)
         self._wake()
 
@@ -99,7 +126,9 @@ class Local:
         rows = self._rows(task_ids)
         if not rows:
             return []
-        if any(row.state != "ended" for row in rows) and not is_locked(self.folder / "scheduler.lock"):
+        if any(row.state not in ("ended", *WAITS_FOR_USER) or row.cancel for row in rows) and not is_locked(
+            self.folder / "scheduler.lock"
+        ):
             with contextlib.suppress(OSError):  # no room: what there is can be read all the same
                 start_scheduler(self.folder, self.home, self._limits())
         created = self._ask(lambda queue: queue.created({row.base for row in rows}))
@@ -159,8 +188,10 @@ class Local:
         if row.state == "later" and row.not_before:
             return f"begins {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(row.not_before))}"
         if row.state == "waiting":
-            waits = self._ask(lambda queue: queue.waits(row.base))
-            return "waits for " + ", ".join(f"{upstream} to be {state}" for upstream, state in waits)
+            plan = self._ask(lambda queue: queue.plan(row.base))
+            return "waits for " + (" or " if plan.after_any else ", ").join(map(awaited, plan.after))
+        if row.state == "held":
+            return HELD
         return ""
 
     def _has_ended(self, task_id: str) -> bool | None:
@@ -177,23 +208,24 @@ class Local:
     def _waits_for(self, plan: Plan) -> set[str]:
         """The tasks that have ended before this one starts."""
         found: set[str] = set()
-        ahead = [one.task_id for one in plan.after if one.state != "started"]
-        for task_id in ahead:
-            base = task_id.partition("_")[0]
+        ahead = _ended_before(plan)
+        for base in ahead:
             if base not in found:
                 found.add(base)
-                ahead += [upstream for upstream, state in self._waits(base) if state != "started"]
+                ahead += self._ended_before(base)
         return found
 
-    def _waits(self, base: str) -> list[tuple[str, str]]:
-        return self._ask(lambda queue: queue.waits(base)) if self._has_queue() else []
+    def _ended_before(self, base: str) -> list[str]:
+        is_here = self._has_queue() and self._ask(lambda queue: queue.holds(base))
+        return _ended_before(self._ask(lambda queue: queue.plan(base))) if is_here else []
 
-    def _cancelled(self, plan: Plan) -> list[str]:
-        """What of a task or array the user has cancelled: itself, or elements of it."""
+    def _wanted(self, plan: Plan) -> list[tuple[str, Want]]:
+        """What the user has asked of a task or array, or of elements of it, since it was submitted."""
         record, elements = self.home / "record", plan.elements.indices if plan.elements else ()
         touched = [f"{plan.task_id}_{one}" for one in elements if os.path.isdir(f"{record}/{plan.task_id}_{one}")]  # noqa: PTH112  # may be 10,000
-        intents = ((task_id, read_intent(record / task_id)) for task_id in (plan.task_id, *touched))
-        return [task_id for task_id, intent in intents if intent and intent.want is Want.CANCEL]
+        whole = read_intent(record / plan.task_id)
+        intents = [(one, later_intent(read_intent(record / one), whole)) for one in touched]
+        return [(task_id, intent.want) for task_id, intent in ((plan.task_id, whole), *intents) if intent]
 
     def _wake(self) -> None:
         with writing(self.home):
@@ -276,6 +308,12 @@ class Local:
     @staticmethod
     def _whole(value: object) -> int | None:
         return None if value is None else int(str(value))
+
+
+def _ended_before(plan: Plan) -> list[str]:
+    """The tasks and arrays that have ended when this one starts."""
+    only_some = (*STARTED, "corresponding")
+    return [one.task_id.partition("_")[0] for one in plan.after if not (one.state in only_some or plan.after_any)]
 
 
 def _never_starts(row: Row) -> bool:

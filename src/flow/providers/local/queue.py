@@ -15,6 +15,7 @@ from flow.connection import connect
 from flow.durable import is_damage
 from flow.machines import Report
 from flow.plan import Plan, plan_from_dict
+from flow.status import Want
 
 _SCHEMA = """
 CREATE TABLE plan (base TEXT PRIMARY KEY, created REAL NOT NULL, hash TEXT NOT NULL, plan TEXT NOT NULL);
@@ -49,6 +50,10 @@ _COLUMNS = (
     "reason, ended, reports"
 )
 
+WAITS_FOR_USER = ("stuck", "held")  # until somebody lets go of it, or cancels it
+_AT_WORK = "('waiting', 'later', 'throttled', 'queued', 'resumed', 'started')"
+_OPEN = f"{_AT_WORK[:-1]}, 'stuck', 'held')"
+
 _REPORT = tuple(field.name for field in fields(Report))  # they are flat: `asdict` would look into each
 
 
@@ -56,7 +61,8 @@ _REPORT = tuple(field.name for field in fields(Report))  # they are flat: `asdic
 class Row:
     """One task of the queue.
 
-    state: "waiting" (for dependencies), "later" (for its time), "throttled" (for its array's limit), "queued",
+    state: "waiting" (for dependencies), "stuck" (waits for what can never be), "later" (for its time), "throttled" (for
+    its array's limit), "queued", "held", "resumed" (let go of, to be given one of these states by the scheduler),
     "started" (its attempt was given to runners: the folder tells the rest), "ended".
     """
 
@@ -107,16 +113,16 @@ class Queue:
             note_damage(self.path, error)
             raise
 
-    def add(self, plan: Plan, *, cancelled: Callable[[], Iterable[str]] = tuple) -> bool:
+    def add(self, plan: Plan, *, wanted: Callable[[], Iterable[tuple[str, Want]]] = tuple) -> bool:
         """Queue the plan's task or its whole array; False, and nothing done, where it is there already.
 
-        `cancelled` gives what of it the user has cancelled, on record before `ask_cancel` is called. As it is asked
-        when nobody else can write, one of the two sees the other.
+        `wanted` gives what of it the user has cancelled or holds, on record before `ask_cancel` and `hold` are called.
+        As it is asked when nobody else can write, one of the two sees the other.
         """
         with self.transaction():
             is_new = self.insert(plan)
-            for task_id in cancelled():
-                self.note_cancel(task_id, now=time.time())
+            for task_id, want in wanted():
+                self.note_want(task_id, want)
         return is_new
 
     def insert(self, plan: Plan, *, created: float | None = None) -> bool:
@@ -138,6 +144,10 @@ class Queue:
     def holds(self, base: str) -> bool:
         """Whether the task or array is in the queue."""
         return self.db.execute("SELECT 1 FROM plan WHERE base = ?", (base,)).fetchone() is not None
+
+    def has_row(self, task_id: str) -> bool:
+        """Whether this task or element is in the queue; an array has no row of its own."""
+        return self.db.execute("SELECT 1 FROM task WHERE id = ?", (task_id,)).fetchone() is not None
 
     def plan(self, base: str) -> Plan:
         """The plan of a task or array, kept in memory once read."""
@@ -188,10 +198,19 @@ class Queue:
         sql = f"SELECT {_COLUMNS} FROM task WHERE {where} AND state <> 'ended' ORDER BY seq LIMIT ?"
         return [_row(one) for one in self.db.execute(sql, (*values, limit))]
 
+    def after_ended(self, base: str, array: str) -> list[Row]:
+        """The waiting elements of one array for which the element of the same index of another one has ended."""
+        sql = (
+            f"SELECT {_COLUMNS} FROM task WHERE state = 'waiting' AND base = ?1 AND state <> 'ended' AND EXISTS "
+            "(SELECT 1 FROM task AS other WHERE other.id = ?2 || '_' || task.array_index AND other.state = 'ended')"
+        )
+        return [_row(one) for one in self.db.execute(sql, (base, array))]
+
     def occupied(self, base: str) -> int:
         """How many elements of an array take one of the places that its limit gives."""
-        states = "('waiting', 'later', 'queued', 'started')"
-        sql = f"SELECT count(*) FROM task WHERE state IN {states} AND base = ? AND state <> 'ended'"
+        sql = (
+            "SELECT count(*) FROM task WHERE state IN ('later', 'queued', 'started') AND base = ? AND state <> 'ended'"
+        )
         count: int = self.db.execute(sql, (base,)).fetchone()[0]
         return count
 
@@ -234,13 +253,15 @@ class Queue:
 
     def is_open(self, task_id: str, *, unstarted: bool = False) -> bool:
         """Whether the task, or any of its elements, has not ended; `unstarted`: was not even started."""
+        which = "id = ?" if "_" in task_id else f"base = ? AND state IN {_OPEN}"  # by the index of what is open
         more = "AND attempt = 0" if unstarted else ""
-        sql = f"SELECT 1 FROM task WHERE (base = ? OR id = ?) AND state <> 'ended' {more} LIMIT 1"
-        return self.db.execute(sql, (task_id, task_id)).fetchone() is not None
+        sql = f"SELECT 1 FROM task WHERE {which} AND state <> 'ended' {more} LIMIT 1"
+        return self.db.execute(sql, (task_id,)).fetchone() is not None
 
     def has_work(self) -> bool:
-        """Whether any task has not ended."""
-        return self.db.execute("SELECT 1 FROM task WHERE state <> 'ended' LIMIT 1").fetchone() is not None
+        """Whether any task has not ended, of those that do not wait for the user."""
+        sql = f"SELECT 1 FROM task WHERE (state IN {_AT_WORK} OR cancel IS NOT NULL) AND state <> 'ended' LIMIT 1"
+        return self.db.execute(sql).fetchone() is not None
 
     def places(self, rows: Iterable[Row]) -> dict[str, int]:
         """How many queued tasks start before each of `rows`. One walk over the queue, however many are asked."""
@@ -264,6 +285,45 @@ class Queue:
         with self.transaction():
             self.note_cancel(task_id, now=now)
 
+    def hold(self, task_id: str) -> None:
+        """Keep what of a task, an array or an element has not started from starting."""
+        with self.transaction():
+            self.note_hold(task_id)
+
+    def note_hold(self, task_id: str) -> None:
+        """The same, for use inside `transaction`. The places that it frees in its array are given out at once."""
+        self.db.execute(
+            "UPDATE task SET state = 'held', reason = '' WHERE (base = ? OR id = ?) "
+            "AND state IN ('waiting', 'stuck', 'later', 'throttled', 'queued', 'resumed')",
+            (task_id, task_id),
+        )
+        base = task_id.partition("_")[0]
+        self.db.execute(
+            "UPDATE task SET state = 'resumed' WHERE seq = "
+            "(SELECT min(seq) FROM task WHERE base = ? AND state = 'throttled' AND state <> 'ended')",
+            (base,),
+        )
+
+    def resume(self, task_id: str) -> None:
+        """Let go of what is held of a task, an array or an element."""
+        with self.transaction():
+            self.note_resume(task_id)
+
+    def note_resume(self, task_id: str) -> None:
+        """The same, for use inside `transaction`."""
+        self.db.execute(
+            "UPDATE task SET state = 'resumed' WHERE (base = ? OR id = ?) AND state = 'held'", (task_id, task_id)
+        )
+
+    def note_want(self, task_id: str, want: Want) -> None:
+        """Do to the rows of a task, an array or an element what its user wants; for use inside `transaction`."""
+        if want is Want.CANCEL:
+            self.note_cancel(task_id, now=time.time())
+        elif want is Want.HOLD:
+            self.note_hold(task_id)
+        else:
+            self.note_resume(task_id)
+
     def note_cancel(self, task_id: str, *, now: float) -> None:
         """The same, for use inside `transaction`."""
         self.db.execute(
@@ -274,6 +334,15 @@ class Queue:
     def set_state(self, row: Row, state: str, reason: str = "") -> None:
         """Move a row on. For use inside `transaction`, as the rest below."""
         self.db.execute("UPDATE task SET state = ?, reason = ? WHERE seq = ?", (state, reason, row.seq))
+
+    def let_on(self, base: str, state: str, *, not_before: float, seq: int | None = None, reason: str = "") -> None:
+        """Move the waiting rows of a task or array on, or only one of them; none starts earlier than `not_before`."""
+        only = "" if seq is None else "AND seq = ?"
+        self.db.execute(
+            "UPDATE task SET state = ?, reason = ?, not_before = nullif(max(coalesce(not_before, 0), ?), 0) "
+            f"WHERE base = ? AND state = 'waiting' {only}",
+            (state, reason, not_before, base, *(() if seq is None else (seq,))),
+        )
 
     def start(self, row: Row, gpu_ids: Collection[int]) -> Row:
         """Give the row its next attempt and its GPUs; the row as it is then."""
@@ -291,12 +360,18 @@ class Queue:
             (reason, row.seq),
         )
 
-    def retry(self, row: Row, *, used_seconds: float, reason: str) -> None:
+    def retry(self, row: Row, *, used_seconds: float, reason: str, is_held: bool = False) -> None:
         """Queue the row for its next attempt; this one counted as a failure."""
+        self.requeue(row, reason=reason, is_held=is_held)
         self.db.execute(
-            "UPDATE task SET state = 'queued', failures = failures + 1, used_seconds = ?, gpu_ids = '[]', reason = ? "
-            "WHERE seq = ?",
-            (used_seconds, reason, row.seq),
+            "UPDATE task SET failures = failures + 1, used_seconds = ? WHERE seq = ?", (used_seconds, row.seq)
+        )
+
+    def requeue(self, row: Row, *, reason: str, is_held: bool = False) -> None:
+        """Queue the row for its next attempt, as if this one had not been."""
+        self.db.execute(
+            "UPDATE task SET state = ?, gpu_ids = '[]', reason = ? WHERE seq = ?",
+            ("held" if is_held else "queued", "" if is_held else reason, row.seq),
         )
 
     def end(self, row: Row, reports: Mapping[int, Report], *, reason: str, now: float) -> None:
@@ -309,13 +384,9 @@ class Queue:
             (text, reason, now, row.seq),
         )
 
-    def waits(self, base: str) -> list[tuple[str, str]]:
-        """(upstream, state waited for) of a task."""
-        return list(self.db.execute("SELECT upstream, state FROM wait WHERE downstream = ?", (base,)))
-
-    def downstream(self, upstream: str) -> list[str]:
-        """The tasks that wait for `upstream`."""
-        return [one for (one,) in self.db.execute("SELECT downstream FROM wait WHERE upstream = ?", (upstream,))]
+    def downstream(self, upstream: str) -> list[tuple[str, str]]:
+        """The tasks that wait for `upstream`, and the state that they wait for."""
+        return list(self.db.execute("SELECT downstream, state FROM wait WHERE upstream = ?", (upstream,)))
 
     def forget_pruned(self, records: Path) -> None:
         """Forget the ended tasks whose record is no longer in the folder `records`."""
@@ -355,7 +426,7 @@ def _new_rows(plan: Plan) -> Iterator[tuple[str, str, int | None, str, int, floa
         return
     at_once = plan.elements.at_once or len(plan.elements.indices)
     for place, index in enumerate(plan.elements.indices):
-        state = first if place < at_once else "throttled"
+        state = first if place < at_once or plan.after else "throttled"
         yield f"{plan.task_id}_{index}", plan.task_id, index, state, plan.priority, plan.not_before
 
 

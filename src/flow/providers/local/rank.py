@@ -4,35 +4,38 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flow.mounts import VOLUME, Mount
 from flow.outbox import deliver
-from flow.plan import Plan
+from flow.plan import Plan, SignalBefore
 from flow.providers.local.queue import Row
 from flow.providers.local.volumes import volume_path
 
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
-    """Where the ranks of one attempt meet: the runners at `control_port`, the commands at `master_port`."""
+    """Where the ranks of one attempt meet: runners, `srun` and commands, each at its port."""
 
     master_port: int
     control_port: int
+    step_port: int
     token: str
 
 
 def new_meeting() -> Meeting:
-    """Two ports that were free a moment ago, and a secret word."""
+    """Ports that were free a moment ago, and a secret word."""
     import socket  # only the scheduler needs it
 
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        return Meeting(one.getsockname()[1], two.getsockname()[1], os.urandom(16).hex())
+    with socket.socket() as one, socket.socket() as two, socket.socket() as three:
+        for each in (one, two, three):
+            each.bind(("127.0.0.1", 0))
+        ports = [each.getsockname()[1] for each in (one, two, three)]
+        return Meeting(ports[0], ports[1], ports[2], os.urandom(16).hex())
 
 
 def rank_folder(home: Path, task_id: str, attempt: int, rank: int) -> Path:
@@ -55,7 +58,7 @@ def write_job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting, 
     if plan.mounts or plan.image:  # a look at the disk less for the many
         job["needs"] = deliver(home / "record" / row.base, folder)
     if plan.batch:
-        job["slurm"] = _slurm(row, plan)
+        job["slurm"] = _slurm(home, row, plan)
     if has_gpus and "CUDA_VISIBLE_DEVICES" not in plan.env:
         job["gpu_ids"] = list(row.gpu_ids)  # none given: none seen
     descriptor = os.open(folder / "task.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -92,34 +95,44 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         "gpu_ids": None,
         "given_gpus": list(row.gpu_ids),  # also where `env` chooses what the command sees
         "ports": plan.ports,
+        "cpus": plan.cpus,
         "memory_gb": plan.memory_gb,
         "limit_seconds": limit,
         "limit_total_seconds": plan.limit_seconds,
         "grace_seconds": plan.grace_seconds,
-        "signal": plan.signal and {"number": plan.signal.number, "before_seconds": plan.signal.seconds},
+        "may_requeue": plan.may_requeue,
+        "signal": plan.signal and _signal(plan.signal),
         "peers": [loopback(one) for one in range(plan.nodes)],
         "control_port": meeting.control_port,
+        "step_port": meeting.step_port,
         "token": meeting.token,
         "previous_output": str(previous) if previous and previous.is_dir() else None,
-        "stdout_copy": _path_for(plan.stdout, row, rank),
-        "stderr_copy": _path_for(plan.stderr, row, rank),
+        **(_copies(row, plan, rank) if plan.stdout or plan.stderr else {}),
         "delivery_timeout_seconds": 1800,
     }
 
 
-def _slurm(row: Row, plan: Plan) -> dict[str, Any]:
+def _signal(signal: SignalBefore) -> dict[str, Any]:
+    return {"number": signal.number, "before_seconds": signal.seconds, "to": signal.to}
+
+
+def _slurm(home: Path, row: Row, plan: Plan) -> dict[str, Any]:
     """What a batch script's variables and `srun` are made of."""
-    array = plan.elements and {"count": len(plan.elements.indices), **_extent(plan.elements.indices)}
+    from flow.slurm.submitting import array_step
+
+    indices = plan.elements.indices if plan.elements else ()
+    extent = {"count": len(indices), "min": indices[0], "max": indices[-1]} if indices else None
+    if extent and plan.batch:
+        extent["step"] = array_step(plan.batch.options)
     return {
         "number": plan.number_of(row.array_index),
         "array_number": plan.number if plan.elements else None,
-        "array": array,
+        "array": extent,
         "variables": plan.batch.variables if plan.batch else {},
+        "submit_dir": plan.submit_dir,
+        "flow": [sys.executable, "-m", "flow"],
+        "flow_home": str(home),
     }
-
-
-def _extent(indices: Sequence[int]) -> dict[str, int]:
-    return {"min": indices[0], "max": indices[-1], "step": indices[1] - indices[0] if len(indices) > 1 else 1}
 
 
 def _mount(home: Path, mount: Mount) -> dict[str, Any]:
@@ -128,9 +141,28 @@ def _mount(home: Path, mount: Mount) -> dict[str, Any]:
     return {"kind": mount.kind, "source": mount.source, "target": mount.target, "cache": str(home / "cache")}
 
 
-def _path_for(pattern: str | None, row: Row, rank: int) -> str | None:
-    """An output path with what only the row knows filled in: %a (element index), %j (its id), %n (node)."""
-    if pattern is None:
-        return None
-    index = "" if row.array_index is None else str(row.array_index)
-    return pattern.replace("%a", index).replace("%j", row.id).replace("%n", str(rank))
+def _copies(row: Row, plan: Plan, rank: int) -> dict[str, Any]:
+    """Where copies of the streams go, with what only the row knows filled in. Of a batch script there is one rank."""
+    import getpass
+
+    from flow.slurm.patterns import NO_INDEX, fill_pattern
+
+    if plan.batch and rank:
+        return {}
+    known: dict[str, str | int] = {"n": rank, "t": rank, "u": getpass.getuser(), "N": os.uname().nodename.split(".")[0]}
+    index = row.array_index
+    if plan.batch:
+        number = plan.number_of(index) or 0
+        name = plan.batch.variables.get("SLURM_JOB_NAME", plan.name)
+        known.update(j=number, J=number, A=plan.number or 0, a=NO_INDEX if index is None else index, s="batch", x=name)
+    else:
+        known.update(j=row.id, A=row.base, a="" if index is None else index, x=plan.name)
+    stdout, stderr = (pattern and fill_pattern(pattern, known) for pattern in (plan.stdout, plan.stderr))
+    if plan.batch and stdout == stderr:  # the command has joined them
+        stderr = None
+    return {
+        "stdout_copy": stdout,
+        "stderr_copy": stderr,
+        "fresh_copies": plan.fresh_output,
+        "copies_mode": 0o666 if plan.batch else 0o600,
+    }

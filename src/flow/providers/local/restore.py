@@ -15,7 +15,7 @@ from flow.machines import Report
 from flow.plan import Plan, plan_from_dict
 from flow.providers.local.queue import Queue, Row
 from flow.providers.local.rank import rank_folder
-from flow.record_format import first_intent, read_final, read_intent
+from flow.record_format import first_intent, later_intent, read_final, read_intent
 from flow.status import Intent, Outcome, TaskStatus, Want, attempt_outcome, read_report
 
 _CAUSES = {
@@ -40,12 +40,11 @@ def fill(home: Path, folder: Path, path: Path) -> None:
                         _restore(home, queue, plan, intent)
 
 
-def recall_cancels(home: Path, queue: Queue) -> None:
-    """Cancel what is cancelled on record: a power cut takes the newest rows back, not the records."""
+def recall_wants(home: Path, queue: Queue) -> None:
+    """Cancel, hold and let go as the records say: a power cut takes the newest rows back, not the records."""
     with queue.transaction():
         for task_id, base in queue.uncancelled():
-            if _is_cancelled(home / "record" / base) or (task_id != base and _is_cancelled(home / "record" / task_id)):
-                queue.note_cancel(task_id, now=time.time())
+            queue.note_want(task_id, want_of(home / "record", task_id, base))
 
 
 def note_given(home: Path, folder: Path, task_id: str) -> None:
@@ -76,7 +75,14 @@ def recorded(record: Path) -> tuple[Plan, float, Intent] | None:
         intent = read_intent(record) or first_intent(values)
     except (OSError, StorageError, ValueError, LookupError, TypeError, AttributeError):
         return None  # damaged, which is told where it is looked at
-    return (plan, created, intent) if plan.provider == "local" and intent.want is not Want.HOLD else None
+    if plan.provider != "local" or (intent.want is Want.HOLD and not _may_have_been_given(record)):
+        return None
+    return plan, created, intent
+
+
+def _may_have_been_given(record: Path) -> bool:
+    """Of a task that is held: whether it was given to a queue before it was."""
+    return (record / "allocated").exists() or any(one.name.isdigit() for one in record.iterdir())
 
 
 def _address(home: Path, folder: Path) -> str:
@@ -101,25 +107,31 @@ def _restore(home: Path, queue: Queue, plan: Plan, intent: Intent) -> None:
             # of an element that has left nothing, its array's end tells that it never started
             final = _final(record) or (whole and Outcome(TaskStatus.CANCELLED, reason=whole.reason, ended=whole.ended))
         _restore_row(home, queue, row, plan, final=final)
-        if intent.want is Want.CANCEL or _is_cancelled(record):
-            queue.note_cancel(row.id, now=time.time())
+        queue.note_want(
+            row.id, Want.CANCEL if intent.want is Want.CANCEL else want_of(home / "record", row.id, row.base)
+        )
 
 
 def _restore_row(home: Path, queue: Queue, row: Row, plan: Plan, *, final: Outcome | None) -> None:
     """`final`: the end on record, of which the folders may know nothing."""
     numbers = sorted(int(one.name) for one in (home / "record" / row.id).glob("[0-9]*") if one.name.isdigit())
-    used = 0.0
+    used, failures = 0.0, 0
     for number in numbers:
         reports = _reports(home, row.id, number, plan.nodes)
         outcome = attempt_outcome(reports, plan.nodes, attempt=number)
-        used += max((report.ran_seconds for report in reports.values()), default=0.0)
+        is_requeued = outcome is not None and outcome.state is TaskStatus.PREEMPTED
         is_last = number == numbers[-1]
         if is_last and outcome is None:  # under way, or dead: the scheduler looks
             queue.start(row, _gpu_ids(rank_folder(home, row.id, number, 0)))
             break
         queue.start(row, [])
+        if is_requeued:
+            queue.requeue(row, reason=f"attempt {number} requeued; runs again")
+            continue
+        used += max((report.ran_seconds for report in reports.values()), default=0.0)
         state = outcome.state if outcome else TaskStatus.LOST
-        may_retry = state in (TaskStatus.FAILED, TaskStatus.LOST) and number <= plan.retries
+        may_retry = state in (TaskStatus.FAILED, TaskStatus.LOST) and failures < plan.retries
+        failures += 1
         if may_retry or not is_last:
             queue.retry(row, used_seconds=used, reason=f"attempt {number} {state}; runs again")
         elif outcome:
@@ -161,10 +173,13 @@ def _final(record: Path) -> Outcome | None:
         return Outcome(TaskStatus.LOST, reason=error.message, attempt=1)
 
 
-def _is_cancelled(record: Path) -> bool:
-    """Whether the task or element was; where that cannot be read it was, as hardly anything else is written there."""
+def want_of(records: Path, task_id: str, base: str) -> Want:
+    """What is wanted of a task or element since it was submitted; where that cannot be read it was cancelled, as hardly
+    anything else is written there."""
     try:
-        intent = read_intent(record)
+        whole = read_intent(records / base)
+        own = read_intent(records / task_id) if task_id != base else None
     except StorageError:
-        return True
-    return intent is not None and intent.want is Want.CANCEL
+        return Want.CANCEL
+    intent = later_intent(own, whole)
+    return intent.want if intent else Want.RUN

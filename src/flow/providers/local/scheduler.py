@@ -31,7 +31,7 @@ from flow.providers.local.volumes import let_go, volume_path
 from flow.providers.local.waiting import Waiting
 from flow.providers.local.wake import open_fifo, take_lock
 from flow.providers.local.workers import Workers
-from flow.status import TaskStatus, attempt_outcome, read_report
+from flow.status import TaskStatus, Want, attempt_outcome, read_report
 
 _LINGER_SECONDS = 10.0  # without work, before leaving: the next submit finds it warm
 _ADOPTED_POLL_SECONDS = 0.1  # runners that are not our children tell their end by their lock only
@@ -125,7 +125,7 @@ class Scheduler:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._leave)
-        self._recall_cancels()
+        self._recall_wants()
         self._adopt()
         gc.freeze()  # so that a forked runner's collector leaves our pages shared
         idle_since = time.monotonic()
@@ -203,7 +203,7 @@ class Scheduler:
 
     # -- attempts under way
 
-    def _recall_cancels(self) -> None:
+    def _recall_wants(self) -> None:
         """Once after each start of the machine: only that can have taken rows back."""
         note = self.folder / "boot"
         boot = boot_id()
@@ -212,9 +212,9 @@ class Scheduler:
                 return
         except (OSError, ValueError):
             pass
-        from flow.providers.local.restore import recall_cancels
+        from flow.providers.local.restore import recall_wants
 
-        recall_cancels(self.home, self.queue)
+        recall_wants(self.home, self.queue)
         with contextlib.suppress(OSError):
             note.write_text(boot)
 
@@ -285,13 +285,25 @@ class Scheduler:
             raise AssertionError(f"{row.id}: {reports}")
         used = row.used_seconds + max((report.ran_seconds for report in reports.values()), default=0.0)
         may_retry = outcome.state in (TaskStatus.FAILED, TaskStatus.LOST) and row.failures < plan.retries
-        if not may_retry:
+        is_requeued = outcome.state is TaskStatus.PREEMPTED
+        if not (may_retry or is_requeued):
             self._end(row, reports, reason=outcome.reason, now=now)
         elif row.cancel is not None:  # as it is where the cancel comes a moment after the retry
             self._end(row, {}, reason="cancelled", now=now)
+        elif is_requeued:
+            self.queue.requeue(row, reason=f"attempt {row.attempt} requeued; runs again", is_held=self._is_held(row))
         else:
             reason = f"attempt {row.attempt} {outcome.state}: {outcome.reason}; runs again"
-            self.queue.retry(row, used_seconds=used, reason=reason)
+            self.queue.retry(row, used_seconds=used, reason=reason, is_held=self._is_held(row))
+
+    def _is_held(self, row: Row) -> bool:
+        """Whether the user holds a row that ran, and is to run again; it gives its place in an array away, then."""
+        from flow.providers.local.restore import want_of
+
+        is_held = want_of(self.home / "record", row.id, row.base) is Want.HOLD
+        if is_held:
+            self.waiting.note_hold(row)
+        return is_held
 
     def _start_again(self, row: Row, reports: dict[int, Report], now: float) -> None:
         """Its runners died before they ran anything: the same attempt again, a little later, but not for ever."""

@@ -1,0 +1,1 @@
+"""Slurm's commands, for tasks of any provider."""

@@ -1,0 +1,173 @@
+"""`flow srun`: run a command as a task, its output here, its exit code ours."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flow.cli import copying, follow
+from flow.cli.group import attach
+from flow.cli.slurm.command import WORDS, Refused, WordsCommand
+from flow.errors import FlowError
+from flow.status import TaskStatus
+
+if TYPE_CHECKING:
+    from flow.client import Flow
+    from flow.slurm.options import Given
+    from flow.task import Task
+
+# What only srun knows: it goes to the srun on the task's first node.
+_OWN_FLAGS = frozenset((
+    "-l", "--label", "-u", "--unbuffered", "-K", "--kill-on-bad-exit", "--exact", "--overlap", "--pty", "-v",
+    "--verbose", "-E", "--preserve-env", "-X", "--disable-status", "-Q", "--quiet", "--multi-prog",
+))  # fmt: skip
+_OWN_WITH_VALUE = frozenset((
+    "--mpi", "--cpu-bind", "--gpu-bind", "-W", "--wait", "-r", "--relative", "-T", "--threads", "-m", "--distribution",
+    "--task-prolog", "--task-epilog", "--bcast", "-i", "--input",
+))  # fmt: skip
+_AGAIN_SECONDS = 1.0  # a second Ctrl-C within this ends the task
+
+
+@click.command(cls=WordsCommand, options_metavar="[OPTIONS] COMMAND [ARGS…]")
+def srun() -> int:
+    """Run COMMAND as a task with the options of Slurm's `srun`, and wait for it; its output comes here.
+
+    Its exit code is ours. Ctrl-C twice within a second ends it. With `--pty` it is a shell, or one command, at this
+    terminal. It reads no standard input otherwise.
+
+    Example:
+      flow srun -n 4 --label hostname
+    """
+    words = click.get_current_context().meta[WORDS]
+    if "SLURM_JOB_ID" in os.environ:
+        _become_the_steps_srun(words)
+    own, given, command = _read(words)
+    if "--pty" not in own and not command:
+        raise Refused("srun: fatal: No command given to execute.")
+    from flow.client import Flow
+    from flow.config import TaskConfig
+
+    client = Flow()
+    fields = _fields(own, given, command)
+    attach()
+    if "--pty" in own:
+        task = client.run(TaskConfig.from_dict({name: value for name, value in fields.items() if name != "batch"}))
+        return _at_terminal(client, task, command)
+    task = client.run(TaskConfig.from_dict(fields))
+    return _watched(client, task)
+
+
+def _become_the_steps_srun(words: Sequence[str]) -> None:
+    """In a task it is the `srun` there that starts a step of it: the next one on PATH that does not call us."""
+    from flow.cli.slurm.installed import is_installed
+
+    for folder in os.environ.get("PATH", "").split(os.pathsep):
+        path = Path(folder, "srun")
+        if os.access(path, os.X_OK) and not is_installed(path):
+            os.execv(path, ["srun", *words])
+    raise Refused("srun: error: this task has no `srun` to start its steps with")
+
+
+def _read(words: Sequence[str]) -> tuple[list[str], list[Given], list[str]]:
+    """The options that are srun's alone, those it has in common with sbatch, and the command."""
+    from flow.slurm.options import parse_command_line
+
+    own: list[str] = []
+    common: list[Given] = []
+    at = 0
+    while at < len(words) and words[at].startswith("-") and words[at] != "--":
+        word, after = words[at], list(words[at + 1 : at + 2])
+        name = word.partition("=")[0]
+        if name in _OWN_FLAGS or (name in _OWN_WITH_VALUE and "=" in word):
+            own.append(word)
+            at += 1
+        elif name in _OWN_WITH_VALUE:
+            own += words[at : at + 2]
+            at += 2
+        else:
+            has_value = bool(after) and not after[0].startswith("-")
+            try:
+                given, rest, _ = parse_command_line([word, *after] if has_value else [word])
+            except FlowError as error:
+                told = f"srun: unrecognized option '{word}'\nTry \"srun --help\" for more information"
+                raise Refused(told if "unknown" in error.message else f"srun: error: {error.message}") from error
+            common += given
+            at += 2 if has_value and rest is None else 1
+    return own, common, list(words[at + 1 :] if words[at : at + 1] == ["--"] else words[at:])
+
+
+def _fields(own: Sequence[str], given: list[Given], command: Sequence[str]) -> dict[str, Any]:
+    """Those of a task whose batch script is one `srun`."""
+    from flow.slurm.options import Given
+    from flow.slurm.script import read_script
+
+    step = shlex.join(["exec", "srun", *own])
+    named = {one.name for one in given}
+    defaults = {"job-name": Path(command[0]).name if command else "interactive"}
+    if "output" not in named:
+        defaults |= {"output": "/dev/null", "error": "/dev/null"}  # it is shown here
+    given = [Given(name, value) for name, value in defaults.items() if name not in named] + given
+    try:
+        script = read_script(f'#!/bin/sh\n{step} "$@"\n'.encode(), {}, name="srun", given=given, args=command)
+    except FlowError as error:
+        raise Refused(f"srun: error: {error.message}") from error
+    for note in script.notes:
+        click.echo(f"srun: {note}", err=True)
+    return dict(script.fields)
+
+
+def _watched(client: Flow, task: Task) -> int:
+    for note in [*client.notes, *task.plan.notes]:
+        click.echo(f"srun: {note}", err=True)
+    _take_interrupts(client, task)
+    is_told = False
+    began = time.monotonic()
+    while task.refresh().status in (TaskStatus.PENDING, TaskStatus.STARTING):
+        if not is_told and time.monotonic() - began > _AGAIN_SECONDS:
+            click.echo(f"srun: job {task.number} queued and waiting for resources", err=True)
+            is_told = True
+        time.sleep(0.02)
+    if is_told:
+        click.echo(f"srun: job {task.number} has been allocated resources", err=True)
+    copy = copying.Copy(sys.stdout.buffer, sys.stderr.buffer, marked=False)
+    copy.take(task.blocks(follow=True), tell_attempts=False)
+    task.wait()
+    return follow.exit_code(task)
+
+
+def _take_interrupts(client: Flow, task: Task) -> None:
+    """The first Ctrl-C is told of, a second one soon after it ends the task."""
+    last = 0.0
+
+    def interrupted(number: int, frame: object) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _AGAIN_SECONDS:
+            click.echo(f"srun: sending Ctrl-C to StepId={task.number}.0", err=True)
+            # not here: what was interrupted may be at the same work
+            threading.Thread(target=client.cancel, args=(task.task_id,)).start()
+            return
+        last = now
+        click.echo("srun: interrupt (one more within 1 sec to abort)", err=True)
+        click.echo(f"srun: StepId={task.number}.0 task 0: {task.status}", err=True)
+
+    signal.signal(signal.SIGINT, interrupted)
+
+
+def _at_terminal(client: Flow, task: Task, command: Sequence[str]) -> int:
+    try:
+        follow.until_started(task)
+        if task.status.is_final:
+            raise Refused(f"srun: error: job {task.number} ended before it could be entered: {task.reason}")
+        return task.shell(list(command) or None)
+    finally:
+        client.cancel(task)

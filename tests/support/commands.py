@@ -1,0 +1,41 @@
+"""`flow` on a command line, run to its end in a fork of the test's process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+
+from flow import client, config
+from flow.cli import main
+
+LOADED = (client, config)  # so that a fork need not load them
+Ended = subprocess.CompletedProcess[str]
+
+
+def flow(*words: str, stdin: bytes = b"") -> Ended:
+    """Run a command line to its end in a fork of this process: as a process of its own, without a start of Python."""
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        given.write(stdin)
+        given.seek(0)
+        pid = os.fork()
+        if pid == 0:
+            _become(words, given.fileno(), stdout.fileno(), stderr.fileno())
+        _, status = os.waitpid(pid, 0)
+        texts = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            texts.append(file.read().decode())
+    return Ended(words, os.waitstatus_to_exitcode(status), *texts)
+
+
+def _become(words: tuple[str, ...], stdin: int, stdout: int, stderr: int) -> None:
+    code = 70
+    try:
+        for file, number in ((stdin, 0), (stdout, 1), (stderr, 2)):
+            os.dup2(file, number)
+        sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        code = main(words)
+    finally:
+        os._exit(code)

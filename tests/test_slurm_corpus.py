@@ -1,0 +1,68 @@
+"""Scripts of every kind do with us what they do on a real Slurm: the same files, the same ends, the same variables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import end_scheduler
+from tests.support.slurm import Cluster
+from tests.support.slurm_corpus import SCRIPTS, OurSlurm, Outcome, RealSlurm, Runs
+
+GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "slurm.md"
+# What the guide tells of as different: variables that Slurm sets otherwise, or does not set, and what some scripts see.
+OTHERWISE = {"HOSTNAME", "SLURM_CONF", "SLURM_WORKING_CLUSTER", "SLURMD_TRES_BIND"}
+EMPTY = {"CUDA_VISIBLE_DEVICES"}  # where Slurm does not set it
+DIFFERENT = {
+    "042-nodes-and-tasks": "as many CPUs on each node as the fullest needs",
+    "216-exported-before": "`srun --export=ALL,NAME=value` sets `NAME`",
+    "254-host-names": "`hostname` prints the same",
+}
+Outcomes = Mapping[str, tuple[Outcome, Outcome]]
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    slurm_at: Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Outcomes]:
+    """What the real Slurm made of each script of the tests that are chosen, and what we did, all at the same time."""
+    chosen = {script for item in request.session.items for script in SCRIPTS if item.name.endswith(f"[{script}]")}
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "slurm").mkdir()
+    ours = OurSlurm(folder)
+    try:
+        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as pool:
+            patch.setenv("FLOW_HOME", str(ours.home))
+            runs = [Runs(side, folder / side.name) for side in (RealSlurm(slurm_at, folder / "slurm"), ours)]
+            real, own = pool.map(lambda one: one.outcomes(sorted(chosen)), runs)
+        yield {script: (real[script], own[script]) for script in chosen}
+    finally:
+        end_scheduler(ours.home, folder)
+
+
+@pytest.mark.timeout(400)  # the first one waits for all
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_does_with_us_what_it_does_on_slurm(outcomes: Outcomes, script: str) -> None:
+    real, ours = (as_told(one) for one in outcomes[script])
+    if script in DIFFERENT:
+        assert ours != real, "no longer different: take it from the table and the guide"
+    else:
+        assert ours == real
+
+
+def test_the_guide_tells_of_every_difference() -> None:
+    told = " ".join(GUIDE.read_text().split())
+    assert [name for name in (*OTHERWISE, *EMPTY) if f"`{name}`" not in told] == []
+    assert [words for words in DIFFERENT.values() if words not in told] == []
+
+
+def as_told(outcome: Outcome) -> Outcome:
+    """Without the variables of which the guide says that they differ."""
+    variables = {
+        file: {name: value for name, value in seen.items() if name not in OTHERWISE and (value or name not in EMPTY)}
+        for file, seen in outcome.variables.items()
+    }
+    return Outcome(outcome.ends, variables, outcome.files)
