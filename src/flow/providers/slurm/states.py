@@ -75,7 +75,7 @@ def _machines(one: Mapping[str, Any], reports: Mapping[int, Report], now: float)
             return Machines.STARTING, "its report is awaited"
         return Machines.GONE, _why_gone(one)
     if state in _WAITING:
-        reason = _REASONS.get(one["reason"], one["reason"])
+        reason = _why_waiting(one)
         if not one["attempt"]:
             return Machines.QUEUED, reason
         return Machines.PREEMPTED, f"queued again: {reason}".removesuffix(": ")
@@ -90,7 +90,21 @@ def _is_awaited(one: Mapping[str, Any], reports: Mapping[int, Report], now: floa
     return one["state"] in ("COMPLETED", "FAILED") and not is_told and now - (one["end"] or now) < LOST_SECONDS
 
 
+def _why_waiting(one: Mapping[str, Any]) -> str:
+    if one["never"]:
+        return f"waits for {_claim(one['never'])}, which cannot be any more"
+    if one["waits"]:
+        return "waits for " + ", ".join(f"{task_id} to be {state}" for task_id, state in one["waits"])
+    return _REASONS.get(one["reason"], str(one["reason"]))
+
+
+def _claim(dependency: Mapping[str, Any]) -> str:
+    return f"{dependency['task_id']} to be {dependency['state']}"
+
+
 def _why_gone(one: Mapping[str, Any]) -> str:
+    if one["never"] and not one["cancelled"] and not one["attempt"]:
+        return f"waited for {_claim(one['never'])}, which cannot be any more"
     if one["ended"] or (one["cancelled"] and one["state"] == "CANCELLED"):
         return ""
     if one["state"] == "GONE":
