@@ -22,7 +22,12 @@ LOST_SECONDS = 20  # how long the report of a job that ended may take to be seen
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"REVOKED", "TIMEOUT"}
 _FIELDS = ("JobID", "ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "EndTime", "Comment")
+_WAITS = ("Dependency", "DependencyNeverSatisfied")
 _DONE = {"afterok": (True, False), "afternotok": (False, True), "afterany": (True, True), "after": (True, True)}
+
+
+class NeverMet(Exception):  # noqa: N818  # an end of its own
+    """What a task waits for can never be: the dependency."""
 
 
 class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
@@ -31,6 +36,8 @@ class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
 
 def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     """Have Slurm run a task: {"number": its job's}; or {"missing": true} where code of it is not here yet.
+
+    Without a number it is known, and there is no job: what it waits for can never be.
 
     Submitted again, it is the same job. Raises Refused, OSError.
     """
@@ -43,6 +50,8 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     os.makedirs(base, mode=0o700, exist_ok=True)
     with open(os.path.join(base, "lock"), "w") as lock:  # sbatch inherits it: it is free when that has ended, too
         _lock(lock)
+        if read(base, "never"):
+            return {"number": None}
         number = read(base, "number") or (_find(request["comment"]) if read(base, "meta.json") else "")
         if not number:
             if manifest:
@@ -52,7 +61,11 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
                 write(os.path.join(base, "inbox"), name, text)
             write(base, "job.json", json.dumps(job))
             write(base, "meta.json", json.dumps(request["meta"]))
-            number = _sbatch(request, base, tools, lock.fileno())
+            try:
+                number = _sbatch(request, base, tools, lock.fileno())
+            except NeverMet as never:  # and Slurm may not know that any more
+                write(base, "never", json.dumps(never.args[0]))
+                return {"number": None}
         write(base, "number", number)
     return {"number": int(number)}
 
@@ -205,7 +218,7 @@ def _run(argv: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
 def _sbatch(request: dict[str, Any], base: str, tools: str, lock: int) -> str:
     words = [request["python"], os.path.join(tools, "slurm_job.py"), base]
     script = f"#!/bin/sh\nexec {shlex.join(words)}\n"
-    options = [*request["options"], *_dependencies(os.path.dirname(base), request["after"])]
+    options = [*request["options"], *_dependency(os.path.dirname(base), request)]
     if not request["job"]["is_batch"]:  # what goes wrong before a runner has started is told there
         options.append(
             "--output=" + os.path.join(base, "slurm-%A_%a.out" if request["meta"]["indices"] else "slurm-%j.out")
@@ -217,22 +230,57 @@ def _sbatch(request: dict[str, Any], base: str, tools: str, lock: int) -> str:
     return done.stdout.strip().partition(";")[0]
 
 
-def _dependencies(root: str, after: Sequence[Sequence[str]]) -> list[str]:
-    """What Slurm is to wait for; what has ended long ago it may not know any more."""
-    parts = []
-    for task_id, kind in after:
-        base, _, index = task_id.partition("_")
-        number = read(os.path.join(root, base), "number")
-        if not number:
-            raise Refused("flow", f"`{task_id}` is not known to this cluster")
-        meta = json.loads(read(os.path.join(root, base), "meta.json"))
-        folders = [base if one is None else f"{base}_{one}" for one in meta["indices"] or [None]]
-        ends = [read(os.path.join(root, one), "ended") for one in ([task_id] if index else folders)]
-        if not all(ends):
-            parts.append(f"{kind}:{number}" + ("_" + index if index else ""))
-        elif not _DONE[kind][any(json.loads(one)["code"] for one in ends)]:
-            raise Refused("never", f"waited for `{task_id}`, and it ended otherwise")
-    return ["--dependency=" + ",".join(parts), "--kill-on-invalid-dep=yes"] if parts else []
+def _dependency(root: str, request: dict[str, Any]) -> list[str]:
+    """What Slurm is to wait for. What was met is left out: a job that it has forgotten is met for Slurm, however it ended.
+
+    Raises NeverMet.
+    """
+    meta = request["meta"]
+    after = [one for one in meta["after"] if not (_is_met(root, one) and not meta["after_any"])]
+    unmet = [one for one in after if _is_met(root, one) is False]
+    if unmet and len(unmet) >= (len(after) if meta["after_any"] else 1):
+        raise NeverMet(unmet[0])
+    if meta["after_any"]:
+        after = [] if any(_is_met(root, one) for one in after) else [one for one in after if one not in unmet]
+    parts = [_dependency_on(root, **one) for one in after] + ["singleton"] * bool(meta["singleton"])
+    if not parts:
+        return []
+    kill = [] if meta["waits_in_vain"] else ["--kill-on-invalid-dep=yes"]
+    return ["--dependency=" + ("?" if meta["after_any"] else ",").join(parts), *kill]
+
+
+def _dependency_on(root: str, task_id: str, state: str, kind: str, minutes: int) -> str:
+    base, _, index = task_id.partition("_")
+    number = read(os.path.join(root, base), "number")
+    if not number:
+        raise Refused("flow", f"`{task_id}` is not known to this cluster")
+    return f"{kind}:{number}" + ("_" + index if index else "") + (f"+{minutes}" if minutes else "")
+
+
+def _is_met(root: str, dependency: dict[str, Any]) -> bool | None:
+    """Whether a dependency holds; None while that is open, or Slurm's to say."""
+    task_id, kind = dependency["task_id"], dependency["kind"]
+    base, _, index = task_id.partition("_")
+    text = read(os.path.join(root, base), "meta.json")
+    indices = json.loads(text)["indices"] if text and not index else []
+    codes = [_end_code(os.path.join(root, one)) for one in ([f"{base}_{one}" for one in indices] or [task_id])]
+    if None in codes:
+        return None
+    if kind == "aftercorr":
+        return None if any(codes) else True
+    return _DONE[kind][any(codes)]
+
+
+def _end_code(folder: str) -> int | None:
+    """How a task or element ended, as far as its folder tells: 0 only where it completed."""
+    ended = read(folder, "ended")
+    if ended:
+        return int(json.loads(ended)["code"] or 0)
+    return 1 if _is_cancelled(folder) and not attempts(folder) else None
+
+
+def _is_cancelled(folder: str) -> bool:
+    return any(os.path.exists(one + "/cancel") for one in (folder, folder.rpartition("_")[0] or folder))
 
 
 def _squeue(root: str, ids: Sequence[str]) -> dict[str, list[dict[str, str]]]:
@@ -290,13 +338,14 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
     base, _, only = task_id.partition("_")
     by_index = {row["ArrayTaskID"]: row for row in rows.get(base, ())}
     alone = by_index.get("N/A")
-    if alone and alone["State"] == "PENDING" and alone["RestartCnt"] == "0":
+    if alone and alone["State"] == "PENDING" and alone["RestartCnt"] == "0" and alone["Reason"] not in _WAITS:
         return [_entry(base, alone, {"hash": alone["Comment"].rpartition(":")[2]}, alone["JobID"])]
     text = read(os.path.join(root, base), "meta.json")
+    meta = json.loads(text) if text else {}
     number = read(os.path.join(root, base), "number") if text else ""
-    if not number:
+    never = read(os.path.join(root, base), "never") if text and not number else ""
+    if not number and not never:
         return []
-    meta = json.loads(text)
     found = []
     for index in meta["indices"] or [None]:
         if only not in ("", str(index)):
@@ -307,7 +356,9 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
             if index is None
             else _entry(f"{base}_{index}", row, meta, f"{number}_{index}")
         )
-        if row is None or row["State"] != "PENDING" or row["RestartCnt"] != "0":
+        if never or (row and row["Reason"] in _WAITS):
+            _look_at_waits(root, one, meta, json.loads(never) if never else None)
+        if not never and (row is None or row["State"] != "PENDING" or row["RestartCnt"] != "0"):
             _look_into(os.path.join(root, one["id"]), one, meta["nodes"])
         found.append(one)
     return found
@@ -317,15 +368,27 @@ def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: 
     one: dict[str, Any] = {"id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created")}
     one.update(attempt=0, ended=False, state=row and row["State"], reason=row["Reason"] if row else "")
     one.update(end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said="")
-    one["ranks"] = meta.get("ranks", 1)
+    one.update(ranks=meta.get("ranks", 1), waits=[], never=None)
     return one
+
+
+def _look_at_waits(root: str, one: dict[str, Any], meta: dict[str, Any], never: dict[str, Any] | None) -> None:
+    """What a task waits for, or has waited for in vain."""
+    if never:
+        is_open = meta["waits_in_vain"] and not _is_cancelled(os.path.join(root, one["id"]))
+        one.update(state="PENDING" if is_open else "CANCELLED", reason="DependencyNeverSatisfied")
+        one["cancelled"] = meta["waits_in_vain"] and not is_open
+    if one["reason"] == "DependencyNeverSatisfied":
+        unmet = [found for found in meta["after"] if _is_met(root, found) is False]
+        one["never"] = never or (unmet or meta["after"] or [None])[0]
+    one["waits"] = [(found["task_id"], found["state"]) for found in meta["after"]]
 
 
 def _look_into(folder: str, one: dict[str, Any], nodes: int) -> None:
     """What the folder of a task or element tells: its attempts and their reports."""
     starts = attempts(folder)
     one["ended"] = bool(read(folder, "ended"))
-    one["cancelled"] = any(os.path.exists(at + "/cancel") for at in (folder, folder.rpartition("_")[0] or folder))
+    one["cancelled"] = _is_cancelled(folder)
     one["folder"] = folder
     if starts:
         at = os.path.join(folder, str(starts[-1]))

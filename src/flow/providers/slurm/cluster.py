@@ -57,8 +57,11 @@ class Cluster:
         names = self.ask("missing", list(files))
         if self.channel.is_here:
             root = Path(os.path.expanduser(self.folder))  # noqa: PTH111  # as the other side does
-            for name in names:
-                _place(files[name], root / name)
+            try:
+                for name in names:
+                    _place(files[name], root / name)
+            except OSError as error:
+                raise self._no_room(error.errno, error.strerror, error.filename2 or error.filename) from error
             return
         self._stream([(name, files[name]) for name in names])
 
@@ -129,8 +132,6 @@ def refusal(program: str, said: str) -> FlowError:
     text = lines[-1] if lines else "failed"
     if len(lines) > 1 and "submission failed" in text:
         text = f"{lines[0]} ({text})"
-    if program == "never":
-        return ValidationError(said)
     if program == "flow":
         return ProviderError(said, suggestions=["a task that it waits for must have been given to the same cluster"])
     if "command not found" in said:

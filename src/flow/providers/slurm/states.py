@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from flow.channel import Channel
@@ -52,6 +53,8 @@ def allocation_of(one: Mapping[str, Any], now: float) -> Allocation:
     if is_gone and not one["ended"]:
         never_began = one["state"] in ("CANCELLED", "REVOKED") or one["cancelled"]
         reports, attempt = _with_ends(one, reports), attempt or int(not never_began)
+    if one["state"] == "OUT_OF_MEMORY":
+        reports = {rank: _out_of_memory(report) for rank, report in reports.items()}
     shown = reports if is_gone or machines is Machines.UP else {}
     return Allocation(
         task_id=one["id"],
@@ -72,7 +75,7 @@ def _machines(one: Mapping[str, Any], reports: Mapping[int, Report], now: float)
             return Machines.STARTING, "its report is awaited"
         return Machines.GONE, _why_gone(one)
     if state in _WAITING:
-        reason = _REASONS.get(one["reason"], one["reason"])
+        reason = _why_waiting(one)
         if not one["attempt"]:
             return Machines.QUEUED, reason
         return Machines.PREEMPTED, f"queued again: {reason}".removesuffix(": ")
@@ -87,7 +90,21 @@ def _is_awaited(one: Mapping[str, Any], reports: Mapping[int, Report], now: floa
     return one["state"] in ("COMPLETED", "FAILED") and not is_told and now - (one["end"] or now) < LOST_SECONDS
 
 
+def _why_waiting(one: Mapping[str, Any]) -> str:
+    if one["never"]:
+        return f"waits for {_claim(one['never'])}, which cannot be any more"
+    if one["waits"]:
+        return "waits for " + ", ".join(f"{task_id} to be {state}" for task_id, state in one["waits"])
+    return _REASONS.get(one["reason"], str(one["reason"]))
+
+
+def _claim(dependency: Mapping[str, Any]) -> str:
+    return f"{dependency['task_id']} to be {dependency['state']}"
+
+
 def _why_gone(one: Mapping[str, Any]) -> str:
+    if one["never"] and not one["cancelled"] and not one["attempt"]:
+        return f"waited for {_claim(one['never'])}, which cannot be any more"
     if one["ended"] or (one["cancelled"] and one["state"] == "CANCELLED"):
         return ""
     if one["state"] == "GONE":
@@ -103,6 +120,8 @@ def _with_ends(one: Mapping[str, Any], reports: Mapping[int, Report]) -> dict[in
         reason = "cancelled"
     if not one["attempt"] and state == "FAILED":
         cause, reason = "start", one["said"] or "the job's script could not be run"
+    if state in ("COMPLETED", "FAILED") and not one["cancelled"] and any(r.cause == "cancel" for r in reports.values()):
+        cause, reason = "lost", f"job {one['job']} was told to end and ended as {state}"
     found = dict(reports)
     for rank in range(max(len(one["reports"]), 1) if one["attempt"] or cause == "start" else 0):
         known = found.get(rank)
@@ -111,6 +130,13 @@ def _with_ends(one: Mapping[str, Any], reports: Mapping[int, Report]) -> dict[in
             code = 137 if state == "OUT_OF_MEMORY" else None
             found[rank] = Report("ended", code, None, cause, reason, started=started, ended=one["end"])
     return found
+
+
+def _out_of_memory(report: Report) -> Report:
+    """What a runner saw only as a signal."""
+    return (
+        replace(report, reason=f"out of memory: {report.reason}") if report.code and report.cause == "exit" else report
+    )
 
 
 def _of_all_ranks(reports: Mapping[int, Report], ranks: int) -> Mapping[int, Report]:
