@@ -66,8 +66,8 @@ def test_a_script_finds_the_variables_of_its_batch_step(batch: Start, tmp_path: 
         "SLURM_JOB_USER": os.environ.get("USER", "root"), "SLURM_JOB_UID": str(os.getuid()),
         "SLURM_JOB_GID": str(os.getgid()), "SLURM_TOPOLOGY_ADDR": "127.0.0.1", "SLURM_TOPOLOGY_ADDR_PATTERN": "node",
         "SLURM_NODE_ALIASES": "(null)",
-        "SLURM_JOB_ACCOUNT": os.environ.get("USER", "root"), "SLURM_JOB_QOS": "normal", "CUDA_VISIBLE_DEVICES": "2,3",
-        "ROCR_VISIBLE_DEVICES": "2,3",
+        "SLURM_JOB_ACCOUNT": os.environ.get("USER", "root"), "SLURM_JOB_QOS": "normal",
+        "CUDA_VISIBLE_DEVICES": "2,3", "ROCR_VISIBLE_DEVICES": "2,3",
         "GPU_DEVICE_ORDINAL": "2,3", "ZE_AFFINITY_MASK": "2,3",
     }  # fmt: skip
 
