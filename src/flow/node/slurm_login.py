@@ -10,19 +10,20 @@ import fcntl
 import getpass
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import time
-from typing import Any, Sequence
+from typing import Any, Collection, Sequence
 
 LOST_SECONDS = 20  # how long the report of a job that ended may take to be seen from here: NFS
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"REVOKED", "TIMEOUT"}
-_FIELDS = ("JobID", "ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "EndTime", "Comment")
-_DONE = {"afterok": (True, False), "afternotok": (False, True), "afterany": (True, True), "after": (True, True)}
+_FIELDS = ("JobID", "ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "EndTime", "Dependency", "Comment")
+_OVER = ("Invalid job id", "already comp", "already finished")  # what is said of a job that has ended
 
 
 class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
@@ -50,9 +51,10 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
             os.makedirs(os.path.join(base, "inbox"), mode=0o700, exist_ok=True)
             for name, text in request["inbox"].items():
                 write(os.path.join(base, "inbox"), name, text)
+            waits = _dependencies(os.path.dirname(base), request["after"], is_any=request["after_any"])
             write(base, "job.json", json.dumps(job))
-            write(base, "meta.json", json.dumps(request["meta"]))
-            number = _sbatch(request, base, tools, lock.fileno())
+            write(base, "meta.json", json.dumps({**request["meta"], "after": waits}))
+            number = _sbatch(request, base, tools, waits=waits, lock=lock.fileno())
         write(base, "number", number)
     return {"number": int(number)}
 
@@ -97,25 +99,46 @@ def look(root: str, ids: Sequence[str] | None) -> list[dict[str, Any]]:
 def release(root: str, task_id: str) -> None:
     """End a task, an array or an element. A running one is told to, and has its grace time. Raises Refused."""
     root = os.path.join(os.path.expanduser(root), "tasks")
-    base, _, index = task_id.partition("_")
-    number = read(os.path.join(root, base), "number")
-    if not os.path.isdir(os.path.join(root, base)):
+    if not os.path.isdir(os.path.join(root, task_id.partition("_")[0])):
         return
     os.makedirs(os.path.join(root, task_id), mode=0o700, exist_ok=True)
     write(
         os.path.join(root, task_id), "cancel", ""
     )  # before the signal: a job that just starts misses that, or sees this
-    if not number:
+    job = _job(root, task_id)
+    if job:
+        _scancel("--state=PENDING", job)
+        _scancel("--state=SUSPENDED", job)
+        _scancel("--state=RUNNING", "--batch", "--signal=TERM", job)
+
+
+def scontrol(root: str, task_id: str, verb: str) -> None:
+    """Have a task, an array or an element held (`uhold`), let go (`release`) or requeued. Raises Refused."""
+    job = _job(os.path.join(os.path.expanduser(root), "tasks"), task_id)
+    done = _run(["scontrol", verb, job]) if job else None
+    if done and done.returncode and not any(one in done.stderr for one in _OVER):
+        raise Refused("scontrol", done.stderr)
+
+
+def send_signal(root: str, task_id: str, number: int, to: str) -> None:
+    """Send a signal to what runs of a task: to its steps, or through its runners to all or the command. Raises Refused.
+
+    Slurm itself reaches no command but on the first node, and ends the runners with it where all are meant.
+    """
+    root = os.path.join(os.path.expanduser(root), "tasks")
+    base, _, index = task_id.partition("_")
+    job, meta = _job(root, task_id), json.loads(read(os.path.join(root, base), "meta.json") or "{}")
+    if not job:
         return
-    job = number + ("_" + index if index else "")
-    for choice in (["--state=PENDING"], ["--state=SUSPENDED"], ["--state=RUNNING", "--batch", "--signal=TERM"]):
-        done = _run(["scancel", *choice, job])
-        if (
-            done.returncode
-            and done.stderr
-            and not any(one in done.stderr for one in ("Invalid job id", "already comp"))
-        ):
-            raise Refused("scancel", done.stderr)
+    words = ["--signal=" + str(number)]
+    if to != "steps" or meta["nodes"] > 1:
+        words = ["--batch", "--signal=USR1"]  # upon which the batch step tells the runners to look
+        for one in [task_id] if index or not meta["indices"] else [f"{base}_{one}" for one in meta["indices"]]:
+            starts = attempts(os.path.join(root, one))
+            for rank in range(meta["nodes"] if starts else 0):
+                with open(os.path.join(root, one, str(starts[-1]), str(rank), "asked"), "a") as file:
+                    file.write(f"signal {number} {to}\n")
+    _scancel("--state=RUNNING", *words, job)
 
 
 def forget(root: str, task_ids: Sequence[str]) -> None:
@@ -202,10 +225,12 @@ def _run(argv: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
         raise Refused(argv[0], argv[0] + ": command not found") from None
 
 
-def _sbatch(request: dict[str, Any], base: str, tools: str, lock: int) -> str:
+def _sbatch(request: dict[str, Any], base: str, tools: str, *, waits: Collection[str], lock: int) -> str:
     words = [request["python"], os.path.join(tools, "slurm_job.py"), base]
     script = f"#!/bin/sh\nexec {shlex.join(words)}\n"
-    options = [*request["options"], *_dependencies(os.path.dirname(base), request["after"])]
+    options = list(request["options"])
+    if waits:
+        options.append("--dependency=" + ("?" if request["after_any"] else ",").join(waits))
     if not request["job"]["is_batch"]:  # what goes wrong before a runner has started is told there
         options.append(
             "--output=" + os.path.join(base, "slurm-%A_%a.out" if request["meta"]["indices"] else "slurm-%j.out")
@@ -217,34 +242,72 @@ def _sbatch(request: dict[str, Any], base: str, tools: str, lock: int) -> str:
     return done.stdout.strip().partition(";")[0]
 
 
-def _dependencies(root: str, after: Sequence[Sequence[str]]) -> list[str]:
-    """What Slurm is to wait for; what has ended long ago it may not know any more."""
-    parts = []
-    for task_id, kind in after:
+def _scancel(*words: str) -> None:
+    done = _run(["scancel", *words])
+    if done.returncode and done.stderr and not any(one in done.stderr for one in _OVER):
+        raise Refused("scancel", done.stderr)
+
+
+def _job(root: str, task_id: str) -> str:
+    """What Slurm calls a task, an array or an element; "" where it was not given to it."""
+    base, _, index = task_id.partition("_")
+    number = read(os.path.join(root, base), "number")
+    return number + ("_" + index if number and index else "")
+
+
+def _dependencies(root: str, after: Sequence[Sequence[str]], *, is_any: bool) -> dict[str, str]:
+    """What Slurm is to wait for, in its words and in ours.
+
+    What it does not know any more has ended, and is judged here: Slurm would take all of that for met.
+    """
+    numbers = [read(os.path.join(root, one[0].partition("_")[0]), "number") for one in after]
+    waits, unmet, rows = {}, "", _rows([number for number in numbers if number])
+    for (task_id, kind, delay, words), number in zip(after, numbers):
         base, _, index = task_id.partition("_")
-        number = read(os.path.join(root, base), "number")
-        if not number:
+        known = [row["ArrayTaskID"] for row in rows.get(base, ())]
+        if not task_id:
+            waits[kind] = words
+        elif not number:
             raise Refused("flow", f"`{task_id}` is not known to this cluster")
-        meta = json.loads(read(os.path.join(root, base), "meta.json"))
-        folders = [base if one is None else f"{base}_{one}" for one in meta["indices"] or [None]]
-        ends = [read(os.path.join(root, one), "ended") for one in ([task_id] if index else folders)]
-        if not all(ends):
-            parts.append(f"{kind}:{number}" + ("_" + index if index else ""))
-        elif not _DONE[kind][any(json.loads(one)["code"] for one in ends)]:
-            raise Refused("never", f"waited for `{task_id}`, and it ended otherwise")
-    return ["--dependency=" + ",".join(parts), "--kill-on-invalid-dep=yes"] if parts else []
+        elif index in known or (known and not index):
+            of = "_" + (index or "*") if "N/A" not in known else ""
+            waits[f"{kind}:{number}{of}{delay}"] = words
+        elif _was_met(root, task_id, kind):
+            if is_any:
+                return {}
+        else:
+            unmet = words
+    if unmet and not (is_any and waits):
+        raise Refused("never", f"waited for {unmet}, which cannot be any more")
+    return waits
+
+
+def _was_met(root: str, task_id: str, kind: str) -> bool:
+    """Whether what ended so long ago that Slurm has forgotten it came to what it is waited for."""
+    index = task_id.partition("_")[2]
+    found = [one for one in look(os.path.dirname(root), [task_id]) if index == one["id"].partition("_")[2] or not index]
+    codes = [json.loads(read(os.path.join(root, one["id"]), "ended") or "{}").get("code") for one in found]
+    completed = [code == 0 or one["state"] == "COMPLETED" for one, code in zip(found, codes)]
+    if kind in ("afterok", "aftercorr"):
+        return all(completed)
+    return kind != "afternotok" or not all(completed)
 
 
 def _squeue(root: str, ids: Sequence[str]) -> dict[str, list[dict[str, str]]]:
     """What Slurm knows of jobs of ours, by task: those that wait or run, and that ended a while ago."""
-    only = ["--user=" + getpass.getuser()]
-    if len(ids) == 1:
-        number = read(os.path.join(root, ids[0].partition("_")[0]), "number")
-        if not number:
-            return {}
-        only = ["--job=" + number]
+    if len(ids) > 1:
+        return _rows(None)
+    number = read(os.path.join(root, ids[0].partition("_")[0]), "number")
+    return _rows([number] if number else [])
+
+
+def _rows(numbers: Sequence[str] | None) -> dict[str, list[dict[str, str]]]:
+    """The same, of these jobs; None: of all of this user's."""
+    if numbers is not None and not numbers:
+        return {}
+    only = "--user=" + getpass.getuser() if numbers is None else "--job=" + ",".join(numbers)
     form = ",".join(one + ":|" for one in _FIELDS)
-    done = _run(["squeue", "--noheader", "--array", "--states=all", "--Format=" + form, *only])
+    done = _run(["squeue", "--noheader", "--array", "--states=all", "--Format=" + form, only])
     if done.returncode and "Invalid job id" not in done.stderr:
         raise Refused("squeue", done.stderr)
     found: dict[str, list[dict[str, str]]] = {}
@@ -290,7 +353,8 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
     base, _, only = task_id.partition("_")
     by_index = {row["ArrayTaskID"]: row for row in rows.get(base, ())}
     alone = by_index.get("N/A")
-    if alone and alone["State"] == "PENDING" and alone["RestartCnt"] == "0":
+    is_plain = alone and alone["State"] == "PENDING" and alone["RestartCnt"] == "0"
+    if alone and is_plain and not alone["Reason"].startswith("Dependency"):  # no file need be read
         return [_entry(base, alone, {"hash": alone["Comment"].rpartition(":")[2]}, alone["JobID"])]
     text = read(os.path.join(root, base), "meta.json")
     number = read(os.path.join(root, base), "number") if text else ""
@@ -317,8 +381,20 @@ def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: 
     one: dict[str, Any] = {"id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created")}
     one.update(attempt=0, ended=False, state=row and row["State"], reason=row["Reason"] if row else "")
     one.update(end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said="")
-    one["ranks"] = meta.get("ranks", 1)
+    one.update(ranks=meta.get("ranks", 1), waits=_waits(row, meta.get("after", {})) if row else "")
     return one
+
+
+def _waits(row: dict[str, str], after: dict[str, str]) -> str:
+    """What a job waits for, or waits for in vain; "" where it does not."""
+    stands = {"Dependency": "(unfulfilled)", "DependencyNeverSatisfied": "(failed)"}.get(row["Reason"])
+    parts = re.split("[,?]", row["Dependency"]) if stands else []
+    found = [
+        after[part[: -len(stands)]]
+        for part in parts
+        if stands and part.endswith(stands) and part[: -len(stands)] in after
+    ]
+    return (" or " if "?" in row["Dependency"] else ", ").join(found)
 
 
 def _look_into(folder: str, one: dict[str, Any], nodes: int) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from flow.plan import Plan
+from flow.slurm.jobs import AFTER
 
 _MARGIN_SECONDS = 60  # between our own time limit and Slurm's, which is to act only where ours did not
-_KINDS = {"completed": "afterok", "failed": "afternotok", "ended": "afterany", "started": "after"}
 _NAMED = ("partition", "account", "qos", "constraint", "reservation")  # options of ours that are options of sbatch
 _OURS = ("--hold", "--wait", "--dependency", "--array", "--begin", "--parsable", "--comment")  # said otherwise here
 
@@ -73,6 +73,8 @@ def sbatch_options(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
     if plan.elements:
         most = f"%{plan.elements.at_once}" if plan.elements.at_once else ""
         options.append("--array=" + _ranges(plan.elements.indices) + most)
+    if plan.after or plan.singleton:
+        options.append(f"--kill-on-invalid-dep={'no' if plan.waits_in_vain else 'yes'}")
     if plan.not_before:
         options.append(time.strftime("--begin=%Y-%m-%dT%H:%M:%S", time.localtime(plan.not_before)))
     if plan.batch:
@@ -80,13 +82,19 @@ def sbatch_options(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
     return options + _machine(plan) + [str(one) for one in plan.options.get("sbatch_options", ())]
 
 
-def dependencies(plan: Plan) -> list[tuple[str, str]]:
-    """The tasks that it waits for, each in Slurm's word for how."""
-    return [(one.task_id, _KINDS[one.state]) for one in plan.after]
+def dependencies(plan: Plan) -> list[tuple[str, str, str, str]]:
+    """What it waits for: the task, Slurm's word for how, `+5` for minutes more, and what users are told of it."""
+    found = [(one.task_id, AFTER[one.state], _minutes(one.delay_seconds), str(one)) for one in plan.after]
+    return found + [("", "singleton", "", "earlier ones of its name to be ended")] * plan.singleton
 
 
 def _machine(plan: Plan) -> list[str]:
-    options = ["--requeue", f"--nodes={plan.nodes}", f"--ntasks={plan.nodes}", "--ntasks-per-node=1"]
+    options = [
+        "--requeue" if plan.may_requeue else "--no-requeue",
+        f"--nodes={plan.nodes}",
+        f"--ntasks={plan.nodes}",
+        "--ntasks-per-node=1",
+    ]
     options.append(f"--cpus-per-task={math.ceil(plan.cpus)}")
     if plan.memory_gb:
         options.append(f"--mem={math.ceil(plan.memory_gb * 1024)}M")
@@ -99,6 +107,10 @@ def _machine(plan: Plan) -> list[str]:
     if plan.priority < 0:  # only root may ask for more than others have
         options.append(f"--nice={-plan.priority}")
     return options
+
+
+def _minutes(seconds: float) -> str:
+    return f"+{math.ceil(seconds / 60)}" if seconds else ""
 
 
 def _ranges(indices: tuple[int, ...]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from flow.channel import Channel
 from flow.machines import Allocation, Machines, Node, Report
 from flow.node.slurm_login import ENDED, LOST_SECONDS
-from flow.status import report_from_json
+from flow.status import HELD, report_from_json
 
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _PAUSED = ("SUSPENDED", "STOPPED")
@@ -21,7 +21,7 @@ _REASONS = {
     "Dependency": "waits for other jobs",
     "DependencyNeverSatisfied": "what it waits for can never be",
     "BeginTime": "begins later",
-    "JobHeldUser": "held in Slurm: `scontrol release` lets it start",
+    "JobHeldUser": HELD,
     "JobHeldAdmin": "held in Slurm by an administrator",
     "JobArrayTaskLimit": "its array runs as many as it may",
     "ReqNodeNotAvail": "the nodes that it needs are down, drained or reserved",
@@ -75,10 +75,12 @@ def _machines(one: Mapping[str, Any], reports: Mapping[int, Report], now: float)
             return Machines.STARTING, "its report is awaited"
         return Machines.GONE, _why_gone(one)
     if state in _WAITING:
-        reason = _REASONS.get(one["reason"], one["reason"])
+        reason = f"waits for {one['waits']}" if one["waits"] else _REASONS.get(one["reason"], one["reason"])
+        if one["waits"] and one["reason"] == "DependencyNeverSatisfied":
+            reason += ", which cannot be any more"
         if not one["attempt"]:
             return Machines.QUEUED, reason
-        return Machines.PREEMPTED, f"queued again: {reason}".removesuffix(": ")
+        return Machines.PREEMPTED, reason if reason == HELD else f"queued again: {reason}".removesuffix(": ")
     if state in _PAUSED:
         return Machines.PAUSED, "suspended in Slurm"
     return (Machines.UP if reports else Machines.STARTING), ""
@@ -93,6 +95,8 @@ def _is_awaited(one: Mapping[str, Any], reports: Mapping[int, Report], now: floa
 def _why_gone(one: Mapping[str, Any]) -> str:
     if one["ended"] or (one["cancelled"] and one["state"] == "CANCELLED"):
         return ""
+    if one["waits"]:
+        return f"waited for {one['waits']}, which cannot be any more"
     if one["state"] == "GONE":
         return f"job {one['job']} is gone from Slurm and left no report"
     return _ENDS.get(one["state"], ("", f"job {one['job']} ended as {one['state']} and left no report"))[1]
