@@ -105,6 +105,7 @@ class Plan:
     stdout: str | None = None  # a second copy of the stream, at this absolute path of the machine; a pattern of Slurm's
     stderr: str | None = None
     fresh_output: bool = False  # these begin anew with each attempt
+    output_mode: int = 0o600  # of these, where they are made
     labels: Mapping[str, str] = field(default_factory=dict)
     submit_dir: str = ""
     in_place: bool = False  # runs in the folder it was submitted from, not in a copy of it

@@ -93,6 +93,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         not_before=parse_begin(config.begin, time.time()) if config.begin else None,
         stdout=stdout,
         stderr=stderr,
+        output_mode=_output_mode(config),
         fresh_output=bool(config.batch) and _batch_option(config, "open-mode") not in ("append", "a"),
         labels=config.labels,
         submit_dir=here,
@@ -205,6 +206,15 @@ def _batch_argv(batch: BatchConfig, folder: str, *, joined: bool) -> tuple[str, 
     from flow.slurm.submitting import command
 
     return command(batch.args, batch.options, folder, joined=joined)
+
+
+def _output_mode(config: TaskConfig) -> int:
+    """A batch script's output is for whoever may read what its submitter makes, another task's for the user alone."""
+    if not config.batch:
+        return 0o600
+    from flow.slurm.submitting import current_umask
+
+    return 0o666 & ~current_umask()
 
 
 def _batch_option(config: TaskConfig, name: str) -> str | None:

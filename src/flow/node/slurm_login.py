@@ -10,20 +10,25 @@ import fcntl
 import getpass
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import time
-from typing import Any, Collection, Sequence
+from typing import Any, Sequence
 
 LOST_SECONDS = 20  # how long the report of a job that ended may take to be seen from here: NFS
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"REVOKED", "TIMEOUT"}
-_FIELDS = ("JobID", "ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "EndTime", "Dependency", "Comment")
+_FIELDS = ("JobID", "ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "EndTime", "Comment")
 _OVER = ("Invalid job id", "already comp", "already finished")  # what is said of a job that has ended
+_WAITS = ("Dependency", "DependencyNeverSatisfied")
+_DONE = {"afterok": (True, False), "afternotok": (False, True), "afterany": (True, True), "after": (True, True)}
+
+
+class NeverMet(Exception):  # noqa: N818  # an end of its own
+    """What a task waits for can never be: the dependency."""
 
 
 class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
@@ -32,6 +37,8 @@ class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
 
 def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     """Have Slurm run a task: {"number": its job's}; or {"missing": true} where code of it is not here yet.
+
+    Without a number it is known, and there is no job: what it waits for can never be.
 
     Submitted again, it is the same job. Raises Refused, OSError.
     """
@@ -44,6 +51,8 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     os.makedirs(base, mode=0o700, exist_ok=True)
     with open(os.path.join(base, "lock"), "w") as lock:  # sbatch inherits it: it is free when that has ended, too
         _lock(lock)
+        if read(base, "never"):
+            return {"number": None}
         number = read(base, "number") or (_find(request["comment"]) if read(base, "meta.json") else "")
         if not number:
             if manifest:
@@ -51,10 +60,13 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
             os.makedirs(os.path.join(base, "inbox"), mode=0o700, exist_ok=True)
             for name, text in request["inbox"].items():
                 write(os.path.join(base, "inbox"), name, text)
-            waits = _dependencies(os.path.dirname(base), request["after"], is_any=request["after_any"])
             write(base, "job.json", json.dumps(job))
-            write(base, "meta.json", json.dumps({**request["meta"], "after": waits}))
-            number = _sbatch(request, base, tools, waits=waits, lock=lock.fileno())
+            write(base, "meta.json", json.dumps(request["meta"]))
+            try:
+                number = _sbatch(request, base, tools, lock.fileno())
+            except NeverMet as never:  # and Slurm may not know that any more
+                write(base, "never", json.dumps(never.args[0]))
+                return {"number": None}
         write(base, "number", number)
     return {"number": int(number)}
 
@@ -102,9 +114,8 @@ def release(root: str, task_id: str) -> None:
     if not os.path.isdir(os.path.join(root, task_id.partition("_")[0])):
         return
     os.makedirs(os.path.join(root, task_id), mode=0o700, exist_ok=True)
-    write(
-        os.path.join(root, task_id), "cancel", ""
-    )  # before the signal: a job that just starts misses that, or sees this
+    # before the signal: a job that just starts misses that, or sees this
+    write(os.path.join(root, task_id), "cancel", "")
     job = _job(root, task_id)
     if job:
         _scancel("--state=PENDING", job)
@@ -225,23 +236,6 @@ def _run(argv: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
         raise Refused(argv[0], argv[0] + ": command not found") from None
 
 
-def _sbatch(request: dict[str, Any], base: str, tools: str, *, waits: Collection[str], lock: int) -> str:
-    words = [request["python"], os.path.join(tools, "slurm_job.py"), base]
-    script = f"#!/bin/sh\nexec {shlex.join(words)}\n"
-    options = list(request["options"])
-    if waits:
-        options.append("--dependency=" + ("?" if request["after_any"] else ",").join(waits))
-    if not request["job"]["is_batch"]:  # what goes wrong before a runner has started is told there
-        options.append(
-            "--output=" + os.path.join(base, "slurm-%A_%a.out" if request["meta"]["indices"] else "slurm-%j.out")
-        )
-    cwd = request["folder"] if os.path.isdir(request["folder"]) else base
-    done = _run(["sbatch", "--parsable", *options], input=script, cwd=cwd, pass_fds=[lock])
-    if done.returncode:
-        raise Refused("sbatch", done.stderr)
-    return done.stdout.strip().partition(";")[0]
-
-
 def _scancel(*words: str) -> None:
     done = _run(["scancel", *words])
     if done.returncode and done.stderr and not any(one in done.stderr for one in _OVER):
@@ -255,59 +249,89 @@ def _job(root: str, task_id: str) -> str:
     return number + ("_" + index if number and index else "")
 
 
-def _dependencies(root: str, after: Sequence[Sequence[str]], *, is_any: bool) -> dict[str, str]:
-    """What Slurm is to wait for, in its words and in ours.
+def _sbatch(request: dict[str, Any], base: str, tools: str, lock: int) -> str:
+    words = [request["python"], os.path.join(tools, "slurm_job.py"), base]
+    script = f"#!/bin/sh\nexec {shlex.join(words)}\n"
+    options = [*request["options"], *_dependency(os.path.dirname(base), request)]
+    if not request["job"]["is_batch"]:  # what goes wrong before a runner has started is told there
+        options.append(
+            "--output=" + os.path.join(base, "slurm-%A_%a.out" if request["meta"]["indices"] else "slurm-%j.out")
+        )
+    cwd = request["folder"] if os.path.isdir(request["folder"]) else base
+    done = _run(["sbatch", "--parsable", *options], input=script, cwd=cwd, pass_fds=[lock])
+    if done.returncode:
+        raise Refused("sbatch", done.stderr)
+    return done.stdout.strip().partition(";")[0]
 
-    What it does not know any more has ended, and is judged here: Slurm would take all of that for met.
+
+def _dependency(root: str, request: dict[str, Any]) -> list[str]:
+    """What Slurm is to wait for. What was met is left out: Slurm takes any job that it forgot for met.
+
+    Raises NeverMet.
     """
-    numbers = [read(os.path.join(root, one[0].partition("_")[0]), "number") for one in after]
-    waits, unmet, rows = {}, "", _rows([number for number in numbers if number])
-    for (task_id, kind, delay, words), number in zip(after, numbers):
-        base, _, index = task_id.partition("_")
-        known = [row["ArrayTaskID"] for row in rows.get(base, ())]
-        if not task_id:
-            waits[kind] = words
-        elif not number:
-            raise Refused("flow", f"`{task_id}` is not known to this cluster")
-        elif index in known or (known and not index):
-            of = "_" + (index or "*") if "N/A" not in known else ""
-            waits[f"{kind}:{number}{of}{delay}"] = words
-        elif _was_met(root, task_id, kind):
-            if is_any:
-                return {}
-        else:
-            unmet = words
-    if unmet and not (is_any and waits):
-        raise Refused("never", f"waited for {unmet}, which cannot be any more")
-    return waits
+    meta = request["meta"]
+    asked = [one["task_id"] for one in meta["after"]]
+    states = {one["id"]: one["state"] for one in (look(os.path.dirname(root), asked) if asked else ())}
+    found = [(one, _is_met(root, one, states)) for one in meta["after"]]
+    unmet = [one for one, is_met in found if is_met is False]
+    if unmet and len(unmet) >= (len(found) if meta["after_any"] else 1):
+        raise NeverMet(unmet[0])
+    is_enough = meta["after_any"] and any(is_met for _, is_met in found)
+    parts = [_dependency_on(root, **one) for one, is_met in found if is_met is None and not is_enough]
+    parts += ["singleton"] * meta["singleton"]
+    if not parts:
+        return []
+    kill = "no" if meta["waits_in_vain"] else "yes"
+    return ["--dependency=" + ("?" if meta["after_any"] else ",").join(parts), "--kill-on-invalid-dep=" + kill]
 
 
-def _was_met(root: str, task_id: str, kind: str) -> bool:
-    """Whether what ended so long ago that Slurm has forgotten it came to what it is waited for."""
-    index = task_id.partition("_")[2]
-    found = [one for one in look(os.path.dirname(root), [task_id]) if index == one["id"].partition("_")[2] or not index]
-    codes = [json.loads(read(os.path.join(root, one["id"]), "ended") or "{}").get("code") for one in found]
-    completed = [code == 0 or one["state"] == "COMPLETED" for one, code in zip(found, codes)]
-    if kind in ("afterok", "aftercorr"):
-        return all(completed)
-    return kind != "afternotok" or not all(completed)
+def _dependency_on(root: str, task_id: str, kind: str, minutes: int, **_: Any) -> str:
+    base, _, index = task_id.partition("_")
+    number = read(os.path.join(root, base), "number")
+    if not number:
+        raise Refused("flow", f"`{task_id}` is not known to this cluster")
+    return f"{kind}:{number}" + ("_" + index if index else "") + (f"+{minutes}" if minutes else "")
+
+
+def _is_met(root: str, dependency: dict[str, Any], states: dict[str, str]) -> bool | None:
+    """Whether a dependency holds; None while that is open, or Slurm's to say. `states`: as Slurm told them."""
+    task_id, kind = dependency["task_id"], dependency["kind"]
+    base, _, index = task_id.partition("_")
+    text = read(os.path.join(root, base), "meta.json")
+    indices = json.loads(text)["indices"] if text and not index else []
+    ids = [f"{base}_{one}" for one in indices] or [task_id]
+    codes = [_end_code(os.path.join(root, one), states.get(one, "")) for one in ids]
+    if None in codes:
+        return None
+    if kind == "aftercorr":
+        return None if any(codes) else True
+    return _DONE[kind][any(codes)]
+
+
+def _end_code(folder: str, state: str) -> int | None:
+    """How a task or element ended, as far as its folder or its state tells: 0 only where it completed."""
+    ended = read(folder, "ended")
+    if ended:
+        return int(json.loads(ended)["code"] or 0)
+    if state in ENDED or state == "GONE":
+        return int(state != "COMPLETED")
+    return 1 if _is_cancelled(folder) and not attempts(folder) else None
+
+
+def _is_cancelled(folder: str) -> bool:
+    return any(os.path.exists(one + "/cancel") for one in (folder, folder.rpartition("_")[0] or folder))
 
 
 def _squeue(root: str, ids: Sequence[str]) -> dict[str, list[dict[str, str]]]:
     """What Slurm knows of jobs of ours, by task: those that wait or run, and that ended a while ago."""
-    if len(ids) > 1:
-        return _rows(None)
-    number = read(os.path.join(root, ids[0].partition("_")[0]), "number")
-    return _rows([number] if number else [])
-
-
-def _rows(numbers: Sequence[str] | None) -> dict[str, list[dict[str, str]]]:
-    """The same, of these jobs; None: of all of this user's."""
-    if numbers is not None and not numbers:
-        return {}
-    only = "--user=" + getpass.getuser() if numbers is None else "--job=" + ",".join(numbers)
+    only = ["--user=" + getpass.getuser()]
+    if len(ids) == 1:
+        number = read(os.path.join(root, ids[0].partition("_")[0]), "number")
+        if not number:
+            return {}
+        only = ["--job=" + number]
     form = ",".join(one + ":|" for one in _FIELDS)
-    done = _run(["squeue", "--noheader", "--array", "--states=all", "--Format=" + form, only])
+    done = _run(["squeue", "--noheader", "--array", "--states=all", "--Format=" + form, *only])
     if done.returncode and "Invalid job id" not in done.stderr:
         raise Refused("squeue", done.stderr)
     found: dict[str, list[dict[str, str]]] = {}
@@ -353,14 +377,14 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
     base, _, only = task_id.partition("_")
     by_index = {row["ArrayTaskID"]: row for row in rows.get(base, ())}
     alone = by_index.get("N/A")
-    is_plain = alone and alone["State"] == "PENDING" and alone["RestartCnt"] == "0"
-    if alone and is_plain and not alone["Reason"].startswith("Dependency"):  # no file need be read
+    if alone and alone["State"] == "PENDING" and alone["RestartCnt"] == "0" and alone["Reason"] not in _WAITS:
         return [_entry(base, alone, {"hash": alone["Comment"].rpartition(":")[2]}, alone["JobID"])]
     text = read(os.path.join(root, base), "meta.json")
+    meta = json.loads(text) if text else {}
     number = read(os.path.join(root, base), "number") if text else ""
-    if not number:
+    never = read(os.path.join(root, base), "never") if text and not number else ""
+    if not number and not never:
         return []
-    meta = json.loads(text)
     found = []
     for index in meta["indices"] or [None]:
         if only not in ("", str(index)):
@@ -371,7 +395,9 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
             if index is None
             else _entry(f"{base}_{index}", row, meta, f"{number}_{index}")
         )
-        if row is None or row["State"] != "PENDING" or row["RestartCnt"] != "0":
+        if never or (row and row["Reason"] in _WAITS):
+            _look_at_waits(root, one, meta, json.loads(never) if never else None)
+        if not never and (row is None or row["State"] != "PENDING" or row["RestartCnt"] != "0"):
             _look_into(os.path.join(root, one["id"]), one, meta["nodes"])
         found.append(one)
     return found
@@ -381,27 +407,31 @@ def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: 
     one: dict[str, Any] = {"id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created")}
     one.update(attempt=0, ended=False, state=row and row["State"], reason=row["Reason"] if row else "")
     one.update(end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said="")
-    one.update(ranks=meta.get("ranks", 1), waits=_waits(row, meta.get("after", {})) if row else "")
+    one.update(ranks=meta.get("ranks", 1), waits="", never=None)
     return one
 
 
-def _waits(row: dict[str, str], after: dict[str, str]) -> str:
-    """What a job waits for, or waits for in vain; "" where it does not."""
-    stands = {"Dependency": "(unfulfilled)", "DependencyNeverSatisfied": "(failed)"}.get(row["Reason"])
-    parts = re.split("[,?]", row["Dependency"]) if stands else []
-    found = [
-        after[part[: -len(stands)]]
-        for part in parts
-        if stands and part.endswith(stands) and part[: -len(stands)] in after
+def _look_at_waits(root: str, one: dict[str, Any], meta: dict[str, Any], never: dict[str, Any] | None) -> None:
+    """What a task waits for, or has waited for in vain."""
+    if never:
+        is_open = meta["waits_in_vain"] and not _is_cancelled(os.path.join(root, one["id"]))
+        one.update(state="PENDING" if is_open else "CANCELLED", reason="DependencyNeverSatisfied")
+        one["cancelled"] = meta["waits_in_vain"] and not is_open
+    if one["reason"] == "DependencyNeverSatisfied":
+        unmet = [found for found in meta["after"] if _is_met(root, found, {}) is False]
+        first: dict[str, Any] = never or (unmet or meta["after"] or [{}])[0]
+        one["never"] = first.get("text")
+    texts = [found["text"] for found in meta["after"]] + ["all earlier ones of its name to be ended"] * meta[
+        "singleton"
     ]
-    return (" or " if "?" in row["Dependency"] else ", ").join(found)
+    one["waits"] = (" or " if meta["after_any"] else ", ").join(texts)
 
 
 def _look_into(folder: str, one: dict[str, Any], nodes: int) -> None:
     """What the folder of a task or element tells: its attempts and their reports."""
     starts = attempts(folder)
     one["ended"] = bool(read(folder, "ended"))
-    one["cancelled"] = any(os.path.exists(at + "/cancel") for at in (folder, folder.rpartition("_")[0] or folder))
+    one["cancelled"] = _is_cancelled(folder)
     one["folder"] = folder
     if starts:
         at = os.path.join(folder, str(starts[-1]))

@@ -132,8 +132,6 @@ def refusal(program: str, said: str) -> FlowError:
     text = lines[-1] if lines else "failed"
     if len(lines) > 1 and "submission failed" in text:
         text = f"{lines[0]} ({text})"
-    if program == "never":
-        return ValidationError(said)
     if program == "flow":
         return ProviderError(said, suggestions=["a task that it waits for must have been given to the same cluster"])
     if "command not found" in said:

@@ -19,7 +19,7 @@ from flow.outbox import outbox_files
 from flow.plan import Plan
 from flow.providers import Option
 from flow.providers.slurm.cluster import Cluster, tools
-from flow.providers.slurm.job import comment, dependencies, meta, runner_job, sbatch_options, submit_folder
+from flow.providers.slurm.job import comment, meta, runner_job, sbatch_options, submit_folder
 from flow.providers.slurm.partitions import offers_of
 from flow.providers.slurm.states import allocation_of
 from flow.record import Records
@@ -118,8 +118,6 @@ class Slurm:
             "version": version,
             "python": self.cluster.channel.python,
             "options": [*sbatch_options(plan, self._settings), *["--hold"] * self._is_held(plan.task_id)],
-            "after": dependencies(plan),
-            "after_any": plan.after_any,
             "folder": submit_folder(plan),
             "inbox": secrets,
         }
@@ -127,7 +125,7 @@ class Slurm:
         if told.get("missing"):
             self.cluster.send(self._files(plan, version, names))
             told = self.cluster.ask("submit", request)
-        return int(told["number"])
+        return None if told["number"] is None else int(told["number"])
 
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """What `squeue` and the task folders say, in one question; accounting is asked for what both do not know."""

@@ -75,9 +75,7 @@ def _machines(one: Mapping[str, Any], reports: Mapping[int, Report], now: float)
             return Machines.STARTING, "its report is awaited"
         return Machines.GONE, _why_gone(one)
     if state in _WAITING:
-        reason = f"waits for {one['waits']}" if one["waits"] else _REASONS.get(one["reason"], one["reason"])
-        if one["waits"] and one["reason"] == "DependencyNeverSatisfied":
-            reason += ", which cannot be any more"
+        reason = _why_waiting(one)
         if not one["attempt"]:
             return Machines.QUEUED, reason
         return Machines.PREEMPTED, reason if reason == HELD else f"queued again: {reason}".removesuffix(": ")
@@ -92,11 +90,17 @@ def _is_awaited(one: Mapping[str, Any], reports: Mapping[int, Report], now: floa
     return one["state"] in ("COMPLETED", "FAILED") and not is_told and now - (one["end"] or now) < LOST_SECONDS
 
 
+def _why_waiting(one: Mapping[str, Any]) -> str:
+    if one["never"]:
+        return f"waits for {one['never']}, which cannot be any more"
+    return f"waits for {one['waits']}" if one["waits"] else _REASONS.get(one["reason"], str(one["reason"]))
+
+
 def _why_gone(one: Mapping[str, Any]) -> str:
+    if one["never"] and not one["cancelled"] and not one["attempt"]:
+        return f"waited for {one['never']}, which cannot be any more"
     if one["ended"] or (one["cancelled"] and one["state"] == "CANCELLED"):
         return ""
-    if one["waits"]:
-        return f"waited for {one['waits']}, which cannot be any more"
     if one["state"] == "GONE":
         return f"job {one['job']} is gone from Slurm and left no report"
     return _ENDS.get(one["state"], ("", f"job {one['job']} ended as {one['state']} and left no report"))[1]
