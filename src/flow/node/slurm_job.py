@@ -24,7 +24,7 @@ ENGINES = ("apptainer", "singularity", "podman", "docker")
 LOST = {"NODE_FAIL": "its node failed", "PREEMPTED": "preempted"}  # by the state that accounting has of that start
 
 _PACKAGE = f"{__package__}." if __package__ else ""  # else they lie beside this file
-login, processes = (importlib.import_module(_PACKAGE + name) for name in ("slurm_login", "processes"))
+login, processes, asked = (importlib.import_module(_PACKAGE + one) for one in ("slurm_login", "processes", "asked"))
 
 
 def main(base: str) -> None:
@@ -66,6 +66,8 @@ class Job:
         self.task.update(task_id=os.path.basename(self.folder), array_index=index)
         self.nodes: int = self.task["nodes"]
         self.runner: Any = None
+        self.others: Any = None  # `srun`, which has a runner on each other node
+        self.heard = 0  # of what is asked of the runners
         self.is_told = False  # by SIGTERM, to end
         processes.adopt_orphans(True)
         signal.signal(signal.SIGTERM, lambda *_: self._end())
@@ -111,18 +113,18 @@ class Job:
         if self._is_cancelled():
             self.is_told = True
         words = [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "runner.py"), "run"]
-        others = None
+        self.others, self.heard = None, 0
         if not self.is_told:
-            others = self._start_others(words, at) if self.nodes > 1 else None
+            self.others = self._start_others(words, at) if self.nodes > 1 else None
             self.runner = subprocess.Popen([*words, at + "/0"], stdin=subprocess.DEVNULL)
             if self.is_told:
                 self.runner.terminate()
             self.runner.wait()
         is_ended = _status(at + "/0").get("phase") == "ended"
-        if others and not is_ended:
-            others.terminate()  # srun then kills what it started
-        if others:
-            others.wait()
+        if self.others and not is_ended:
+            self.others.terminate()  # srun then kills what it started
+        if self.others:
+            self.others.wait()
         processes.Processes().kill()  # what a runner left that was killed
         folders = self._last_folders()
         self._write_losses(folders)
@@ -186,8 +188,14 @@ class Job:
         self.is_told = True
 
     def _pass_on(self, number: int) -> None:
-        """To the command itself, as Slurm does with a batch script."""
-        if self.runner:
+        """To the command itself, as Slurm does with a batch script; or to the runners, where these are asked for it."""
+        lines = len(asked.asked(self._last_folders()[0])) if self.runner else 0
+        if number == signal.SIGUSR1 and lines > self.heard:
+            self.heard = lines
+            for one in (self.runner, self.others):
+                if one:
+                    one.send_signal(number)
+        elif self.runner:
             path = f"/proc/{self.runner.pid}/task/{self.runner.pid}/children"
             try:
                 with open(path) as file:

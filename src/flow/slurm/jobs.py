@@ -28,6 +28,11 @@ OF_TASK = {
     "timed_out": "TIMEOUT", "lost": "NODE_FAIL",
 }  # fmt: skip
 UNFINISHED = frozenset(("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "PREEMPTED"))
+# What another task is waited to be -> Slurm's word, which takes a cancel before the start for a start.
+AFTER = {
+    "completed": "afterok", "failed": "afternotok", "ended": "afterany", "started": "after",
+    "started_or_ended": "after", "corresponding": "aftercorr",
+}  # fmt: skip
 _ENDED_FOR = {"FAILED": "NonZeroExitCode", "TIMEOUT": "TimeLimit", "NODE_FAIL": "NodeDown"}
 # How the reason of a task that waits begins -> Slurm's word for it.
 _WAITS_FOR = (
@@ -242,7 +247,7 @@ def details_of(plan: Plan, index: int | None, number_of: Callable[[str], str]) -
         gpus=plan.gpus,
         gpu_kind=plan.gpu_kind or "",
         begin=plan.not_before,
-        dependency=",".join(f"{_AFTER.get(one.state, 'after')}:{number_of(one.task_id)}" for one in plan.after),
+        dependency=",".join(f"{AFTER[one.state]}:{number_of(one.task_id)}" for one in plan.after),
         command=(batch.file or _NULL) if batch else " ".join(plan.argv),
         work_dir=plan.working_dir if plan.working_dir.startswith("/") else plan.submit_dir,
         stdout=stdout,
@@ -267,9 +272,6 @@ def partition_of(options: Sequence[str], provider: str) -> str:
     """The partition that was asked for (the first of several); where none was, the provider stands for it."""
     asked = [option.removeprefix("--partition=") for option in options if option.startswith("--partition=")]
     return asked[-1].partition(",")[0] if asked else provider
-
-
-_AFTER = {"completed": "afterok", "failed": "afternotok", "ended": "afterany", "started": "after"}
 
 
 def _filled(path: str, plan: Plan, index: int | None) -> str:
