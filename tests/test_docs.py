@@ -96,7 +96,11 @@ def clone(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", [page for page in EXAMPLES if blocks(page)], ids=str)
-def test_the_examples_of_a_page_run_in_their_order(page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_of_a_page_run_in_their_order(
+    page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if page.name == "slurm-cluster.md":
+        request.getfixturevalue("slurm")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     printed = ""
     for block in blocks(page):

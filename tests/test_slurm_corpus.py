@@ -18,6 +18,9 @@ OTHERWISE = {"HOSTNAME", "SLURM_CONF", "SLURM_WORKING_CLUSTER", "SLURMD_TRES_BIN
 EMPTY = {"CUDA_VISIBLE_DEVICES"}  # where Slurm does not set it
 DIFFERENT = {
     "042-nodes-and-tasks": "as many CPUs on each node as the fullest needs",
+    "104-unknown-dependency": "A dependency on a number that no task has is refused",
+    "117-output-folder-missing": "its exit code is 126",
+    "128-chdir-missing": "its exit code is 126",
     "254-host-names": "`hostname` prints the same",
 }
 Outcomes = Mapping[str, tuple[Outcome, Outcome]]
@@ -40,6 +43,7 @@ def outcomes(
         yield {script: (real[script], own[script]) for script in chosen}
     finally:
         end_scheduler(ours.home, folder)
+        slurm_at.run("scancel", "--user=root")
 
 
 @pytest.mark.timeout(400)  # the first one waits for all
