@@ -18,11 +18,13 @@ import time
 from typing import Any
 
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGALRM, signal.SIGINT, signal.SIGQUIT)
+TERMINATED = 128 + signal.SIGTERM
+TOLD_SECONDS = 0.5  # Slurm tells all processes of a job to end, one after the other: the command may be before this one
 ENGINES = ("apptainer", "singularity", "podman", "docker")
 LOST = {"NODE_FAIL": "its node failed", "PREEMPTED": "preempted"}  # by the state that accounting has of that start
 
 _PACKAGE = f"{__package__}." if __package__ else ""  # else they lie beside this file
-login, processes = (importlib.import_module(_PACKAGE + name) for name in ("slurm_login", "processes"))
+login, processes, asked = (importlib.import_module(_PACKAGE + one) for one in ("slurm_login", "processes", "asked"))
 
 
 def main(base: str) -> None:
@@ -64,6 +66,8 @@ class Job:
         self.task.update(task_id=os.path.basename(self.folder), array_index=index)
         self.nodes: int = self.task["nodes"]
         self.runner: Any = None
+        self.others: Any = None  # `srun`, which has a runner on each other node
+        self.heard = 0  # of what is asked of the runners
         self.is_told = False  # by SIGTERM, to end
         processes.adopt_orphans(True)
         signal.signal(signal.SIGTERM, lambda *_: self._end())
@@ -76,13 +80,20 @@ class Job:
         if ended:  # Slurm started it once more: it does not run again
             return int(json.loads(ended)["code"])
         self._note_loss()
+        last = self._last_folders()
+        if last and self._end_of(last)["code"] == 0:  # nothing was left to do but to say so
+            login.write(self.folder, "ended", json.dumps({"code": 0}))
+            return 0
         while True:
             end = self._attempt()
             is_cancelled = self._is_cancelled()
-            if self.is_told and not is_cancelled:  # by Slurm, which may run it again
-                return int(end["code"] or 0)
+            if end["code"] == TERMINATED and not self.is_told:
+                time.sleep(TOLD_SECONDS)
+            if (self.is_told or end["cause"] == "cancel") and not is_cancelled:
+                self._note_that_slurm_told()
+                return TERMINATED
             tried = sum(not one.get("requeued") for one in self._ends())
-            if is_cancelled or end["cause"] in ("timeout", "") or tried > self.task["retries"]:
+            if is_cancelled or end["code"] == 0 or end["cause"] == "timeout" or tried > self.task["retries"]:
                 break
         login.write(self.folder, "ended", json.dumps({"code": end["code"]}))
         shutil.rmtree(os.path.join(self.folder, "inbox"), ignore_errors=True)
@@ -93,7 +104,7 @@ class Job:
     # -- attempts
 
     def _attempt(self) -> dict[str, Any]:
-        """Run the next attempt; its end: code and cause, "" where all went well."""
+        """Run the next attempt; its end: code, 0 only where all went well, and cause."""
         number = (login.attempts(self.folder) or [0])[-1] + 1
         at = os.path.join(self.folder, str(number))
         hosts = self._hosts()
@@ -102,21 +113,22 @@ class Job:
         if self._is_cancelled():
             self.is_told = True
         words = [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "runner.py"), "run"]
-        others = None
+        self.others, self.heard = None, 0
         if not self.is_told:
-            others = self._start_others(words, at) if self.nodes > 1 else None
+            self.others = self._start_others(words, at) if self.nodes > 1 else None
             self.runner = subprocess.Popen([*words, at + "/0"], stdin=subprocess.DEVNULL)
             if self.is_told:
                 self.runner.terminate()
             self.runner.wait()
         is_ended = _status(at + "/0").get("phase") == "ended"
-        if others and not is_ended:
-            others.terminate()  # srun then kills what it started
-        if others:
-            others.wait()
+        if self.others and not is_ended:
+            self.others.terminate()  # srun then kills what it started
+        if self.others:
+            self.others.wait()
         processes.Processes().kill()  # what a runner left that was killed
-        self._write_losses(at)
-        return self._end_of(at)
+        folders = self._last_folders()
+        self._write_losses(folders)
+        return self._end_of(folders)
 
     def _start_others(self, words: list[str], at: str) -> subprocess.Popen[bytes]:
         """A runner on each node but this one."""
@@ -176,8 +188,14 @@ class Job:
         self.is_told = True
 
     def _pass_on(self, number: int) -> None:
-        """To the command itself, as Slurm does with a batch script."""
-        if self.runner:
+        """To the command itself, as Slurm does with a batch script; or to the runners, where these are asked for it."""
+        lines = len(asked.asked(self._last_folders()[0])) if self.runner else 0
+        if number == signal.SIGUSR1 and lines > self.heard:
+            self.heard = lines
+            for one in (self.runner, self.others):
+                if one:
+                    one.send_signal(number)
+        elif self.runner:
             path = f"/proc/{self.runner.pid}/task/{self.runner.pid}/children"
             try:
                 with open(path) as file:
@@ -190,17 +208,20 @@ class Job:
         """Whether the user asked for the end, by whatever client."""
         return any(os.path.exists(os.path.join(folder, "cancel")) for folder in {self.base, self.folder})
 
+    def _note_that_slurm_told(self) -> None:
+        """Slurm ends the job, and may run it again: whatever the command made of that was not its own end."""
+        for folder in self._last_folders():
+            status = _status(folder)
+            if status.get("cause") == "exit":
+                _write_loss(folder, status, "cancel", "told to end by Slurm")
+
     def _note_loss(self) -> None:
         """Slurm starts the job again: what the last attempt came to is a loss, on record before anything runs."""
-        number = (login.attempts(self.folder) or [0])[-1]
-        if not number or self._is_cancelled():
-            return
-        reason = self._why_again()
-        for rank in range(self.nodes):
-            folder = os.path.join(self.folder, str(number), str(rank))
-            status = _status(folder)
-            if status.get("cause") != "exit":
-                _write_loss(folder, status, "lost", reason, requeued=True)
+        folders = [] if self._is_cancelled() else self._last_folders()
+        if folders and self._end_of(folders)["code"] != 0:
+            reason = self._why_again()
+            for folder in folders:
+                _write_loss(folder, _status(folder), "lost", reason, requeued=True)
 
     def _why_again(self) -> str:
         words = ["sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", "--format=State"]
@@ -216,10 +237,9 @@ class Job:
             pass
         return f"{LOST.get(state, 'requeued')}: Slurm runs it again"
 
-    def _write_losses(self, at: str) -> None:
+    def _write_losses(self, folders: list[str]) -> None:
         """An end for each rank that could not write its own."""
-        for rank in range(self.nodes):
-            folder = os.path.join(at, str(rank))
+        for folder in folders:
             status = _status(folder)
             if status.get("phase") != "ended":
                 cause, reason = (
@@ -232,13 +252,18 @@ class Job:
         starts = login.attempts(self.folder)
         return [_status(os.path.join(self.folder, str(number), "0")) for number in starts]
 
-    def _end_of(self, at: str) -> dict[str, Any]:
+    def _last_folders(self) -> list[str]:
+        """Those of the last attempt, by rank; none before the first."""
+        starts = login.attempts(self.folder)
+        return [os.path.join(self.folder, str(starts[-1]), str(rank)) for rank in range(self.nodes)] if starts else []
+
+    def _end_of(self, folders: list[str]) -> dict[str, Any]:
         """The end that decides: of the first rank that failed of itself, else of any."""
-        ends = [_status(os.path.join(at, str(rank))) for rank in range(self.nodes)]
+        ends = [_status(folder) for folder in folders]
         failed = [one for one in ends if one.get("code") != 0 or one.get("cause") != "exit"]
         own = [one for one in failed if one.get("cause") != "peer"] or failed
         if not own:
-            return {"code": 0, "cause": ""}
+            return {"code": 0, "cause": "exit"}
         first = min(own, key=lambda one: float(one.get("ended") or 0))
         return {"code": first.get("code") or 1, "cause": first.get("cause")}
 

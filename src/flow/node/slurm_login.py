@@ -22,7 +22,13 @@ LOST_SECONDS = 20  # how long the report of a job that ended may take to be seen
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"REVOKED", "TIMEOUT"}
 _FIELDS = ("JobID", "ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "EndTime", "Comment")
+_OVER = ("Invalid job id", "already comp", "already finished")  # what is said of a job that has ended
+_WAITS = ("Dependency", "DependencyNeverSatisfied")
 _DONE = {"afterok": (True, False), "afternotok": (False, True), "afterany": (True, True), "after": (True, True)}
+
+
+class NeverMet(Exception):  # noqa: N818  # an end of its own
+    """What a task waits for can never be: the dependency."""
 
 
 class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
@@ -31,6 +37,8 @@ class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
 
 def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     """Have Slurm run a task: {"number": its job's}; or {"missing": true} where code of it is not here yet.
+
+    Without a number it is known, and there is no job: what it waits for can never be.
 
     Submitted again, it is the same job. Raises Refused, OSError.
     """
@@ -43,6 +51,8 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     os.makedirs(base, mode=0o700, exist_ok=True)
     with open(os.path.join(base, "lock"), "w") as lock:  # sbatch inherits it: it is free when that has ended, too
         _lock(lock)
+        if read(base, "never"):
+            return {"number": None}
         number = read(base, "number") or (_find(request["comment"]) if read(base, "meta.json") else "")
         if not number:
             if manifest:
@@ -52,7 +62,11 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
                 write(os.path.join(base, "inbox"), name, text)
             write(base, "job.json", json.dumps(job))
             write(base, "meta.json", json.dumps(request["meta"]))
-            number = _sbatch(request, base, tools, lock.fileno())
+            try:
+                number = _sbatch(request, base, tools, lock.fileno())
+            except NeverMet as never:  # and Slurm may not know that any more
+                write(base, "never", json.dumps(never.args[0]))
+                return {"number": None}
         write(base, "number", number)
     return {"number": int(number)}
 
@@ -97,25 +111,45 @@ def look(root: str, ids: Sequence[str] | None) -> list[dict[str, Any]]:
 def release(root: str, task_id: str) -> None:
     """End a task, an array or an element. A running one is told to, and has its grace time. Raises Refused."""
     root = os.path.join(os.path.expanduser(root), "tasks")
-    base, _, index = task_id.partition("_")
-    number = read(os.path.join(root, base), "number")
-    if not os.path.isdir(os.path.join(root, base)):
+    if not os.path.isdir(os.path.join(root, task_id.partition("_")[0])):
         return
     os.makedirs(os.path.join(root, task_id), mode=0o700, exist_ok=True)
-    write(
-        os.path.join(root, task_id), "cancel", ""
-    )  # before the signal: a job that just starts misses that, or sees this
-    if not number:
+    # before the signal: a job that just starts misses that, or sees this
+    write(os.path.join(root, task_id), "cancel", "")
+    job = _job(root, task_id)
+    if job:
+        _scancel("--state=PENDING", job)
+        _scancel("--state=SUSPENDED", job)
+        _scancel("--state=RUNNING", "--batch", "--signal=TERM", job)
+
+
+def scontrol(root: str, task_id: str, verb: str) -> None:
+    """Have a task, an array or an element held (`uhold`), let go (`release`) or requeued. Raises Refused."""
+    job = _job(os.path.join(os.path.expanduser(root), "tasks"), task_id)
+    done = _run(["scontrol", verb, job]) if job else None
+    if done and done.returncode and not any(one in done.stderr for one in _OVER):
+        raise Refused("scontrol", done.stderr)
+
+
+def send_signal(root: str, task_id: str, number: int, to: str) -> None:
+    """Send a signal to what runs of a task: to its steps, or through its runners to all or the command. Raises Refused.
+
+    Slurm itself reaches no command but on the first node, and ends the runners with it where all are meant.
+    """
+    root = os.path.join(os.path.expanduser(root), "tasks")
+    base, _, index = task_id.partition("_")
+    job, meta = _job(root, task_id), json.loads(read(os.path.join(root, base), "meta.json") or "{}")
+    if not job:
         return
-    job = number + ("_" + index if index else "")
-    for choice in (["--state=PENDING"], ["--state=SUSPENDED"], ["--state=RUNNING", "--batch", "--signal=TERM"]):
-        done = _run(["scancel", *choice, job])
-        if (
-            done.returncode
-            and done.stderr
-            and not any(one in done.stderr for one in ("Invalid job id", "already comp"))
-        ):
-            raise Refused("scancel", done.stderr)
+    words = ["--signal=" + str(number)]
+    if to != "steps" or meta["nodes"] > 1:
+        words = ["--batch", "--signal=USR1"]  # upon which the batch step tells the runners to look
+        for one in [task_id] if index or not meta["indices"] else [f"{base}_{one}" for one in meta["indices"]]:
+            starts = attempts(os.path.join(root, one))
+            for rank in range(meta["nodes"] if starts else 0):
+                with open(os.path.join(root, one, str(starts[-1]), str(rank), "asked"), "a") as file:
+                    file.write(f"signal {number} {to}\n")
+    _scancel("--state=RUNNING", *words, job)
 
 
 def forget(root: str, task_ids: Sequence[str]) -> None:
@@ -202,10 +236,23 @@ def _run(argv: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
         raise Refused(argv[0], argv[0] + ": command not found") from None
 
 
+def _scancel(*words: str) -> None:
+    done = _run(["scancel", *words])
+    if done.returncode and done.stderr and not any(one in done.stderr for one in _OVER):
+        raise Refused("scancel", done.stderr)
+
+
+def _job(root: str, task_id: str) -> str:
+    """What Slurm calls a task, an array or an element; "" where it was not given to it."""
+    base, _, index = task_id.partition("_")
+    number = read(os.path.join(root, base), "number")
+    return number + ("_" + index if number and index else "")
+
+
 def _sbatch(request: dict[str, Any], base: str, tools: str, lock: int) -> str:
     words = [request["python"], os.path.join(tools, "slurm_job.py"), base]
     script = f"#!/bin/sh\nexec {shlex.join(words)}\n"
-    options = [*request["options"], *_dependencies(os.path.dirname(base), request["after"])]
+    options = [*request["options"], *_dependency(os.path.dirname(base), request)]
     if not request["job"]["is_batch"]:  # what goes wrong before a runner has started is told there
         options.append(
             "--output=" + os.path.join(base, "slurm-%A_%a.out" if request["meta"]["indices"] else "slurm-%j.out")
@@ -217,22 +264,62 @@ def _sbatch(request: dict[str, Any], base: str, tools: str, lock: int) -> str:
     return done.stdout.strip().partition(";")[0]
 
 
-def _dependencies(root: str, after: Sequence[Sequence[str]]) -> list[str]:
-    """What Slurm is to wait for; what has ended long ago it may not know any more."""
-    parts = []
-    for task_id, kind in after:
-        base, _, index = task_id.partition("_")
-        number = read(os.path.join(root, base), "number")
-        if not number:
-            raise Refused("flow", f"`{task_id}` is not known to this cluster")
-        meta = json.loads(read(os.path.join(root, base), "meta.json"))
-        folders = [base if one is None else f"{base}_{one}" for one in meta["indices"] or [None]]
-        ends = [read(os.path.join(root, one), "ended") for one in ([task_id] if index else folders)]
-        if not all(ends):
-            parts.append(f"{kind}:{number}" + ("_" + index if index else ""))
-        elif not _DONE[kind][any(json.loads(one)["code"] for one in ends)]:
-            raise Refused("never", f"waited for `{task_id}`, and it ended otherwise")
-    return ["--dependency=" + ",".join(parts), "--kill-on-invalid-dep=yes"] if parts else []
+def _dependency(root: str, request: dict[str, Any]) -> list[str]:
+    """What Slurm is to wait for. What was met is left out: Slurm takes any job that it forgot for met.
+
+    Raises NeverMet.
+    """
+    meta = request["meta"]
+    asked = [one["task_id"] for one in meta["after"]]
+    states = {one["id"]: one["state"] for one in (look(os.path.dirname(root), asked) if asked else ())}
+    found = [(one, _is_met(root, one, states)) for one in meta["after"]]
+    unmet = [one for one, is_met in found if is_met is False]
+    if unmet and len(unmet) >= (len(found) if meta["after_any"] else 1):
+        raise NeverMet(unmet[0])
+    is_enough = meta["after_any"] and any(is_met for _, is_met in found)
+    parts = [_dependency_on(root, **one) for one, is_met in found if is_met is None and not is_enough]
+    parts += ["singleton"] * meta["singleton"]
+    if not parts:
+        return []
+    kill = "no" if meta["waits_in_vain"] else "yes"
+    return ["--dependency=" + ("?" if meta["after_any"] else ",").join(parts), "--kill-on-invalid-dep=" + kill]
+
+
+def _dependency_on(root: str, task_id: str, kind: str, minutes: int, **_: Any) -> str:
+    base, _, index = task_id.partition("_")
+    number = read(os.path.join(root, base), "number")
+    if not number:
+        raise Refused("flow", f"`{task_id}` is not known to this cluster")
+    return f"{kind}:{number}" + ("_" + index if index else "") + (f"+{minutes}" if minutes else "")
+
+
+def _is_met(root: str, dependency: dict[str, Any], states: dict[str, str]) -> bool | None:
+    """Whether a dependency holds; None while that is open, or Slurm's to say. `states`: as Slurm told them."""
+    task_id, kind = dependency["task_id"], dependency["kind"]
+    base, _, index = task_id.partition("_")
+    text = read(os.path.join(root, base), "meta.json")
+    indices = json.loads(text)["indices"] if text and not index else []
+    ids = [f"{base}_{one}" for one in indices] or [task_id]
+    codes = [_end_code(os.path.join(root, one), states.get(one, "")) for one in ids]
+    if None in codes:
+        return None
+    if kind == "aftercorr":
+        return None if any(codes) else True
+    return _DONE[kind][any(codes)]
+
+
+def _end_code(folder: str, state: str) -> int | None:
+    """How a task or element ended, as far as its folder or its state tells: 0 only where it completed."""
+    ended = read(folder, "ended")
+    if ended:
+        return int(json.loads(ended)["code"] or 0)
+    if state in ENDED or state == "GONE":
+        return int(state != "COMPLETED")
+    return 1 if _is_cancelled(folder) and not attempts(folder) else None
+
+
+def _is_cancelled(folder: str) -> bool:
+    return any(os.path.exists(one + "/cancel") for one in (folder, folder.rpartition("_")[0] or folder))
 
 
 def _squeue(root: str, ids: Sequence[str]) -> dict[str, list[dict[str, str]]]:
@@ -290,13 +377,14 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
     base, _, only = task_id.partition("_")
     by_index = {row["ArrayTaskID"]: row for row in rows.get(base, ())}
     alone = by_index.get("N/A")
-    if alone and alone["State"] == "PENDING" and alone["RestartCnt"] == "0":
+    if alone and alone["State"] == "PENDING" and alone["RestartCnt"] == "0" and alone["Reason"] not in _WAITS:
         return [_entry(base, alone, {"hash": alone["Comment"].rpartition(":")[2]}, alone["JobID"])]
     text = read(os.path.join(root, base), "meta.json")
+    meta = json.loads(text) if text else {}
     number = read(os.path.join(root, base), "number") if text else ""
-    if not number:
+    never = read(os.path.join(root, base), "never") if text and not number else ""
+    if not number and not never:
         return []
-    meta = json.loads(text)
     found = []
     for index in meta["indices"] or [None]:
         if only not in ("", str(index)):
@@ -307,7 +395,9 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
             if index is None
             else _entry(f"{base}_{index}", row, meta, f"{number}_{index}")
         )
-        if row is None or row["State"] != "PENDING" or row["RestartCnt"] != "0":
+        if never or (row and row["Reason"] in _WAITS):
+            _look_at_waits(root, one, meta, json.loads(never) if never else None)
+        if not never and (row is None or row["State"] != "PENDING" or row["RestartCnt"] != "0"):
             _look_into(os.path.join(root, one["id"]), one, meta["nodes"])
         found.append(one)
     return found
@@ -317,15 +407,31 @@ def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: 
     one: dict[str, Any] = {"id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created")}
     one.update(attempt=0, ended=False, state=row and row["State"], reason=row["Reason"] if row else "")
     one.update(end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said="")
-    one["ranks"] = meta.get("ranks", 1)
+    one.update(ranks=meta.get("ranks", 1), waits="", never=None)
     return one
+
+
+def _look_at_waits(root: str, one: dict[str, Any], meta: dict[str, Any], never: dict[str, Any] | None) -> None:
+    """What a task waits for, or has waited for in vain."""
+    if never:
+        is_open = meta["waits_in_vain"] and not _is_cancelled(os.path.join(root, one["id"]))
+        one.update(state="PENDING" if is_open else "CANCELLED", reason="DependencyNeverSatisfied")
+        one["cancelled"] = meta["waits_in_vain"] and not is_open
+    if one["reason"] == "DependencyNeverSatisfied":
+        unmet = [found for found in meta["after"] if _is_met(root, found, {}) is False]
+        first: dict[str, Any] = never or (unmet or meta["after"] or [{}])[0]
+        one["never"] = first.get("text")
+    texts = [found["text"] for found in meta["after"]] + ["all earlier ones of its name to be ended"] * meta[
+        "singleton"
+    ]
+    one["waits"] = (" or " if meta["after_any"] else ", ").join(texts)
 
 
 def _look_into(folder: str, one: dict[str, Any], nodes: int) -> None:
     """What the folder of a task or element tells: its attempts and their reports."""
     starts = attempts(folder)
     one["ended"] = bool(read(folder, "ended"))
-    one["cancelled"] = any(os.path.exists(at + "/cancel") for at in (folder, folder.rpartition("_")[0] or folder))
+    one["cancelled"] = _is_cancelled(folder)
     one["folder"] = folder
     if starts:
         at = os.path.join(folder, str(starts[-1]))

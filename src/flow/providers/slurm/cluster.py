@@ -57,8 +57,11 @@ class Cluster:
         names = self.ask("missing", list(files))
         if self.channel.is_here:
             root = Path(os.path.expanduser(self.folder))  # noqa: PTH111  # as the other side does
-            for name in names:
-                _place(files[name], root / name)
+            try:
+                for name in names:
+                    _place(files[name], root / name)
+            except OSError as error:
+                raise self._no_room(error.errno, error.strerror, error.filename2 or error.filename) from error
             return
         self._stream([(name, files[name]) for name in names])
 
@@ -129,8 +132,6 @@ def refusal(program: str, said: str) -> FlowError:
     text = lines[-1] if lines else "failed"
     if len(lines) > 1 and "submission failed" in text:
         text = f"{lines[0]} ({text})"
-    if program == "never":
-        return ValidationError(said)
     if program == "flow":
         return ProviderError(said, suggestions=["a task that it waits for must have been given to the same cluster"])
     if "command not found" in said:
@@ -138,8 +139,10 @@ def refusal(program: str, said: str) -> FlowError:
             f"there is no `{program}` on this machine: it is no login node of a Slurm cluster",
             suggestions=["name the login node by `slurm.login`, as ssh knows it", "or have Slurm's commands on PATH"],
         )
-    if program != "sbatch" or any(word in said for word in _LATER):
+    if program not in ("sbatch", "scontrol") or any(word in said for word in _LATER):
         return ProviderError(f"{program}: {text}", suggestions=["is the cluster up? try `sinfo` there"])
+    if program == "scontrol":
+        return ValidationError(f"scontrol: {text}")
     kind: Callable[..., FlowError] = ValidationError
     if any(word in said for word in _QUOTA):
         kind = QuotaExceededError

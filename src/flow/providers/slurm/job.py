@@ -10,12 +10,23 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from flow.plan import Plan
+from flow.plan import Dependency, Plan
+from flow.slurm.jobs import AFTER
 
 _MARGIN_SECONDS = 60  # between our own time limit and Slurm's, which is to act only where ours did not
-_KINDS = {"completed": "afterok", "failed": "afternotok", "ended": "afterany", "started": "after"}
 _NAMED = ("partition", "account", "qos", "constraint", "reservation")  # options of ours that are options of sbatch
-_OURS = ("--hold", "--wait", "--dependency", "--array", "--begin", "--parsable", "--comment")  # said otherwise here
+_OURS = (
+    "--hold",
+    "--wait",
+    "--dependency",
+    "--array",
+    "--begin",
+    "--parsable",
+    "--comment",
+    "--output",
+    "--error",
+    "--kill-on-invalid-dep",
+)  # said otherwise here
 
 
 def comment(plan: Plan) -> str:
@@ -59,6 +70,10 @@ def meta(plan: Plan) -> dict[str, Any]:
         "nodes": 1 if plan.batch else plan.nodes,
         "ranks": plan.nodes,
         "indices": list(plan.elements.indices) if plan.elements else [],
+        "after": [_dependency(one) for one in plan.after],
+        "after_any": plan.after_any,
+        "singleton": plan.singleton,
+        "waits_in_vain": plan.waits_in_vain,
     }
 
 
@@ -76,17 +91,28 @@ def sbatch_options(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
     if plan.not_before:
         options.append(time.strftime("--begin=%Y-%m-%dT%H:%M:%S", time.localtime(plan.not_before)))
     if plan.batch:
-        return options + [one for one in plan.batch.options if one.partition("=")[0] not in _OURS]
+        options += [one for one in plan.batch.options if one.partition("=")[0] not in _OURS]
+        options += [f"--output={plan.stdout}"] if plan.stdout else []
+        return options + ([f"--error={plan.stderr}"] if plan.stderr and plan.stderr != plan.stdout else [])
     return options + _machine(plan) + [str(one) for one in plan.options.get("sbatch_options", ())]
 
 
-def dependencies(plan: Plan) -> list[tuple[str, str]]:
-    """The tasks that it waits for, each in Slurm's word for how."""
-    return [(one.task_id, _KINDS[one.state]) for one in plan.after]
+def _dependency(one: Dependency) -> dict[str, Any]:
+    return {
+        "task_id": one.task_id,
+        "kind": AFTER[one.state],
+        "minutes": math.ceil(one.delay_seconds / 60),
+        "text": str(one),
+    }
 
 
 def _machine(plan: Plan) -> list[str]:
-    options = ["--requeue", f"--nodes={plan.nodes}", f"--ntasks={plan.nodes}", "--ntasks-per-node=1"]
+    options = [
+        "--requeue" if plan.may_requeue else "--no-requeue",
+        f"--nodes={plan.nodes}",
+        f"--ntasks={plan.nodes}",
+        "--ntasks-per-node=1",
+    ]
     options.append(f"--cpus-per-task={math.ceil(plan.cpus)}")
     if plan.memory_gb:
         options.append(f"--mem={math.ceil(plan.memory_gb * 1024)}M")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from flow.channel import Channel
 from flow.machines import Allocation, Machines, Node, Report
 from flow.node.slurm_login import ENDED, LOST_SECONDS
-from flow.status import report_from_json
+from flow.status import HELD, report_from_json
 
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _PAUSED = ("SUSPENDED", "STOPPED")
@@ -20,7 +21,7 @@ _REASONS = {
     "Dependency": "waits for other jobs",
     "DependencyNeverSatisfied": "what it waits for can never be",
     "BeginTime": "begins later",
-    "JobHeldUser": "held in Slurm: `scontrol release` lets it start",
+    "JobHeldUser": HELD,
     "JobHeldAdmin": "held in Slurm by an administrator",
     "JobArrayTaskLimit": "its array runs as many as it may",
     "ReqNodeNotAvail": "the nodes that it needs are down, drained or reserved",
@@ -52,6 +53,8 @@ def allocation_of(one: Mapping[str, Any], now: float) -> Allocation:
     if is_gone and not one["ended"]:
         never_began = one["state"] in ("CANCELLED", "REVOKED") or one["cancelled"]
         reports, attempt = _with_ends(one, reports), attempt or int(not never_began)
+    if one["state"] == "OUT_OF_MEMORY":
+        reports = {rank: _out_of_memory(report) for rank, report in reports.items()}
     shown = reports if is_gone or machines is Machines.UP else {}
     return Allocation(
         task_id=one["id"],
@@ -72,10 +75,10 @@ def _machines(one: Mapping[str, Any], reports: Mapping[int, Report], now: float)
             return Machines.STARTING, "its report is awaited"
         return Machines.GONE, _why_gone(one)
     if state in _WAITING:
-        reason = _REASONS.get(one["reason"], one["reason"])
+        reason = _why_waiting(one)
         if not one["attempt"]:
             return Machines.QUEUED, reason
-        return Machines.PREEMPTED, f"queued again: {reason}".removesuffix(": ")
+        return Machines.PREEMPTED, reason if reason == HELD else f"queued again: {reason}".removesuffix(": ")
     if state in _PAUSED:
         return Machines.PAUSED, "suspended in Slurm"
     return (Machines.UP if reports else Machines.STARTING), ""
@@ -87,7 +90,15 @@ def _is_awaited(one: Mapping[str, Any], reports: Mapping[int, Report], now: floa
     return one["state"] in ("COMPLETED", "FAILED") and not is_told and now - (one["end"] or now) < LOST_SECONDS
 
 
+def _why_waiting(one: Mapping[str, Any]) -> str:
+    if one["never"]:
+        return f"waits for {one['never']}, which cannot be any more"
+    return f"waits for {one['waits']}" if one["waits"] else _REASONS.get(one["reason"], str(one["reason"]))
+
+
 def _why_gone(one: Mapping[str, Any]) -> str:
+    if one["never"] and not one["cancelled"] and not one["attempt"]:
+        return f"waited for {one['never']}, which cannot be any more"
     if one["ended"] or (one["cancelled"] and one["state"] == "CANCELLED"):
         return ""
     if one["state"] == "GONE":
@@ -103,6 +114,8 @@ def _with_ends(one: Mapping[str, Any], reports: Mapping[int, Report]) -> dict[in
         reason = "cancelled"
     if not one["attempt"] and state == "FAILED":
         cause, reason = "start", one["said"] or "the job's script could not be run"
+    if state in ("COMPLETED", "FAILED") and not one["cancelled"] and any(r.cause == "cancel" for r in reports.values()):
+        cause, reason = "lost", f"job {one['job']} was told to end and ended as {state}"
     found = dict(reports)
     for rank in range(max(len(one["reports"]), 1) if one["attempt"] or cause == "start" else 0):
         known = found.get(rank)
@@ -111,6 +124,13 @@ def _with_ends(one: Mapping[str, Any], reports: Mapping[int, Report]) -> dict[in
             code = 137 if state == "OUT_OF_MEMORY" else None
             found[rank] = Report("ended", code, None, cause, reason, started=started, ended=one["end"])
     return found
+
+
+def _out_of_memory(report: Report) -> Report:
+    """What a runner saw only as a signal."""
+    return (
+        replace(report, reason=f"out of memory: {report.reason}") if report.code and report.cause == "exit" else report
+    )
 
 
 def _of_all_ranks(reports: Mapping[int, Report], ranks: int) -> Mapping[int, Report]:
