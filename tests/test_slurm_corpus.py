@@ -28,23 +28,27 @@ Outcomes = Mapping[str, tuple[Outcome, Outcome]]
 
 
 @pytest.fixture(scope="module")
-def outcomes(
-    slurm_at: Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Outcomes]:
-    """What the real Slurm made of each script of the tests that are chosen, and what we did, all at the same time."""
+def outcomes(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Outcomes]:
+    """What the real Slurm made of each script of the tests that are chosen, and what we did, all at the same time.
+
+    The nodes are large, so that no job has to be spread over what others left.
+    """
     chosen = {script for item in request.session.items for script in SCRIPTS if item.name.endswith(f"[{script}]")}
     folder = tmp_path_factory.mktemp("corpus")
-    (folder / "slurm").mkdir()
+    (folder / "commands").mkdir()
     ours = OurSlurm(folder)
     try:
-        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as pool:
+        with (
+            Cluster(folder / "slurm", cpus=128, gpus=16, accounting=True) as cluster,
+            pytest.MonkeyPatch.context() as patch,
+            ThreadPoolExecutor() as pool,
+        ):
             patch.setenv("FLOW_HOME", str(ours.home))
-            runs = [Runs(side, folder / side.name) for side in (RealSlurm(slurm_at, folder / "slurm"), ours)]
-            real, own = pool.map(lambda one: one.outcomes(sorted(chosen)), runs)
+            sides = (RealSlurm(cluster, folder / "commands"), ours)
+            real, own = pool.map(lambda side: Runs(side, folder / side.name).outcomes(sorted(chosen)), sides)
         yield {script: (real[script], own[script]) for script in chosen}
     finally:
         end_scheduler(ours.home, folder)
-        slurm_at.run("scancel", "--user=root")
 
 
 @pytest.mark.timeout(400)  # the first one waits for all
