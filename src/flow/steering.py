@@ -59,7 +59,7 @@ def requeue(task: Task, records: Records, provider: Provider, *, hold: bool) -> 
             f"`{task.task_id}` may not be requeued", suggestions=["it was submitted with `requeue: false`"]
         )
     steering = _steering(provider)
-    if not any(one.nodes for one in _own(task, provider)):
+    if not any(one.nodes_up for one in _own(task, provider)):
         raise ValidationError(f"`{task.task_id}` is {task.status}: only what runs is requeued")
     if hold:
         records.set_intent(task.task_id, Want.HOLD)
@@ -72,7 +72,7 @@ def send_signal(task: Task, provider: Provider, number: int, *, to: str) -> None
     if to not in ("all", "command", "steps") or not 1 <= number <= 64:
         raise ValidationError(f"no signal `{number}` for `{to}`", suggestions=["send 1 to 64 to all, command or steps"])
     _refuse_ended(task)
-    running = [(one, node) for one in _own(task, provider) for node in one.nodes]
+    running = [(one, node) for one in _own(task, provider) for node in one.nodes_up]
     if not running:
         raise ValidationError(f"`{task.task_id}` is {task.status}: only what runs hears a signal")
     for allocation, node in running:
@@ -81,7 +81,7 @@ def send_signal(task: Task, provider: Provider, number: int, *, to: str) -> None
 
 def _ask(provider: Provider, allocation: Allocation, node: Node, line: str) -> None:
     script = _ASK.format(folder=shlex.quote(node.folder), line=shlex.quote(line))
-    answer = provider.channel(allocation, node.rank).run(script)
+    answer = provider.channel(allocation, node.rank).through(node.beyond).ask(script)
     if answer.returncode:
         text = answer.stderr.decode(errors="replace").strip()
         raise FlowError(f"node {node.rank} of `{allocation.task_id}` did not hear it: {text}")

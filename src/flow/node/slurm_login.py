@@ -231,7 +231,7 @@ def _sbatch(request: dict[str, Any], base: str, tools: str, lock: int) -> str:
 
 
 def _dependency(root: str, request: dict[str, Any]) -> list[str]:
-    """What Slurm is to wait for. What was met is left out: a job that it has forgotten is met for Slurm, however it ended.
+    """What Slurm is to wait for. What has ended is judged here: one that Slurm has forgotten is met for it in any case.
 
     Raises NeverMet.
     """
