@@ -149,8 +149,17 @@ class Cluster:
 
     def restart_controller(self) -> None:
         """Stopped and started again; the jobs go on meanwhile."""
+        self.stop_controller()
+        self.start_controller()
+
+    def stop_controller(self) -> None:
+        """From now on nobody answers; the jobs go on."""
         self._end("slurmctld")
+
+    def start_controller(self) -> None:
+        """Start it again; returns when it has heard of all nodes."""
         self._start_controller()
+        assert wait_until(lambda: "unk" not in self.run("sinfo", "-h", "-o", "%t").stdout, seconds=60)
 
     def stop(self) -> None:
         """End what was started, and the jobs with it."""

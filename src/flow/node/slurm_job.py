@@ -20,7 +20,7 @@ from typing import Any
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGALRM, signal.SIGINT, signal.SIGQUIT)
 TERMINATED = 128 + signal.SIGTERM
 TOLD_SECONDS = 0.5  # Slurm tells all processes of a job to end, one after the other: the command may be before this one
-ENGINES = ("apptainer", "singularity", "podman", "docker")
+ENGINES = ("podman", "docker")
 LOST = {"NODE_FAIL": "its node failed", "PREEMPTED": "preempted"}  # by the state that accounting has of that start
 
 _PACKAGE = f"{__package__}." if __package__ else ""  # else they lie beside this file
@@ -82,7 +82,7 @@ class Job:
         self._note_loss()
         last = self._last_folders()
         if last and self._end_of(last)["code"] == 0:  # nothing was left to do but to say so
-            login.write(self.folder, "ended", json.dumps({"code": 0}))
+            login.write(self.folder, "ended", json.dumps({"code": 0}), durably=True)
             return 0
         while True:
             end = self._attempt()
@@ -95,7 +95,7 @@ class Job:
             tried = sum(not one.get("requeued") for one in self._ends())
             if is_cancelled or end["code"] == 0 or end["cause"] == "timeout" or tried > self.task["retries"]:
                 break
-        login.write(self.folder, "ended", json.dumps({"code": end["code"]}))
+        login.write(self.folder, "ended", json.dumps({"code": end["code"]}), durably=True)
         shutil.rmtree(os.path.join(self.folder, "inbox"), ignore_errors=True)
         if is_cancelled:  # so that Slurm calls it that, too
             subprocess.run(["scancel", os.environ["SLURM_JOB_ID"]], check=False)
@@ -112,6 +112,11 @@ class Job:
         login.write(at, "nodes", "".join(f"{name} {address}\n" for name, address in hosts))
         if self._is_cancelled():
             self.is_told = True
+        if self.task["image"] and not self.task["engine"]:
+            missing = f"`image` needs {' or '.join(ENGINES)} on {hosts[0][0]}, and neither is there"
+            for folder in self._last_folders():
+                _write_loss(folder, {"code": 126}, "start", missing)
+            return {"code": 126, "cause": "start"}
         words = [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "runner.py"), "run"]
         self.others, self.heard = None, 0
         if not self.is_told:
@@ -288,7 +293,7 @@ def _write_loss(folder: str, status: dict[str, Any], cause: str, reason: str, **
     }
     facts.update(ended=facts["ended"] or time.time(), **more)
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    login.write(folder, "status.json", json.dumps(facts))
+    login.write(folder, "status.json", json.dumps(facts), durably=True)
 
 
 def _address(name: str) -> str:

@@ -104,7 +104,7 @@ def look(root: str, ids: Sequence[str] | None) -> list[dict[str, Any]]:
     for one in gone:
         one.update(known.get(one["job"], {"state": "GONE"}))
     for one in found:
-        one["end"] = _seconds(one["end"])
+        one["end"] = _seconds(one["end"]) if one["state"] in ENDED else None  # of others it is a guess
     return found
 
 
@@ -181,14 +181,15 @@ def read(folder: str, name: str) -> str:
         return ""
 
 
-def write(folder: str, name: str, text: str) -> None:
-    """Put a whole file in place, on disk when it has its name."""
+def write(folder: str, name: str, text: str, *, durably: bool = False) -> None:
+    """Put a whole file in place; `durably`: what must survive a power cut, as nobody could find it out again."""
     path = os.path.join(folder, name)
     fd = os.open(f"{path}.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(fd)
+        if durably:
+            file.flush()
+            os.fsync(fd)
     os.rename(f"{path}.{os.getpid()}", path)
 
 
