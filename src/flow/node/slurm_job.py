@@ -219,11 +219,14 @@ class Job:
         """Slurm starts the job again: what the last attempt came to is a loss, on record before anything runs."""
         folders = [] if self._is_cancelled() else self._last_folders()
         if folders and self._end_of(folders)["code"] != 0:
-            reason = self._why_again()
+            state = self._last_state()
+            cause = "lost" if state == "NODE_FAIL" else "requeue"
             for folder in folders:
-                _write_loss(folder, _status(folder), "lost", reason, requeued=True)
+                reason = f"{LOST.get(state, 'requeued')}: Slurm runs it again"
+                _write_loss(folder, _status(folder), cause, reason, requeued=True)
 
-    def _why_again(self) -> str:
+    def _last_state(self) -> str:
+        """What accounting has of the start before this one; "" where there is none."""
         words = ["sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", "--format=State"]
         state = ""
         try:
@@ -235,7 +238,7 @@ class Job:
             state = states[-1] if states else ""
         except (OSError, subprocess.TimeoutExpired):
             pass
-        return f"{LOST.get(state, 'requeued')}: Slurm runs it again"
+        return state
 
     def _write_losses(self, folders: list[str]) -> None:
         """An end for each rank that could not write its own."""
