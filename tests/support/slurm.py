@@ -55,6 +55,8 @@ KillWait=2
 SlurmdTimeout=10
 InactiveLimit=0
 MinJobAge=300
+MaxJobCount=30000
+MaxArraySize={elements}
 FirstJobId=4200001
 PartitionName=gpu Nodes=ALL Default=YES PriorityTier=2
 PartitionName=low Nodes=ALL PriorityTier=1
@@ -105,6 +107,7 @@ class Cluster:
     cpus: int = 16
     gpus: int = 4
     accounting: bool = False
+    elements: int = 1001  # of one array: the largest index there may be is one less
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __enter__(self) -> Cluster:
@@ -191,7 +194,9 @@ class Cluster:
         controller, accounting, database, *nodes = _free_ports(3 + self.nodes)
         places = {"folder": folder, "controller": controller, "accounting": accounting, "database": database}
         host = socket.gethostname().partition(".")[0]
-        lines = _SLURM.format(host=host, memory=DEFAULT_MEMORY_MB, cpus=self.cpus, gpus=self.gpus, **places)
+        lines = _SLURM.format(
+            host=host, memory=DEFAULT_MEMORY_MB, cpus=self.cpus, gpus=self.gpus, elements=self.elements, **places
+        )
         lines += _WITH_ACCOUNTING.format(**places) if self.accounting else ""
         hosts = Path("/etc/hosts").read_text()
         for number, port in enumerate(nodes, 1):

@@ -286,7 +286,7 @@ def _dependency(root: str, request: dict[str, Any]) -> list[str]:
     return ["--dependency=" + ("?" if meta["after_any"] else ",").join(parts), "--kill-on-invalid-dep=" + kill]
 
 
-def _dependency_on(root: str, task_id: str, kind: str, minutes: int, **_: Any) -> str:
+def _dependency_on(root: str, task_id: str, kind: str, minutes: int, **more: Any) -> str:
     base, _, index = task_id.partition("_")
     number = read(os.path.join(root, base), "number")
     if not number:
@@ -419,12 +419,10 @@ def _look_at_waits(root: str, one: dict[str, Any], meta: dict[str, Any], never: 
         one.update(state="PENDING" if is_open else "CANCELLED", reason="DependencyNeverSatisfied")
         one["cancelled"] = meta["waits_in_vain"] and not is_open
     if one["reason"] == "DependencyNeverSatisfied":
-        unmet = [found for found in meta["after"] if _is_met(root, found, {}) is False]
-        first: dict[str, Any] = never or (unmet or meta["after"] or [{}])[0]
-        one["never"] = first.get("text")
-    texts = [found["text"] for found in meta["after"]] + ["all earlier ones of its name to be ended"] * meta[
-        "singleton"
-    ]
+        unmet = [never] if never else [found for found in meta["after"] if _is_met(root, found, {}) is False]
+        one["never"] = (unmet or meta["after"] or [{}])[0].get("text")
+    texts = [found["text"] for found in meta["after"]]
+    texts += ["all earlier ones of its name to be ended"] * meta["singleton"]
     one["waits"] = (" or " if meta["after_any"] else ", ").join(texts)
 
 
