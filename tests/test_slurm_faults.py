@@ -50,9 +50,9 @@ def running(client: Flow, command: str, **fields: object) -> Task:
 AGAIN = "[ $FLOW_ATTEMPT = 1 ] && sleep 1000; echo again"  # runs until it is started a second time
 
 
-def check_ran_again(task: Task, reason: str) -> None:
+def check_ran_again(task: Task, state: str, reason: str) -> None:
     assert task.wait(timeout=60) == "completed", told_of(task)
-    assert [(str(one.status), one.reason) for one in task.attempts] == [("lost", reason), ("completed", "")]
+    assert [(str(one.status), one.reason) for one in task.attempts] == [(state, reason), ("completed", "")]
     assert [(one.attempt, one.text) for one in task.lines()] == [(1, b"up"), (2, b"up"), (2, b"again")]
 
 
@@ -60,7 +60,7 @@ def test_a_requeued_job_is_preempted_and_then_a_new_attempt_that_is_no_retry(cli
     task = running(client, AGAIN)
     slurm.run("scontrol", "requeue", str(task.number))
     assert wait_until(lambda: task.refresh().status is TaskStatus.PREEMPTED, seconds=30), task.status
-    check_ran_again(task, "requeued: Slurm runs it again")
+    check_ran_again(task, "preempted", "requeued: Slurm runs it again")
 
 
 def test_a_preempted_task_runs_again(client: Flow, slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_a_preempted_task_runs_again(client: Flow, slurm: Cluster, monkeypatch: 
     more_important.cancel()
     assert more_important.wait(timeout=30) == "cancelled"
     assert task.wait(timeout=60) == "completed"
-    assert [str(one.status) for one in task.attempts] == ["lost", "completed"]
+    assert [str(one.status) for one in task.attempts] == ["preempted", "completed"]
     assert task.attempts[0].reason.startswith("preempted: Slurm runs it again")
 
 
@@ -86,7 +86,7 @@ def test_a_task_whose_node_dies_runs_again_on_another(client: Flow, slurm: Clust
     slurm.kill_node(number)
     try:
         assert wait_until(lambda: task.refresh().status is TaskStatus.PREEMPTED, seconds=60), task.status
-        check_ran_again(task, "its node failed: Slurm runs it again")
+        check_ran_again(task, "lost", "its node failed: Slurm runs it again")
     finally:
         slurm.start_node(number)
 
@@ -106,7 +106,7 @@ def test_a_held_job_says_so_and_how_it_starts(client: Flow, slurm: Cluster) -> N
     task = submitted(client, "echo ran", begin="now+1hour")
     slurm.run("scontrol", "uhold", str(task.number))
     assert wait_until(lambda: task.refresh().reason != "begins later", seconds=10)
-    assert (task.status, task.reason) == ("pending", "held in Slurm: `scontrol release` lets it start")
+    assert (task.status, task.reason) == ("pending", "held: `flow resume` lets it start")
     slurm.run("scontrol", "release", str(task.number))
     slurm.run("scontrol", "update", f"jobid={task.number}", "starttime=now")
     assert task.wait(timeout=60) == "completed"

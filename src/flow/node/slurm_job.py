@@ -21,7 +21,10 @@ PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGALRM, sign
 TERMINATED = 128 + signal.SIGTERM
 TOLD_SECONDS = 0.5  # Slurm tells all processes of a job to end, one after the other: the command may be before this one
 ENGINES = ("podman", "docker")
-LOST = {"NODE_FAIL": "its node failed", "PREEMPTED": "preempted"}  # by the state that accounting has of that start
+LOST = {
+    "NODE_FAIL": ("lost", "its node failed"),
+    "PREEMPTED": ("requeue", "preempted"),
+}  # by the state that accounting has of that start
 
 _PACKAGE = f"{__package__}." if __package__ else ""  # else they lie beside this file
 login, processes = (importlib.import_module(_PACKAGE + name) for name in ("slurm_login", "processes"))
@@ -216,11 +219,12 @@ class Job:
         """Slurm starts the job again: what the last attempt came to is a loss, on record before anything runs."""
         folders = [] if self._is_cancelled() else self._last_folders()
         if folders and self._end_of(folders)["code"] != 0:
-            reason = self._why_again()
+            cause, reason = self._why_again()
             for folder in folders:
-                _write_loss(folder, _status(folder), "lost", reason, requeued=True)
+                _write_loss(folder, _status(folder), cause, reason, requeued=True)
 
-    def _why_again(self) -> str:
+    def _why_again(self) -> tuple[str, str]:
+        """Cause and reason of the end of the last attempt, as far as accounting has it."""
         words = ["sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", "--format=State"]
         state = ""
         try:
@@ -232,7 +236,8 @@ class Job:
             state = states[-1] if states else ""
         except (OSError, subprocess.TimeoutExpired):
             pass
-        return f"{LOST.get(state, 'requeued')}: Slurm runs it again"
+        cause, reason = LOST.get(state, ("requeue", "requeued"))
+        return cause, f"{reason}: Slurm runs it again"
 
     def _write_losses(self, folders: list[str]) -> None:
         """An end for each rank that could not write its own."""

@@ -23,6 +23,7 @@ ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL
 ENDED |= {"REVOKED", "TIMEOUT"}
 _FIELDS = ("JobID", "ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "EndTime", "Comment")
 _WAITS = ("Dependency", "DependencyNeverSatisfied")
+_TOO_LATE = ("Invalid job id", "already finished", "already completing", "no longer pending", "is not pending")
 _DONE = {"afterok": (True, False), "afternotok": (False, True), "afterany": (True, True), "after": (True, True)}
 
 
@@ -129,6 +130,26 @@ def release(root: str, task_id: str) -> None:
             and not any(one in done.stderr for one in ("Invalid job id", "already comp"))
         ):
             raise Refused("scancel", done.stderr)
+
+
+def steer(root: str, task_id: str, verb: str) -> None:
+    """Hold, resume or requeue a task, an array or an element; what has ended is left alone. Raises Refused."""
+    root = os.path.join(os.path.expanduser(root), "tasks")
+    base, _, index = task_id.partition("_")
+    number, held = read(os.path.join(root, base), "number"), os.path.join(root, task_id, "held")
+    if not number:
+        return
+    word = {"hold": "uhold", "resume": "release", "requeue": "requeue"}[verb]
+    if verb == "hold":  # one that runs is held when it is requeued
+        os.makedirs(os.path.dirname(held), mode=0o700, exist_ok=True)
+        write(os.path.dirname(held), "held", "")
+    elif verb == "resume" and os.path.exists(held):
+        os.unlink(held)
+    elif verb == "requeue" and os.path.exists(held):
+        word = "requeuehold"
+    done = _run(["scontrol", word, number + ("_" + index if index else "")])
+    if done.returncode and not any(one in done.stderr for one in _TOO_LATE):
+        raise Refused("scontrol", done.stderr)
 
 
 def forget(root: str, task_ids: Sequence[str]) -> None:

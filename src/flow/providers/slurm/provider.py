@@ -71,9 +71,9 @@ class Slurm:
         return
 
     @property
-    def steering(self) -> None:
-        """What Slurm was given is held and requeued by `scontrol`."""
-        return
+    def steering(self) -> Slurm:
+        """Itself, by `scontrol`."""
+        return self
 
     @functools.cached_property
     def cluster(self) -> Cluster:
@@ -117,6 +117,18 @@ class Slurm:
     def release(self, task_id: str, attempt: int | None = None) -> None:
         """Cancel what waits; what runs is told to end, and then cancels itself."""
         self.cluster.ask("release", task_id)
+
+    def hold(self, task_id: str) -> None:
+        """Keep what has not started from starting; what runs, from running again once it is requeued."""
+        self.cluster.ask("steer", task_id, "hold")
+
+    def resume(self, task_id: str) -> None:
+        """Let go of what is held, by whomever."""
+        self.cluster.ask("steer", task_id, "resume")
+
+    def requeue(self, task_id: str) -> None:
+        """Slurm ends it, and starts it again after a while."""
+        self.cluster.ask("steer", task_id, "requeue")
 
     def channel(self, allocation: Allocation, rank: int = 0) -> Channel:
         """The login node: it sees the files of all nodes."""

@@ -9,7 +9,7 @@ from typing import Any
 from flow.channel import Channel
 from flow.machines import Allocation, Machines, Node, Report
 from flow.node.slurm_login import ENDED, LOST_SECONDS
-from flow.status import report_from_json
+from flow.status import HELD, report_from_json
 
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _PAUSED = ("SUSPENDED", "STOPPED")
@@ -21,7 +21,7 @@ _REASONS = {
     "Dependency": "waits for other jobs",
     "DependencyNeverSatisfied": "what it waits for can never be",
     "BeginTime": "begins later",
-    "JobHeldUser": "held in Slurm: `scontrol release` lets it start",
+    "JobHeldUser": HELD,
     "JobHeldAdmin": "held in Slurm by an administrator",
     "JobArrayTaskLimit": "its array runs as many as it may",
     "ReqNodeNotAvail": "the nodes that it needs are down, drained or reserved",
