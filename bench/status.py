@@ -14,9 +14,11 @@ from bench.submit import machine_held
 from flow.providers.local.queue import Queue
 from flow.record import new_task_id
 
+_SHOWN_WHOLE = 10_000  # of more, nobody reads a list
+
 
 def measure(*, quick: bool) -> list[Figure]:
-    """The list of the newest 20, and one task's line."""
+    """The list of the newest 20, one task's line, and all of them as Slurm's `squeue` lists them."""
     figures = []
     for count, aim in ((10_000, 120), (100_000, 250))[: 1 if quick else 2]:
         with own_home(FLOW_LOCAL_CPUS="1") as home, machine_held():
@@ -27,12 +29,15 @@ def measure(*, quick: bool) -> list[Figure]:
                 bare=bare_python,
                 all=run_quietly([*flow_words(), "status"]),
                 one=run_quietly([*flow_words(), "status", last]),
+                **({"queue": run_quietly([*flow_words(), "squeue"])} if count == _SHOWN_WHOLE else {}),
             )
         floor = (median(spent["bare"]), "bare Python")
         figures += [
             Figure(f"flow status, {count:,} held", median(spent["all"]), "ms", *floor, aim=aim, key="status"),
             Figure(f"flow status TASK, {count:,} held", median(spent["one"]), "ms", *floor, aim=aim),
         ]
+        if "queue" in spent:
+            figures.append(Figure(f"flow squeue, {count:,} held", median(spent["queue"]), "ms", *floor, aim=150))
     return figures
 
 

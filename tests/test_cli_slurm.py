@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -292,8 +293,8 @@ def test_a_second_ctrl_c_ends_what_srun_started(scripts: Path) -> None:
         assert process.stderr.readline() == "srun: interrupt (one more within 1 sec to abort)\n"
         assert process.stderr.readline() == "srun: StepId=1.0 task 0: running\n"
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
-        assert states() == {"1": "CANCELLED"}
+        _, told = process.communicate(timeout=30)
+        assert (process.returncode, states()) == (143, {"1": "CANCELLED"}), told
     finally:
         process.kill()
         process.wait()
@@ -334,6 +335,32 @@ def test_install_commands_spares_what_it_did_not_make(project: Path) -> None:
     )
 
 
+def test_elements_that_wait_for_a_place_are_one_line(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOW_LOCAL_CPUS", "1")
+    out("sbatch", "-a", "0-9", "-J", "arr", "long.sh")
+    assert wait_until(lambda: out("squeue", "-h", "-o", "%i %T %r") == "1_[1-9] PENDING Resources\n1_0 RUNNING None\n")
+    out("scancel", "-t", "PD", "1")
+    assert wait_until(lambda: out("squeue", "-h", "-o", "%i") == "1_0\n")
+    (scripts / "stop").touch()
+
+
+def test_a_task_without_a_script_is_listed_too(scripts: Path) -> None:
+    assert flow("run", "sleep 100", "--name", "plain").returncode == 0
+    assert wait_until(lambda: out("squeue", "-h", "-o", "%i|%j|%P|%t|%o") == "1|plain|local|R|bash -c sleep 100\n")
+    out("scancel", "1")
+
+
+def test_a_damaged_record_hides_no_other(scripts: Path) -> None:
+    out("sbatch", "-H", "-a", "1-3", "ok.sh")
+    out("sbatch", "-H", "ok.sh")
+    task_id = next(one["task_id"] for one in json.loads(out("status", "--json"))["tasks"] if one["number"] == 1)
+    (Path(os.environ["FLOW_HOME"]) / "record" / task_id / "record.json").write_text("{")
+    ended = flow("squeue", "-h", "-o", "%i %j %C %k")
+    assert ended.returncode == 0
+    assert "4 ok.sh 1 (null)\n" in ended.stdout
+    assert f"record/{task_id}/record.json` is damaged" in ended.stderr
+
+
 # -- the same jobs, shown by the real Slurm and by us
 
 SUBMITTED = (
@@ -349,10 +376,10 @@ SUBMITTED = (
     ("-H", "-a", "0-20:4", "-J", "harr", "ok.sh"),
     ("-J", "ends", "long.sh"),
 )
-LETTERS = "cCdDEfgGhHIjJkKlmnoOPqrstTuUvwWxXyYzZb"
+LETTERS = "cCdDfgGhHIjJkKlmnoOPqrstTuUvwWxXyYzZb"
 LONG_NAMES = (
     "admin_comment,arraytaskid,batchflag,boardspernode,burstbuffer,burstbufferstate,clusterfeature,command,"
-    "comment,container,contiguous,cores,corespec,cpus-per-task,cpus-per-tres,deadline,delayboot,dependency,feature,"
+    "comment,container,contiguous,cores,corespec,cpus-per-task,cpus-per-tres,deadline,delayboot,feature,"
     "groupid,groupname,hetjobid,hetjobidset,hetjoboffset,licenses,maxnodes,mcslabel,mem-per-tres,mincpus,minmemory,"
     "mintime,mintmpdisk,name,network,nice,ntperboard,ntpercore,ntpernode,ntpersocket,numcpus,numnodes,numtasks,origin,"
     "originraw,oversubscribe,partition,preempttime,prefer,profile,qos,reason,reboot,reqnodes,reqswitch,requeue,"
@@ -417,7 +444,9 @@ def _is_settled(ask: Callable[..., str]) -> bool:
 
 
 def _by_job(text: str) -> dict[str, str]:
-    return dict(line.split("|", 1) for line in text.splitlines())  # type: ignore[misc]
+    """What stands after the first `|` of each line, by what stands before it."""
+    parts = (line.partition("|") for line in text.splitlines())
+    return {job.strip(): shown for job, _, shown in parts}
 
 
 def test_squeue_and_sacct_show_what_the_real_ones_show_of_the_same_jobs(
@@ -430,9 +459,11 @@ def test_squeue_and_sacct_show_what_the_real_ones_show_of_the_same_jobs(
         theirs, mine = _by_job(ask_slurm(*asked)), _by_job(ask_us(*asked))
         _note_differences(differing, f"%{letter}", theirs, mine)
     for name in LONG_NAMES.split(","):
-        asked = ("squeue", "-t", "all", "-j", "{}", "-O", f"jobarrayid:14|,{name},{name}:.7,{name}:30")
+        asked = ("squeue", "-t", "all", "-j", "{}", "-O", f"jobarrayid:24|,{name},{name}:.7,{name}:30")
         theirs, mine = _by_job(ask_slurm(*asked)), _by_job(ask_us(*asked))
         _note_differences(differing, name, theirs, mine)
+    asked = ("squeue", "-t", "all", "-j", "{}", "-o", "%i|%E")  # the numbers in it are not as wide
+    _note_differences(differing, "%E", _by_job(ask_slurm(*asked)), _by_job(ask_us(*asked)))
     for name in ACCOUNTED.split(","):
         asked = ("sacct", "-X", "-j", "{}", "-P", "-o", f"jobid,{name}")
         theirs, mine = _by_job(ask_slurm(*asked)), _by_job(ask_us(*asked))
@@ -455,9 +486,9 @@ def test_default_outputs_are_the_real_ones_but_for_what_must_differ(
         ("squeue", "-j", "{}"),
         ("squeue", "-j", "{}", "-r", "-t", "all", "-n", "arr,held,ok.sh"),  # Slurm forgets one of 0-20:4
         ("squeue", "-j", "{}", "-t", "F,CD,CA", "-S", "i"),
-        ("sacct", "-j", "{}", "-n", "-X", "-o", "jobid,jobname%5,state%4,exitcode"),
+        ("sacct", "-j", "{}", "-n", "-X", "-o", "jobid%20,jobname%5,state%4,exitcode"),
         ("sacct", "-j", "{}", "-p", "-X", "-o", "jobid,jobname,state"),
-        ("sacct", "-j", "{}", "-b", "-X"),
+        ("sacct", "-j", "{}", "-b", "-X", "-p"),
         ("sacct", "--helpformat"),
     ):
         assert _same(ask_us(*words)) == _same(ask_slurm(*words)), words

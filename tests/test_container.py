@@ -168,7 +168,6 @@ def test_a_batch_script_starts_steps_in_the_containers_of_its_nodes(
         monkeypatch.setenv(name, value)
     image = import_python_image({**os.environ, **engine})
     script = "#!/bin/sh\nsrun -l sh -c 'echo $SLURM_JOB_ID $SLURM_PROCID'; scontrol show hostnames\n"
-    argv = ["sh", "-c", 'exec "$FLOW_WORKSPACE/.flow/batch/script"']
-    with BatchTask(tmp_path / "task", script, nodes=2, image=image, engine="podman", cwd="", env={}, argv=argv) as task:
+    with BatchTask(tmp_path / "task", script, nodes=2, image=image, engine="podman", cwd="", env={}) as task:
         assert task.wait() == [0, 0], task.err()
         assert sorted(task.out().splitlines()) == ["0: 7 0", "127.0.0.1", "127.0.0.2", "1: 7 1"]

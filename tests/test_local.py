@@ -223,6 +223,13 @@ def test_gpus_are_given_out_and_seen_by_nobody_else(
     assert [task.logs() for task in (two, one, last)] == ["[0,1]\n", "[2]\n", "[0,1]\n"]
 
 
+def test_each_node_of_a_task_sees_its_own_gpus(submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cards(tmp_path, monkeypatch, *["NVIDIA A100-SXM4-80GB"] * 4)
+    task = submit('echo "$FLOW_NODE_RANK [$CUDA_VISIBLE_DEVICES]"', gpu="a100:2", num_instances=2, cpus=0.1)
+    assert task.wait(timeout=30) == "completed"
+    assert sorted(line.text for line in task.lines(stream="stdout")) == [b"0 [0,1]", b"1 [2,3]"]
+
+
 def test_a_machine_that_is_not_here_is_emulated_or_refused(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
     task = submit("true", instance_type="8xh100")
     assert (task.instance_type, task.plan.gpus) == ("8xh100", 0)

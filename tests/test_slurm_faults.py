@@ -50,9 +50,9 @@ def running(client: Flow, command: str, **fields: object) -> Task:
 AGAIN = "[ $FLOW_ATTEMPT = 1 ] && sleep 1000; echo again"  # runs until it is started a second time
 
 
-def check_ran_again(task: Task, state: str, reason: str) -> None:
+def check_ran_again(task: Task, *first: str) -> None:
     assert task.wait(timeout=60) == "completed", told_of(task)
-    assert [(str(one.status), one.reason) for one in task.attempts] == [(state, reason), ("completed", "")]
+    assert [(str(one.status), one.reason) for one in task.attempts] == [first, ("completed", "")]
     assert [(one.attempt, one.text) for one in task.lines()] == [(1, b"up"), (2, b"up"), (2, b"again")]
 
 
@@ -106,7 +106,7 @@ def test_a_held_job_says_so_and_how_it_starts(client: Flow, slurm: Cluster) -> N
     task = submitted(client, "echo ran", begin="now+1hour")
     slurm.run("scontrol", "uhold", str(task.number))
     assert wait_until(lambda: task.refresh().reason != "begins later", seconds=10)
-    assert (task.status, task.reason) == ("pending", "held: `flow resume` lets it start")
+    assert (task.status, task.reason) == ("pending", "held in Slurm: `scontrol release` lets it start")
     slurm.run("scontrol", "release", str(task.number))
     slurm.run("scontrol", "update", f"jobid={task.number}", "starttime=now")
     assert task.wait(timeout=60) == "completed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,16 @@ def test_a_file_begins_anew_unless_it_is_to_be_appended_to(script: Write) -> Non
     assert (Path("one").read_text(), Path("two").read_text()) == ("line\n", "line\nline\n")
 
 
+def test_the_submitters_umask_holds(script: Write) -> None:
+    path = script("-o out", body="umask; touch made")
+    before = os.umask(0o027)
+    try:
+        task = ended(path)
+    finally:
+        os.umask(before)
+    assert (task.logs(), [oct(Path(name).stat().st_mode)[-3:] for name in ("out", "made")]) == ("0027\n", ["640"] * 2)
+
+
 def test_an_element_has_a_file_of_its_own(script: Write) -> None:
     task = ended(script("-a 3,5", body="true"))
     assert sorted(path.name for path in Path().glob("slurm-*")) == [f"slurm-{task.number}_{i}.out" for i in (3, 5)]
@@ -280,6 +291,8 @@ def test_nothing_is_kept_where_nothing_is_asked_for(script: Write) -> None:
 def test_input_is_what_it_names(script: Write) -> None:
     Path("in 1").write_text("given\n")
     assert ended(script("--input='in 1'", body="cat")).logs() == "given\n"
+    Path("a b.in").write_text("by name\n")
+    assert ended(script("-J 'a b' --input=%x.in", body="cat")).logs() == "by name\n"
     assert ended(script(body="cat")).logs() == ""
 
 

@@ -65,7 +65,9 @@ def test_a_script_finds_the_variables_of_its_batch_step(batch: Start, tmp_path: 
         "SLURM_RESTART_COUNT": "2", "SLURM_CLUSTER_NAME": "local", "SLURMD_NODENAME": "127.0.0.1",
         "SLURM_JOB_USER": os.environ.get("USER", "root"), "SLURM_JOB_UID": str(os.getuid()),
         "SLURM_JOB_GID": str(os.getgid()), "SLURM_TOPOLOGY_ADDR": "127.0.0.1", "SLURM_TOPOLOGY_ADDR_PATTERN": "node",
-        "SLURM_NODE_ALIASES": "(null)", "CUDA_VISIBLE_DEVICES": "2,3", "ROCR_VISIBLE_DEVICES": "2,3",
+        "SLURM_NODE_ALIASES": "(null)",
+        "SLURM_JOB_ACCOUNT": os.environ.get("USER", "root"), "SLURM_JOB_QOS": "normal",
+        "CUDA_VISIBLE_DEVICES": "2,3", "ROCR_VISIBLE_DEVICES": "2,3",
         "GPU_DEVICE_ORDINAL": "2,3", "ZE_AFFINITY_MASK": "2,3",
     }  # fmt: skip
 
@@ -300,7 +302,7 @@ def test_a_step_ends_and_says_what_slurm_does(slurm: Cluster, batch: Start, tmp_
     sent = slurm.run(
         "sbatch", "--parsable", "-W", cwd=tmp_path, stdin=f"#!/bin/bash\n{head}{script}\n", check=False
     ).stdout
-    static = {"SLURM_NTASKS": "4", "SLURM_NPROCS": "4", "SLURM_NTASKS_PER_NODE": "2"}
+    static = {"SLURM_NTASKS": "4", "SLURM_NPROCS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "sbatch"}
     task = batch(script, nodes=2, cpus=2, slurm={"variables": static})
     task.wait(120)
     ours = {"out": task.out(), "err": task.err()}
@@ -500,9 +502,8 @@ def test_a_step_costs_little(batch: Start) -> None:
 
 def test_programs_are_found_as_srun_finds_them(batch: Start) -> None:
     done = subprocess.run(["bash", "-c", "type -p bash"], capture_output=True, text=True).stdout.strip()
-    commands = (
-        r"""printf '#!/bin/sh\necho mine\n' >mine; chmod +x mine; srun mine; srun ./mine; srun bash -c 'echo $0'"""
-    )
+    commands = r"""printf '#!/bin/sh\necho mine\n' >mine; chmod +x mine; srun mine; srun ./mine; srun bash -c 'echo $0'
+say() { echo said; }; export -f say; srun bash -c say"""
     task = batch(commands)
     assert task.wait() == [0], task.err()
-    assert task.out() == f"mine\nmine\n{done}\n"
+    assert task.out() == f"mine\nmine\n{done}\nsaid\n"

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,8 @@ class Flow:
         else:
             raise ValidationError("ten new task ids in a row were taken", suggestions=["is the clock right?"])
         made = self._task(submission.task_id, submission)
-        if submission.task_id in self.records.unallocated():
+        is_kept_there = config.hold and self.provider(submission.plan.provider).capabilities.own_numbers
+        if is_kept_there or submission.task_id in self.records.unallocated():
             try:
                 made.allocate()
             except (ValidationError, QuotaExceededError):
@@ -190,8 +192,15 @@ class Flow:
         from flow.upload import current_folder
 
         provider = self.provider(config.provider or self.settings.get("provider"))
-        submitter = Submitter(current_folder(), dict(os.environ), self._find, self._unfinished)
-        return resolve(config, provider, submitter, task_id=task_id)
+        submitter = Submitter(current_folder(), dict(os.environ), self._find, self._provider_of, self._unfinished)
+        file = self.settings.get("slurm.modules") if config.batch else None
+        if file is None or provider.capabilities.own_numbers:  # a Slurm cluster has modules of its own
+            return resolve(config, provider, submitter, task_id=task_id)
+        from flow.slurm.modules import read_modules, with_image
+
+        modules = read_modules(file)
+        plan = resolve(with_image(config, modules, self.notes), provider, submitter, task_id=task_id)
+        return replace(plan, batch=plan.batch and replace(plan.batch, modules=modules))
 
     # -- finding
 
@@ -369,6 +378,9 @@ class Flow:
         task_id = self.records.find(reference.encode(errors="backslashreplace").decode())  # the index holds text only
         self._take_notes()
         return task_id
+
+    def _provider_of(self, task_id: str) -> str:
+        return self.records.rows_of([task_id.partition("_")[0]])[0].provider
 
     def _unfinished(self, name: str) -> list[str]:
         """The tasks of this name that have not ended, oldest first."""

@@ -12,6 +12,8 @@ from typing import Any
 
 from flow.mounts import Mount, mount_from_dict
 
+_WORDS = {"corresponding": "completed", "started_or_ended": "started or ended"}
+
 
 @dataclass(frozen=True, slots=True)
 class Elements:
@@ -33,6 +35,11 @@ class Dependency:
     state: str = "completed"
     delay_seconds: float = 0.0
 
+    def __str__(self) -> str:
+        """As users are told of it: `task-… to be completed`."""
+        delay = f" for {self.delay_seconds / 60:g} minutes" if self.delay_seconds else ""
+        return f"{self.task_id} to be {_WORDS.get(self.state, self.state)}{delay}"
+
 
 @dataclass(frozen=True, slots=True)
 class SignalBefore:
@@ -53,6 +60,7 @@ class Batch:
     file: str  # where it was read, absolute; "" where it came from standard input or `--wrap`
     options: tuple[str, ...] = ()  # those that hold, as sbatch takes them: `--name=value`
     variables: Mapping[str, str] = field(default_factory=dict)  # the SLURM_* variables that they decide
+    modules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what `module load` gives, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,7 @@ class Plan:
     stdout: str | None = None  # a second copy of the stream, at this absolute path of the machine; a pattern of Slurm's
     stderr: str | None = None
     fresh_output: bool = False  # these begin anew with each attempt
+    output_mode: int = 0o600  # of these, where they are made
     labels: Mapping[str, str] = field(default_factory=dict)
     submit_dir: str = ""
     in_place: bool = False  # runs in the folder it was submitted from, not in a copy of it

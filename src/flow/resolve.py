@@ -35,12 +35,13 @@ _ANY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else e
 
 @dataclass(frozen=True, slots=True)
 class Submitter:
-    """Where a task is submitted from: its folder, its environment, how it names other tasks, and those that have a name
-    and have not ended."""
+    """Where a task is submitted from: its folder, its environment, how it names other tasks, the provider of one, and
+    those that have a name and have not ended."""
 
     folder: Path
     environ: Mapping[str, str]
     find_task: Callable[[str], str]
+    provider_of: Callable[[str], str] = lambda _: ""
     unfinished: Callable[[str], Collection[str]] = lambda _: ()
 
 
@@ -84,7 +85,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         retries=config.retries,
         priority=config.priority,
         elements=config.elements,
-        after=(*_dependencies(config, submitter), *_of_same_name(config, name, provider, submitter)),
+        after=(*_dependencies(config, provider, submitter), *_of_same_name(config, name, provider, submitter)),
         after_any=config.depends_on_any and len(config.depends_on) > 1,
         singleton=config.singleton,
         waits_in_vain=config.unmet_dependency == "wait",
@@ -92,6 +93,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         not_before=parse_begin(config.begin, time.time()) if config.begin else None,
         stdout=stdout,
         stderr=stderr,
+        output_mode=_output_mode(config),
         fresh_output=bool(config.batch) and _batch_option(config, "open-mode") not in ("append", "a"),
         labels=config.labels,
         submit_dir=here,
@@ -204,6 +206,15 @@ def _batch_argv(batch: BatchConfig, folder: str, *, joined: bool) -> tuple[str, 
     from flow.slurm.submitting import command
 
     return command(batch.args, batch.options, folder, joined=joined)
+
+
+def _output_mode(config: TaskConfig) -> int:
+    """A batch script's output is for whoever may read what its submitter makes, another task's for the user alone."""
+    if not config.batch:
+        return 0o600
+    from flow.slurm.submitting import current_umask
+
+    return 0o666 & ~current_umask()
 
 
 def _batch_option(config: TaskConfig, name: str) -> str | None:
@@ -332,8 +343,16 @@ def _signal(config: TaskConfig) -> SignalBefore | None:
     return replace(found, to="command" if colon and "B" in flags.upper() else "steps")
 
 
-def _dependencies(config: TaskConfig, submitter: Submitter) -> list[Dependency]:
-    return [Dependency(submitter.find_task(one.task), one.state, one.delay_minutes * 60) for one in config.depends_on]
+def _dependencies(config: TaskConfig, provider: Provider, submitter: Submitter) -> list[Dependency]:
+    found = [Dependency(submitter.find_task(one.task), one.state, one.delay_minutes * 60) for one in config.depends_on]
+    for one in found if provider.capabilities.own_numbers else ():
+        other = submitter.provider_of(one.task_id)
+        if other != provider.name:
+            raise ValidationError(
+                f"`{one.task_id}` is a task at {other}, and {provider.name} waits only for its own",
+                suggestions=[f"submit that one at {provider.name}, or wait for it first with `flow wait`"],
+            )
+    return found
 
 
 def _of_same_name(config: TaskConfig, name: str, provider: Provider, submitter: Submitter) -> list[Dependency]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from flow.errors import FlowError, ValidationError
-from flow.machines import Allocation, Node
+from flow.errors import ValidationError
+from flow.machines import Allocation, Machines
 from flow.providers import Provider, Steering
 from flow.record import Records
 from flow.status import Want
@@ -14,17 +14,11 @@ from flow.status import Want
 if TYPE_CHECKING:
     from flow.task import Task
 
-# A signal that comes too late finds another task's folder, if any, and nothing in it; see node/asked.py.
-_ASK = (
-    'cd {folder} && printf "%s\\n" {line} >> asked && '
-    'kill -USR1 "$(sed -n \'s/.*"runner_pid": \\([0-9]*\\).*/\\1/p\' status.json)"'
-)
-
 
 def hold(task: Task, records: Records, provider: Provider) -> None:
     """What `Task.hold` promises."""
-    _refuse_ended(task)
-    if not provider.allocations([task.task_id]) and records.intent(task.task_id).want is Want.HOLD:
+    was_given = bool(_look(task, provider))
+    if not was_given and records.intent(task.task_id).want is Want.HOLD:
         return
     steering = _steering(provider)
     if records.set_intent(task.task_id, Want.HOLD).want is not Want.HOLD:
@@ -53,14 +47,13 @@ def resume(task: Task, records: Records, provider: Provider) -> None:
 
 def requeue(task: Task, records: Records, provider: Provider, *, hold: bool) -> None:
     """What `Task.requeue` promises."""
-    _refuse_ended(task)
+    found = _look(task, provider)
     if not task.plan.may_requeue:
         raise ValidationError(
             f"`{task.task_id}` may not be requeued", suggestions=["it was submitted with `requeue: false`"]
         )
     steering = _steering(provider)
-    if not any(one.nodes_up for one in _own(task, provider)):
-        raise ValidationError(f"`{task.task_id}` is {task.status}: only what runs is requeued")
+    _refuse_idle(task, found, "only what runs is requeued")
     if hold:
         records.set_intent(task.task_id, Want.HOLD)
         steering.hold(task.task_id)
@@ -71,39 +64,34 @@ def send_signal(task: Task, provider: Provider, number: int, *, to: str) -> None
     """What `Task.send_signal` promises."""
     if to not in ("all", "command", "steps") or not 1 <= number <= 64:
         raise ValidationError(f"no signal `{number}` for `{to}`", suggestions=["send 1 to 64 to all, command or steps"])
-    _refuse_ended(task)
-    running = [(one, node) for one in _own(task, provider) for node in one.nodes_up]
-    if not running:
-        raise ValidationError(f"`{task.task_id}` is {task.status}: only what runs hears a signal")
-    for allocation, node in running:
-        _ask(provider, allocation, node, f"signal {number} {to}")
+    found = _look(task, provider)
+    steering = _steering(provider)
+    _refuse_idle(task, found, "only what runs hears a signal")
+    steering.send_signal(task.task_id, number, to=to)
 
 
-def _ask(provider: Provider, allocation: Allocation, node: Node, line: str) -> None:
-    script = _ASK.format(folder=shlex.quote(node.folder), line=shlex.quote(line))
-    answer = provider.channel(allocation, node.rank).through(node.beyond).ask(script)
-    if answer.returncode:
-        text = answer.stderr.decode(errors="replace").strip()
-        raise FlowError(f"node {node.rank} of `{allocation.task_id}` did not hear it: {text}")
-
-
-def _own(task: Task, provider: Provider) -> list[Allocation]:
-    """The machines of a task or element, or of all elements of an array."""
-    found = provider.allocations([task.task_id])
-    return [one for one in found if task.is_array or one.task_id == task.task_id]
-
-
-def _refuse_ended(task: Task) -> None:
-    if task.refresh().status.is_final:
+def _look(task: Task, provider: Provider) -> Collection[Allocation]:
+    """What the provider has of the task, which has not ended. Raises ValidationError where it has."""
+    found = [] if task.status.is_final else provider.allocations([task.task_id])
+    if not task.status.is_final:
+        task.see(found)
+    if task.status.is_final:
         raise ValidationError(
             f"`{task.task_id}` has ended as {task.status}, which never changes", suggestions=["submit it anew"]
         )
+    return found
+
+
+def _refuse_idle(task: Task, found: Collection[Allocation], why: str) -> None:
+    own = [one for one in found if task.is_array or one.task_id == task.task_id]
+    if not any(one.machines is Machines.UP for one in own):
+        raise ValidationError(f"`{task.task_id}` is {task.status}: {why}")
 
 
 def _steering(provider: Provider) -> Steering:
     if provider.steering is None:
         raise ValidationError(
-            f"the {provider.name} provider neither holds nor requeues what it was given",
+            f"the {provider.name} provider neither holds, requeues nor signals what it was given",
             suggestions=["cancel the task, and submit it anew"],
         )
     return provider.steering

@@ -33,19 +33,20 @@ def prepare(rank: Rank, env: dict[str, str]) -> list[str]:
     task, folder = rank.task, rank.folder
     env.update(variables(task, submit_dir=env.get("PWD", folder)))
     env["PATH"] = rank.path("bin") + ":" + env.get("PATH", os.defpath)
-    env.update(_write_commands(task["slurm"], rank, env, sys.executable))
+    env.setdefault("TMPDIR", "/tmp")
+    bash = shutil.which("bash", path=env["PATH"])
+    env.update(_write_commands(rank, env, given=task["slurm"], python=sys.executable, shell=bash or "/bin/sh"))
     if task.get("rank", 0):
         return [sys.executable, "-ES", steps.__file__, "serve", folder]
     argv: list[str] = task["argv"]  # sh -c CODE sh ARGS…
-    # bash keeps the functions that came with its environment, which other shells drop
-    return [shutil.which("bash", path=env["PATH"]) or argv[0], argv[1], BEGIN + argv[2], *argv[3:]]
+    return [bash or argv[0], argv[1], BEGIN + argv[2], *argv[3:]]
 
 
 def prepare_inside(rank: Rank, env: dict[str, str]) -> list[str]:
     """The same for a container, which must see the task's folder and ours, and has a Python of its own."""
     task, folder = rank.task, rank.folder
     env.update(variables(task, submit_dir=env["FLOW_WORKSPACE"]))
-    _write_commands({}, rank, {}, "python3")
+    _write_commands(rank, {}, given={}, python="python3", shell="/bin/sh")
     argv = ["python3", "-ES", steps.__file__, "serve", folder] if task.get("rank", 0) else task["argv"]
     return ["sh", "-c", BEGIN_INSIDE, folder, *argv]
 
@@ -54,7 +55,7 @@ def variables(task: dict[str, Any], *, submit_dir: str) -> dict[str, str]:
     """What Slurm sets in the environment of a batch step; `submit_dir` where the task does not say it."""
     given = task["slurm"]
     nodes, number = task.get("nodes", 1), str(given["number"])
-    names: list[str] = task.get("peers") or ["127.0.0.1"]
+    names: list[str] = hostlist.names_of(task)
     here = names[task.get("rank", 0)]
     cpus = max(1, int(-(-task.get("cpus", 1) // 1)))
     static: dict[str, str] = given.get("variables", {})
@@ -63,7 +64,8 @@ def variables(task: dict[str, Any], *, submit_dir: str) -> dict[str, str]:
     order = layout.spread(count, room)
     user = pwd.getpwuid(os.getuid())
     found = {
-        "SLURM_JOB_NAME": task.get("name") or "", "SLURM_NNODES": str(nodes), "SLURM_JOB_NUM_NODES": str(nodes),
+        "SLURM_JOB_ACCOUNT": user.pw_name, "SLURM_JOB_QOS": "normal",
+        "SLURM_NNODES": str(nodes), "SLURM_JOB_NUM_NODES": str(nodes),
         "SLURM_JOB_PARTITION": given.get("partition") or "local", **static,
         "SLURM_JOB_ID": number, "SLURM_JOBID": number, "SLURM_JOB_NODELIST": hostlist.fold(names),
         "SLURM_NODELIST": hostlist.fold(names), "SLURM_CPUS_ON_NODE": str(cpus),
@@ -89,24 +91,35 @@ def variables(task: dict[str, Any], *, submit_dir: str) -> dict[str, str]:
     return found
 
 
-def _write_commands(given: dict[str, Any], rank: Rank, env: dict[str, str], python: str) -> dict[str, str]:
-    """Fill `bin/`; the variables that bring `module` to bash as a function, which can change its environment."""
+def _write_commands(
+    rank: Rank, env: dict[str, str], *, given: dict[str, Any], python: str, shell: str
+) -> dict[str, str]:
+    """Fill `bin/`; the variables that bring `module` to bash as a function, which can change its environment.
+
+    `shell`: bash where there is one, for it keeps exported functions, which other shells drop.
+    """
     folder = rank.folder
+
+    def write(name: str, text: str) -> None:
+        with open(os.path.join(folder, "bin", name), "w", encoding="utf-8") as file:
+            file.write(f"#!{shell}\n{text}\n")
+            os.fchmod(file.fileno(), 0o755)
+
     os.makedirs(os.path.join(folder, "bin"), exist_ok=True)
     for name in OURS:
-        _write(folder, name, "exec {} {}".format(_ours(name, folder, python), '"$@"'))
+        write(name, "exec {} {}".format(_ours(name, folder, python), '"$@"'))
     for name in OF_FLOW:
         if given.get("flow"):
             home = shlex.quote(given["flow_home"])
-            _write(folder, name, f'FLOW_HOME={home} exec {_quoted(given["flow"])} {name} "$@"')
+            write(name, f'FLOW_HOME={home} exec {_quoted(given["flow"])} {name} "$@"')
         else:
-            _write(folder, name, f"echo '{name}: there is no Slurm on this machine, and no `flow`' >&2\nexit 1")
+            write(name, f"echo '{name}: there is no Slurm on this machine, and no `flow`' >&2\nexit 1")
     if "MODULESHOME" in env or "LMOD_CMD" in env:  # the machine has modules of its own
         return {}
     found = {}
     for name in ("module", "ml"):
         code = '{} {} "$@"'.format(_ours("modules", folder, python), name)
-        _write(folder, name, f"{code} >/dev/null")
+        write(name, f"{code} >/dev/null")
         found[f"BASH_FUNC_{name}%%"] = f'() {{ eval "$({code})"\n}}'
     return found
 
@@ -118,9 +131,3 @@ def _ours(name: str, folder: str, python: str) -> str:
 
 def _quoted(words: list[str]) -> str:
     return " ".join(map(shlex.quote, words))
-
-
-def _write(folder: str, name: str, text: str) -> None:
-    with open(os.path.join(folder, "bin", name), "w", encoding="utf-8") as file:
-        file.write(f"#!/bin/sh\n{text}\n")
-        os.fchmod(file.fileno(), 0o755)

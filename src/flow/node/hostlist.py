@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+from typing import Any
 
 MOST = 65536  # as in Slurm
 _PART = re.compile(r"[^\[\],\s]+|\[[^\[\]]*\]")
@@ -26,6 +28,23 @@ def fold(names: list[str]) -> str:
         else:
             groups.append((prefix, [digits]))
     return ",".join(prefix + (_ranges(digits) if len(digits) > 1 else digits[0]) for prefix, digits in groups)
+
+
+def names_of(task: dict[str, Any]) -> list[str]:
+    """What the nodes of a task are called: the addresses by which they reach each other.
+
+    A machine that has the task for itself keeps its own name, where that is known without asking anybody.
+    """
+    peers: list[str] = task.get("peers") or ["127.0.0.1"]
+    if len(peers) > 1:
+        return peers
+    own = os.uname().nodename
+    try:
+        with open("/etc/hosts", encoding="utf-8", errors="replace") as file:
+            is_known = any(own in line.partition("#")[0].split()[1:] for line in file)
+    except OSError:
+        is_known = False
+    return [own] if is_known else peers
 
 
 def _split(text: str) -> list[str]:

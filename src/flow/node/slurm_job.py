@@ -21,13 +21,12 @@ PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGALRM, sign
 TERMINATED = 128 + signal.SIGTERM
 TOLD_SECONDS = 0.5  # Slurm tells all processes of a job to end, one after the other: the command may be before this one
 ENGINES = ("podman", "docker")
-LOST = {
-    "NODE_FAIL": ("lost", "its node failed"),
-    "PREEMPTED": ("requeue", "preempted"),
-}  # by the state that accounting has of that start
+LOST = {"NODE_FAIL": "its node failed", "PREEMPTED": "preempted"}  # by the state that accounting has of that start
+
+_HURRY = """kill -USR1 $(sed -n 's/.*"runner_pid": \\([0-9]*\\).*/\\1/p'"""
 
 _PACKAGE = f"{__package__}." if __package__ else ""  # else they lie beside this file
-login, processes = (importlib.import_module(_PACKAGE + name) for name in ("slurm_login", "processes"))
+login, processes, asked = (importlib.import_module(_PACKAGE + one) for one in ("slurm_login", "processes", "asked"))
 
 
 def main(base: str) -> None:
@@ -69,6 +68,7 @@ class Job:
         self.task.update(task_id=os.path.basename(self.folder), array_index=index)
         self.nodes: int = self.task["nodes"]
         self.runner: Any = None
+        self.heard = 0  # of what is asked of the runners
         self.is_told = False  # by SIGTERM, to end
         processes.adopt_orphans(True)
         signal.signal(signal.SIGTERM, lambda *_: self._end())
@@ -119,9 +119,9 @@ class Job:
                 _write_loss(folder, {"code": 126}, "start", missing)
             return {"code": 126, "cause": "start"}
         words = [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "runner.py"), "run"]
-        others = None
+        others, self.heard = None, 0
         if not self.is_told:
-            others = self._start_others(words, at) if self.nodes > 1 else None
+            others = self._on_others(f"exec {shlex.join(words)}", at, "") if self.nodes > 1 else None
             self.runner = subprocess.Popen([*words, at + "/0"], stdin=subprocess.DEVNULL)
             if self.is_told:
                 self.runner.terminate()
@@ -136,9 +136,9 @@ class Job:
         self._write_losses(folders)
         return self._end_of(folders)
 
-    def _start_others(self, words: list[str], at: str) -> subprocess.Popen[bytes]:
-        """A runner on each node but this one."""
-        script = f"exec {shlex.join(words)} {shlex.quote(at)}/$((SLURM_PROCID + 1))"
+    def _on_others(self, command: str, at: str, file: str) -> subprocess.Popen[bytes]:
+        """A command on each node but this one, which is given the folder of its rank, or that file there."""
+        script = f"{command} {shlex.quote(at)}/$((SLURM_PROCID + 1)){file}"
         count = str(self.nodes - 1)
         srun = ["srun", "--relative=1", "--nodes=" + count, "--ntasks=" + count, "--ntasks-per-node=1", "--overlap"]
         srun += ["--kill-on-bad-exit=0", "--export=ALL", "--cpus-per-task=" + os.environ.get("SLURM_CPUS_ON_NODE", "1")]
@@ -194,8 +194,15 @@ class Job:
         self.is_told = True
 
     def _pass_on(self, number: int) -> None:
-        """To the command itself, as Slurm does with a batch script."""
-        if self.runner:
+        """To the command itself, as Slurm does with a batch script; or to the runners, where these are asked for it."""
+        at = self._last_folders()[0] if self.runner else ""
+        lines = len(asked.asked(at)) if at else 0
+        if number == signal.SIGUSR1 and lines > self.heard:
+            self.heard = lines
+            self.runner.send_signal(number)
+            if self.nodes > 1:  # through the `srun` that started them all processes there would hear it
+                self._on_others(_HURRY, os.path.dirname(at), "/status.json)")
+        elif self.runner:
             path = f"/proc/{self.runner.pid}/task/{self.runner.pid}/children"
             try:
                 with open(path) as file:
@@ -219,12 +226,14 @@ class Job:
         """Slurm starts the job again: what the last attempt came to is a loss, on record before anything runs."""
         folders = [] if self._is_cancelled() else self._last_folders()
         if folders and self._end_of(folders)["code"] != 0:
-            cause, reason = self._why_again()
+            state = self._last_state()
+            cause = "lost" if state == "NODE_FAIL" else "requeue"
             for folder in folders:
+                reason = f"{LOST.get(state, 'requeued')}: Slurm runs it again"
                 _write_loss(folder, _status(folder), cause, reason, requeued=True)
 
-    def _why_again(self) -> tuple[str, str]:
-        """Cause and reason of the end of the last attempt, as far as accounting has it."""
+    def _last_state(self) -> str:
+        """What accounting has of the start before this one; "" where there is none."""
         words = ["sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", "--format=State"]
         state = ""
         try:
@@ -236,8 +245,7 @@ class Job:
             state = states[-1] if states else ""
         except (OSError, subprocess.TimeoutExpired):
             pass
-        cause, reason = LOST.get(state, ("requeue", "requeued"))
-        return cause, f"{reason}: Slurm runs it again"
+        return state
 
     def _write_losses(self, folders: list[str]) -> None:
         """An end for each rank that could not write its own."""

@@ -22,8 +22,8 @@ LOST_SECONDS = 20  # how long the report of a job that ended may take to be seen
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"REVOKED", "TIMEOUT"}
 _FIELDS = ("JobID", "ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "EndTime", "Comment")
+_OVER = ("Invalid job id", "already comp", "already finished")  # what is said of a job that has ended
 _WAITS = ("Dependency", "DependencyNeverSatisfied")
-_TOO_LATE = ("Invalid job id", "already finished", "already completing", "no longer pending", "is not pending")
 _DONE = {"afterok": (True, False), "afternotok": (False, True), "afterany": (True, True), "after": (True, True)}
 
 
@@ -111,45 +111,45 @@ def look(root: str, ids: Sequence[str] | None) -> list[dict[str, Any]]:
 def release(root: str, task_id: str) -> None:
     """End a task, an array or an element. A running one is told to, and has its grace time. Raises Refused."""
     root = os.path.join(os.path.expanduser(root), "tasks")
-    base, _, index = task_id.partition("_")
-    number = read(os.path.join(root, base), "number")
-    if not os.path.isdir(os.path.join(root, base)):
+    if not os.path.isdir(os.path.join(root, task_id.partition("_")[0])):
         return
     os.makedirs(os.path.join(root, task_id), mode=0o700, exist_ok=True)
-    write(
-        os.path.join(root, task_id), "cancel", ""
-    )  # before the signal: a job that just starts misses that, or sees this
-    if not number:
-        return
-    job = number + ("_" + index if index else "")
-    for choice in (["--state=PENDING"], ["--state=SUSPENDED"], ["--state=RUNNING", "--batch", "--signal=TERM"]):
-        done = _run(["scancel", *choice, job])
-        if (
-            done.returncode
-            and done.stderr
-            and not any(one in done.stderr for one in ("Invalid job id", "already comp"))
-        ):
-            raise Refused("scancel", done.stderr)
+    # before the signal: a job that just starts misses that, or sees this
+    write(os.path.join(root, task_id), "cancel", "")
+    job = _job(root, task_id)
+    if job:
+        _scancel("--state=PENDING", job)
+        _scancel("--state=SUSPENDED", job)
+        _scancel("--state=RUNNING", "--batch", "--signal=TERM", job)
 
 
-def steer(root: str, task_id: str, verb: str) -> None:
-    """Hold, resume or requeue a task, an array or an element; what has ended is left alone. Raises Refused."""
+def scontrol(root: str, task_id: str, verb: str) -> None:
+    """Have a task, an array or an element held (`uhold`), let go (`release`) or requeued. Raises Refused."""
+    job = _job(os.path.join(os.path.expanduser(root), "tasks"), task_id)
+    done = _run(["scontrol", verb, job]) if job else None
+    if done and done.returncode and not any(one in done.stderr for one in _OVER):
+        raise Refused("scontrol", done.stderr)
+
+
+def send_signal(root: str, task_id: str, number: int, to: str) -> None:
+    """Send a signal to what runs of a task: to its steps, or through its runners to all or the command. Raises Refused.
+
+    Slurm itself reaches no command but on the first node, and ends the runners with it where all are meant.
+    """
     root = os.path.join(os.path.expanduser(root), "tasks")
     base, _, index = task_id.partition("_")
-    number, held = read(os.path.join(root, base), "number"), os.path.join(root, task_id, "held")
-    if not number:
+    job, meta = _job(root, task_id), json.loads(read(os.path.join(root, base), "meta.json") or "{}")
+    if not job:
         return
-    word = {"hold": "uhold", "resume": "release", "requeue": "requeue"}[verb]
-    if verb == "hold":  # one that runs is held when it is requeued
-        os.makedirs(os.path.dirname(held), mode=0o700, exist_ok=True)
-        write(os.path.dirname(held), "held", "")
-    elif verb == "resume" and os.path.exists(held):
-        os.unlink(held)
-    elif verb == "requeue" and os.path.exists(held):
-        word = "requeuehold"
-    done = _run(["scontrol", word, number + ("_" + index if index else "")])
-    if done.returncode and not any(one in done.stderr for one in _TOO_LATE):
-        raise Refused("scontrol", done.stderr)
+    words = ["--signal=" + str(number)]
+    if to != "steps" or meta["nodes"] > 1:
+        words = ["--batch", "--signal=USR1"]  # upon which the batch step tells the runners to look
+        for one in [task_id] if index or not meta["indices"] else [f"{base}_{one}" for one in meta["indices"]]:
+            starts = attempts(os.path.join(root, one))
+            for rank in range(meta["nodes"] if starts else 0):
+                with open(os.path.join(root, one, str(starts[-1]), str(rank), "asked"), "a") as file:
+                    file.write(f"signal {number} {to}\n")
+    _scancel("--state=RUNNING", *words, job)
 
 
 def forget(root: str, task_ids: Sequence[str]) -> None:
@@ -237,6 +237,19 @@ def _run(argv: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
         raise Refused(argv[0], argv[0] + ": command not found") from None
 
 
+def _scancel(*words: str) -> None:
+    done = _run(["scancel", *words])
+    if done.returncode and done.stderr and not any(one in done.stderr for one in _OVER):
+        raise Refused("scancel", done.stderr)
+
+
+def _job(root: str, task_id: str) -> str:
+    """What Slurm calls a task, an array or an element; "" where it was not given to it."""
+    base, _, index = task_id.partition("_")
+    number = read(os.path.join(root, base), "number")
+    return number + ("_" + index if number and index else "")
+
+
 def _sbatch(request: dict[str, Any], base: str, tools: str, lock: int) -> str:
     words = [request["python"], os.path.join(tools, "slurm_job.py"), base]
     script = f"#!/bin/sh\nexec {shlex.join(words)}\n"
@@ -253,25 +266,27 @@ def _sbatch(request: dict[str, Any], base: str, tools: str, lock: int) -> str:
 
 
 def _dependency(root: str, request: dict[str, Any]) -> list[str]:
-    """What Slurm is to wait for. What has ended is judged here: one that Slurm has forgotten is met for it in any case.
+    """What Slurm is to wait for. What was met is left out: Slurm takes any job that it forgot for met.
 
     Raises NeverMet.
     """
     meta = request["meta"]
-    after = [one for one in meta["after"] if not (_is_met(root, one) and not meta["after_any"])]
-    unmet = [one for one in after if _is_met(root, one) is False]
-    if unmet and len(unmet) >= (len(after) if meta["after_any"] else 1):
+    asked = [one["task_id"] for one in meta["after"]]
+    states = {one["id"]: one["state"] for one in (look(os.path.dirname(root), asked) if asked else ())}
+    found = [(one, _is_met(root, one, states)) for one in meta["after"]]
+    unmet = [one for one, is_met in found if is_met is False]
+    if unmet and len(unmet) >= (len(found) if meta["after_any"] else 1):
         raise NeverMet(unmet[0])
-    if meta["after_any"]:
-        after = [] if any(_is_met(root, one) for one in after) else [one for one in after if one not in unmet]
-    parts = [_dependency_on(root, **one) for one in after] + ["singleton"] * bool(meta["singleton"])
+    is_enough = meta["after_any"] and any(is_met for _, is_met in found)
+    parts = [_dependency_on(root, **one) for one, is_met in found if is_met is None and not is_enough]
+    parts += ["singleton"] * meta["singleton"]
     if not parts:
         return []
-    kill = [] if meta["waits_in_vain"] else ["--kill-on-invalid-dep=yes"]
-    return ["--dependency=" + ("?" if meta["after_any"] else ",").join(parts), *kill]
+    kill = "no" if meta["waits_in_vain"] else "yes"
+    return ["--dependency=" + ("?" if meta["after_any"] else ",").join(parts), "--kill-on-invalid-dep=" + kill]
 
 
-def _dependency_on(root: str, task_id: str, state: str, kind: str, minutes: int) -> str:
+def _dependency_on(root: str, task_id: str, kind: str, minutes: int, **more: Any) -> str:
     base, _, index = task_id.partition("_")
     number = read(os.path.join(root, base), "number")
     if not number:
@@ -279,13 +294,14 @@ def _dependency_on(root: str, task_id: str, state: str, kind: str, minutes: int)
     return f"{kind}:{number}" + ("_" + index if index else "") + (f"+{minutes}" if minutes else "")
 
 
-def _is_met(root: str, dependency: dict[str, Any]) -> bool | None:
-    """Whether a dependency holds; None while that is open, or Slurm's to say."""
+def _is_met(root: str, dependency: dict[str, Any], states: dict[str, str]) -> bool | None:
+    """Whether a dependency holds; None while that is open, or Slurm's to say. `states`: as Slurm told them."""
     task_id, kind = dependency["task_id"], dependency["kind"]
     base, _, index = task_id.partition("_")
     text = read(os.path.join(root, base), "meta.json")
     indices = json.loads(text)["indices"] if text and not index else []
-    codes = [_end_code(os.path.join(root, one)) for one in ([f"{base}_{one}" for one in indices] or [task_id])]
+    ids = [f"{base}_{one}" for one in indices] or [task_id]
+    codes = [_end_code(os.path.join(root, one), states.get(one, "")) for one in ids]
     if None in codes:
         return None
     if kind == "aftercorr":
@@ -293,11 +309,13 @@ def _is_met(root: str, dependency: dict[str, Any]) -> bool | None:
     return _DONE[kind][any(codes)]
 
 
-def _end_code(folder: str) -> int | None:
-    """How a task or element ended, as far as its folder tells: 0 only where it completed."""
+def _end_code(folder: str, state: str) -> int | None:
+    """How a task or element ended, as far as its folder or its state tells: 0 only where it completed."""
     ended = read(folder, "ended")
     if ended:
         return int(json.loads(ended)["code"] or 0)
+    if state in ENDED or state == "GONE":
+        return int(state != "COMPLETED")
     return 1 if _is_cancelled(folder) and not attempts(folder) else None
 
 
@@ -390,7 +408,7 @@ def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: 
     one: dict[str, Any] = {"id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created")}
     one.update(attempt=0, ended=False, state=row and row["State"], reason=row["Reason"] if row else "")
     one.update(end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said="")
-    one.update(ranks=meta.get("ranks", 1), waits=[], never=None)
+    one.update(ranks=meta.get("ranks", 1), waits="", never=None)
     return one
 
 
@@ -401,9 +419,11 @@ def _look_at_waits(root: str, one: dict[str, Any], meta: dict[str, Any], never: 
         one.update(state="PENDING" if is_open else "CANCELLED", reason="DependencyNeverSatisfied")
         one["cancelled"] = meta["waits_in_vain"] and not is_open
     if one["reason"] == "DependencyNeverSatisfied":
-        unmet = [found for found in meta["after"] if _is_met(root, found) is False]
-        one["never"] = never or (unmet or meta["after"] or [None])[0]
-    one["waits"] = [(found["task_id"], found["state"]) for found in meta["after"]]
+        unmet = [never] if never else [found for found in meta["after"] if _is_met(root, found, {}) is False]
+        one["never"] = (unmet or meta["after"] or [{}])[0].get("text")
+    texts = [found["text"] for found in meta["after"]]
+    texts += ["all earlier ones of its name to be ended"] * meta["singleton"]
+    one["waits"] = (" or " if meta["after_any"] else ", ").join(texts)
 
 
 def _look_into(folder: str, one: dict[str, Any], nodes: int) -> None:

@@ -37,7 +37,7 @@ class Layout:
     def __init__(self, task: dict[str, Any], asked: dict[str, str], given: set[str], command: list[str]) -> None:
         self.task, self.asked, self.given, self.command = task, asked, given, command
         self.job = task["slurm"]["number"]
-        self.names: list[str] = task.get("peers") or ["127.0.0.1"]
+        self.names: list[str] = hostlist.names_of(task)
         self.cpus = max(1, int(-(-task.get("cpus", 1) // 1)))
         self.gpus = len(task.get("given_gpus") or [])
         self._check()
@@ -235,6 +235,8 @@ class Layout:
             found = layout.shares(asked["gpus"], len(counts))
         else:
             found = [self.gpus] * len(counts)
+        if self.task["slurm"].get("emulated"):  # the script asks for what this machine does not have
+            return [min(one, self.gpus) for one in found]
         if max(found) > self.gpus == 0:
             raise Refused(
                 "error: Step requested GRES but job doesn't have GRES",
@@ -283,16 +285,18 @@ class Layout:
         """The variables that all tasks share; `env`: srun's own."""
         nodes, tasks, per_node = str(len(places)), str(self.tasks), layout.compressed(counts)
         here = self.names[0]
-        found = _exported(self.asked.get("export", "ALL"), env)
+        found = _exported(self.asked.get("export", "ALL"), {**env, "SRUN_DEBUG": "3"})
         found.update(SLURM_JOB_ID=str(self.job), SLURM_JOBID=str(self.job), SLURM_NNODES=nodes, SLURM_NTASKS=tasks)
         found.update(SLURM_NPROCS=tasks, SLURM_TASKS_PER_NODE=per_node, SLURM_STEP_TASKS_PER_NODE=per_node)
         found.update(SLURM_STEP_NUM_NODES=nodes, SLURM_STEP_NUM_TASKS=tasks, SLURM_STEP_ID=str(step))
         found.update(SLURM_STEPID=str(step), SLURM_STEP_NODELIST=hostlist.fold([self.names[place] for place in places]))
         found.update(SLURM_LAUNCH_NODE_IPADDR=here, SLURM_SRUN_COMM_HOST=here, SLURM_SRUN_COMM_PORT=str(port))
-        found.update(SLURM_STEP_LAUNCHER_PORT=str(port), SLURM_UMASK=f"{_umask():04o}", SRUN_DEBUG="3")
+        found.update(SLURM_STEP_LAUNCHER_PORT=str(port), SLURM_UMASK=f"{_umask():04o}")
         found["SLURM_JOB_CPUS_PER_NODE_PACK_GROUP_0"] = layout.compressed([self.cpus] * len(self.names))
         how = self.asked.get("distribution") or ("block" if self.tasks > len(places) else "cyclic")
         found["SLURM_DISTRIBUTION"] = how
+        if "ntasks-per-node" in self.given:
+            found["SLURM_NTASKS_PER_NODE"] = self.asked["ntasks-per-node"]
         if "job-name" in self.given:
             found["SLURM_JOB_NAME"] = self.asked["job-name"]
         if "cpus-per-task" in self.given:
@@ -370,12 +374,10 @@ def _task_numbers(text: str, tasks: int, found: Iterable[int]) -> list[int]:
 def _exported(export: str, env: dict[str, str]) -> dict[str, str]:
     """What `--export` lets through of srun's own variables, and what it sets."""
     ours = {name: value for name, value in env.items() if name.startswith(("SLURM", "FLOW_"))}
-    if export.upper() in ("ALL", "NIL"):
-        return dict(env)
-    if export.upper() == "NONE":
+    if export.upper() in ("NONE", "NIL"):
         return ours
     parts = export.split(",")
-    found = dict(env) if "ALL" in parts else ours
+    found = dict(env) if "ALL" in parts or export.upper() == "ALL" else ours
     for part in parts:
         name, equals, value = part.partition("=")
         if equals:

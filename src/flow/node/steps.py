@@ -371,6 +371,7 @@ class Step:
                 env[name] = self._own(env[name])
         if "FLOW_NODE_RANK" in env:
             env["FLOW_NODE_RANK"] = str(self.task.get("rank", 0))
+        env.setdefault("TMPDIR", "/tmp")
         env.update(SLURM_PROCID=str(own["number"]), SLURM_LOCALID=str(own["local"]))
         if own["gpus"] is not None:
             given = self.task.get("given_gpus") or []

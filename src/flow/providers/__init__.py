@@ -61,7 +61,8 @@ class VolumeStore(Protocol):
 
 
 class Steering(Protocol):
-    """What a provider that queues tasks does with those it was given. All of it is idempotent, and durable on return.
+    """What a provider that queues tasks does with those it was given. But for signals it is idempotent, and durable on
+    return.
 
     Each takes a task, an array or an element; what is unknown or has ended is left alone.
     """
@@ -76,6 +77,10 @@ class Steering(Protocol):
 
     def requeue(self, task_id: str) -> None:
         """Stop what runs, and run it again as its next attempt, which is no retry."""
+        ...
+
+    def send_signal(self, task_id: str, number: int, *, to: str) -> None:
+        """Send it to what runs, on every node: to "all" of the command's group, the "command" alone or its "steps"."""
         ...
 
 
@@ -97,7 +102,7 @@ class Provider(Protocol):
 
     @property
     def steering(self) -> Steering | None:
-        """Who holds and requeues its tasks; None where it cannot."""
+        """Who holds, requeues and signals its tasks; None where it cannot."""
         ...
 
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:

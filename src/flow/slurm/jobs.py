@@ -12,6 +12,7 @@ from functools import cache
 from typing import NamedTuple
 
 from flow.plan import Plan
+from flow.slurm.patterns import NO_INDEX, fill_pattern
 
 # Slurm's words for a state, and its letters. Source: squeue(1), JOB STATE CODES.
 STATES = {
@@ -27,14 +28,19 @@ OF_TASK = {
     "timed_out": "TIMEOUT", "lost": "NODE_FAIL",
 }  # fmt: skip
 UNFINISHED = frozenset(("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "PREEMPTED"))
+# What another task is waited to be -> Slurm's word, which takes a cancel before the start for a start.
+AFTER = {
+    "completed": "afterok", "failed": "afternotok", "ended": "afterany", "started": "after",
+    "started_or_ended": "after", "corresponding": "aftercorr",
+}  # fmt: skip
 _ENDED_FOR = {"FAILED": "NonZeroExitCode", "TIMEOUT": "TimeLimit", "NODE_FAIL": "NodeDown"}
 # How the reason of a task that waits begins -> Slurm's word for it.
 _WAITS_FOR = (
+    ("queued: 0 ahead", "Resources"),
+    ("queued: its array", "JobArrayTaskLimit"),
+    ("queued", "Priority"),
     ("held", "JobHeldUser"),
     ("begins", "BeginTime"),
-    ("queued: its array", "JobArrayTaskLimit"),
-    ("queued: 0 ahead", "Resources"),
-    ("queued", "Priority"),
     ("waits for", "Dependency"),
 )
 NOT_ELIGIBLE = frozenset(
@@ -191,11 +197,10 @@ def state_named(word: str) -> str | None:
 
 def waiting_reason(text: str) -> str:
     """Slurm's word for why a task waits, from the reason that it has."""
-    if _SLURMS_WORD.fullmatch(text):
-        return text
-    if text.endswith("which cannot be any more"):
-        return "DependencyNeverSatisfied"
-    return next((word for begin, word in _WAITS_FOR if text.startswith(begin)), "None")
+    for begin, word in _WAITS_FOR:
+        if text.startswith(begin):
+            return "DependencyNeverSatisfied" if text.endswith("which cannot be any more") else word
+    return text if _SLURMS_WORD.fullmatch(text) else "None"
 
 
 def state_and_reason(task_state: str, text: str, *, exit_code: int | None, signal: int | None) -> tuple[str, str]:
@@ -232,7 +237,7 @@ def details_of(plan: Plan, index: int | None, number_of: Callable[[str], str]) -
     batch = plan.batch
     options = dict(option.removeprefix("--").partition("=")[::2] for option in batch.options) if batch else {}
     variables = batch.variables if batch else {}
-    stdout, stderr = (_with_index(path or "", plan, index) for path in (plan.stdout, plan.stderr))
+    stdout, stderr = (_filled(path or "", plan, index) for path in (plan.stdout, plan.stderr))
     return Details(
         cpus=max(round(plan.cpus * plan.nodes), 1),
         tasks=int(variables.get("SLURM_NTASKS", plan.nodes)),
@@ -242,7 +247,7 @@ def details_of(plan: Plan, index: int | None, number_of: Callable[[str], str]) -
         gpus=plan.gpus,
         gpu_kind=plan.gpu_kind or "",
         begin=plan.not_before,
-        dependency=",".join(f"{_AFTER.get(one.state, 'after')}:{number_of(one.task_id)}" for one in plan.after),
+        dependency=",".join(f"{AFTER[one.state]}:{number_of(one.task_id)}" for one in plan.after),
         command=(batch.file or _NULL) if batch else " ".join(plan.argv),
         work_dir=plan.working_dir if plan.working_dir.startswith("/") else plan.submit_dir,
         stdout=stdout,
@@ -269,12 +274,12 @@ def partition_of(options: Sequence[str], provider: str) -> str:
     return asked[-1].partition(",")[0] if asked else provider
 
 
-_AFTER = {"completed": "afterok", "failed": "afternotok", "ended": "afterany", "started": "after"}
-
-
-def _with_index(path: str, plan: Plan, index: int | None) -> str:
-    known = {"%a": "" if index is None else str(index), "%j": str(plan.number_of(index) or ""), "%A": str(plan.number)}
-    return re.sub(r"%[ajA]", lambda found: known[found[0]], path)
+def _filled(path: str, plan: Plan, index: int | None) -> str:
+    """An output file with the numbers and the name in it, as far as they are known beforehand."""
+    number = plan.number_of(index) or 0
+    name = plan.batch.variables.get("SLURM_JOB_NAME", plan.name) if plan.batch else plan.name
+    element = NO_INDEX if index is None else index
+    return fill_pattern(path, {"j": number, "J": number, "A": plan.number or 0, "a": element, "x": name})
 
 
 def _memory(gb: float | None) -> str:

@@ -68,7 +68,7 @@ def command(args: Sequence[str], options: Sequence[str], folder: str, *, joined:
     """What runs the script: by its own first line, with its arguments. `joined`: both streams are one."""
     asked = option(options, "input")
     source = f" <{_in_shell(absolute_pattern(folder, asked))}" if asked else ""
-    code = f'umask {_umask():04o}; exec "$FLOW_WORKSPACE/{SCRIPT}" "$@"{source}{" 2>&1" if joined else ""}'
+    code = f'umask {current_umask():04o}; exec "$FLOW_WORKSPACE/{SCRIPT}" "$@"{source}{" 2>&1" if joined else ""}'
     return ("sh", "-c", code, "sh", *args)
 
 
@@ -78,7 +78,7 @@ def array_step(options: Iterable[str]) -> int:
     return int(first.partition(":")[2] or 1)
 
 
-def _umask() -> int:
+def current_umask() -> int:
     """The submitter's, which holds in the script, too."""
     umask = os.umask(0o77)
     os.umask(umask)

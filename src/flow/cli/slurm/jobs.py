@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import pwd
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from flow.record import Row
 
 _REFERENCE = re.compile(r"(?P<task>task-[\w.-]+?|\d+)(?:_(?P<element>\d+)|_\[(?P<elements>[\d,:-]+)(?:%\d+)?\])?")
+_FOLDED_AS = {"Priority": "Resources"}  # an array waits behind its own elements, too
 _CANCELLED = Outcome(TaskStatus.CANCELLED)
 Chosen = Mapping[str, frozenset[int] | None]  # task id -> which elements of an array; None: all of it
 
@@ -91,6 +94,11 @@ def load_jobs(
 
     Those of an array that wait for the same are one, unless `expand`.
     """
+    with _no_collection():
+        return _load(client, chosen, unfinished=unfinished, since=since, expand=expand)
+
+
+def _load(client: Flow, chosen: Chosen | None, *, unfinished: bool, since: float | None, expand: bool) -> list[Job]:
     client.finish_interrupted()
     if chosen is None:
         waiting = client.records.rows(unfinished=True)
@@ -115,6 +123,16 @@ def load_jobs(
         else:
             jobs.append(maker.job(row, look.outcome if look else row.outcome, look.nodes if look else {}))
     return [job for job in jobs if not job.is_finished] if unfinished else jobs
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """All that is made is kept: looking for garbage in it, again and again, would be a fifth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def queue_lines(jobs: Iterable[Job]) -> list[str]:
@@ -194,8 +212,9 @@ class _Maker:
             if expand or not job.is_pending:
                 jobs.append(job)
             else:
-                waiting.setdefault(job.reason, []).append(index)
-                first.setdefault(job.reason, job)
+                reason = _FOLDED_AS.get(job.reason, job.reason)
+                waiting.setdefault(reason, []).append(index)
+                first.setdefault(reason, job)
         for reason, indices in waiting.items():
             element = str(indices[0]) if some is not None and len(some) == 1 else folded(indices, at_once)
             jobs.append(first[reason]._replace(number=row.number or 0, element=element))
@@ -234,11 +253,15 @@ def _details(client: Flow, task_id: str) -> Details:
 
 @cache
 def _details_once(client: Flow, base: str, index: int | None) -> Details:
+    return details_of(_plan(client, base), index, partial(_number_text, client))
+
+
+@cache
+def _plan(client: Flow, base: str) -> Plan:
     try:
-        plan = client.records.get(base).plan
+        return client.records.get(base).plan
     except FlowError:  # pruned in between, or damaged: the other fields of its line are known
-        plan = Plan(base, "", "", ())
-    return details_of(plan, index, partial(_number_text, client))
+        return Plan(base, "", "", ())
 
 
 def _elements_of(client: Flow, row: Row) -> Plan | None:

@@ -114,7 +114,10 @@ def _fields(own: Sequence[str], given: list[Given], command: Sequence[str]) -> d
     named = {one.name for one in given}
     defaults = {"job-name": Path(command[0]).name if command else "interactive"}
     if "output" not in named:
-        defaults |= {"output": "/dev/null", "error": "/dev/null"}  # it is shown here
+        defaults |= {
+            "output": "/dev/null",
+            "error": "/dev/./null",
+        }  # it is shown here; in one file they were one stream
     given = [Given(name, value) for name, value in defaults.items() if name not in named] + given
     try:
         script = read_script(f'#!/bin/sh\n{step} "$@"\n'.encode(), {}, name="srun", given=given, args=command)
@@ -146,19 +149,18 @@ def _watched(client: Flow, task: Task) -> int:
 
 def _take_interrupts(client: Flow, task: Task) -> None:
     """The first Ctrl-C is told of, a second one soon after it ends the task."""
-    last = 0.0
+    last = -_AGAIN_SECONDS
 
-    def interrupted(number: int, frame: object) -> None:
+    def interrupted(number: int, frame: object) -> None:  # what it interrupts may be writing, or at the records
         nonlocal last
         now = time.monotonic()
         if now - last < _AGAIN_SECONDS:
-            click.echo(f"srun: sending Ctrl-C to StepId={task.number}.0", err=True)
-            # not here: what was interrupted may be at the same work
+            os.write(2, f"srun: sending Ctrl-C to StepId={task.number}.0\n".encode())
             threading.Thread(target=client.cancel, args=(task.task_id,)).start()
             return
         last = now
-        click.echo("srun: interrupt (one more within 1 sec to abort)", err=True)
-        click.echo(f"srun: StepId={task.number}.0 task 0: {task.status}", err=True)
+        told = f"srun: interrupt (one more within 1 sec to abort)\nsrun: StepId={task.number}.0 task 0: {task.status}\n"
+        os.write(2, told.encode())
 
     signal.signal(signal.SIGINT, interrupted)
 

@@ -29,7 +29,7 @@ from flow.providers.local.queue import WAITS_FOR_USER, Queue, Row, suspect_path
 from flow.providers.local.rank import loopback, rank_folder
 from flow.providers.local.restore import note_given
 from flow.providers.local.volumes import LocalVolumes
-from flow.providers.local.waiting import STARTED, awaited
+from flow.providers.local.waiting import STARTED
 from flow.providers.local.wake import is_locked, start_scheduler, wake_scheduler
 from flow.record_format import later_intent, read_intent
 from flow.status import HELD, Want
@@ -94,11 +94,11 @@ class Local:
 
     def requeue(self, task_id: str) -> None:
         """Ask each runner to stop for that; the scheduler queues what stopped so."""
-        for row in self._rows([task_id]):
-            for node in self._nodes(row) if row.state == "started" and task_id in (row.id, row.base) else ():
-                with contextlib.suppress(FileNotFoundError):  # it removed its own folder
-                    ask(node.folder, REQUEUE)
-                    signal_runner(Path(node.folder), None, signal.SIGUSR1)
+        self._ask_runners(task_id, REQUEUE)
+
+    def send_signal(self, task_id: str, number: int, *, to: str) -> None:
+        """Ask each runner to pass it on."""
+        self._ask_runners(task_id, f"signal {number} {to}")
 
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:
         """The machine without its GPUs, and with 1, 2, … of each kind it has. Price 0."""
@@ -180,6 +180,13 @@ class Local:
         folders = [str(rank_folder(self.home, row.id, row.attempt, rank)) for rank in range(count)]
         return tuple(Node(rank, f"local-{rank}", loopback(rank), folder=at) for rank, at in enumerate(folders))
 
+    def _ask_runners(self, task_id: str, line: str) -> None:
+        for row in self._rows([task_id]):
+            for node in self._nodes(row) if row.state == "started" and task_id in (row.id, row.base) else ():
+                with contextlib.suppress(FileNotFoundError):  # it removed its own folder
+                    ask(node.folder, line)
+                    signal_runner(Path(node.folder), None, signal.SIGUSR1)
+
     def _waiting_reason(self, row: Row, place: int) -> str:
         if row.state == "queued":
             return f"queued: {place} ahead"
@@ -189,7 +196,7 @@ class Local:
             return f"begins {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(row.not_before))}"
         if row.state == "waiting":
             plan = self._ask(lambda queue: queue.plan(row.base))
-            return "waits for " + (" or " if plan.after_any else ", ").join(map(awaited, plan.after))
+            return "waits for " + (" or " if plan.after_any else ", ").join(map(str, plan.after))
         if row.state == "held":
             return HELD
         return ""

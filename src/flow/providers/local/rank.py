@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flow.gpus import parse_gpu
 from flow.mounts import VOLUME, Mount
 from flow.outbox import deliver
 from flow.plan import Plan, SignalBefore
@@ -60,7 +61,7 @@ def write_job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting, 
     if plan.batch:
         job["slurm"] = _slurm(home, row, plan)
     if has_gpus and "CUDA_VISIBLE_DEVICES" not in plan.env:
-        job["gpu_ids"] = list(row.gpu_ids)  # none given: none seen
+        job["gpu_ids"] = job["given_gpus"]  # none given: none seen
     descriptor = os.open(folder / "task.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as text:
         text.write(json.dumps(job))  # `json.dump` does not use the encoder in C
@@ -93,7 +94,7 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         "image": plan.image,
         "engine": plan.engine,
         "gpu_ids": None,
-        "given_gpus": list(row.gpu_ids),  # also where `env` chooses what the command sees
+        "given_gpus": _gpus_of(row, plan, rank),  # also where `env` chooses what the command sees
         "ports": plan.ports,
         "cpus": plan.cpus,
         "memory_gb": plan.memory_gb,
@@ -129,10 +130,18 @@ def _slurm(home: Path, row: Row, plan: Plan) -> dict[str, Any]:
         "array_number": plan.number if plan.elements else None,
         "array": extent,
         "variables": plan.batch.variables if plan.batch else {},
+        "modules": plan.batch.modules if plan.batch else {},
         "submit_dir": plan.submit_dir,
+        "emulated": bool(plan.gpu_kind) and (parse_gpu(plan.instance_type).count or 1) > plan.gpus,
         "flow": [sys.executable, "-m", "flow"],
         "flow_home": str(home),
     }
+
+
+def _gpus_of(row: Row, plan: Plan, rank: int) -> list[int]:
+    """Each node has its own part; all have all where there were too few for that."""
+    begin = rank * plan.gpus if len(row.gpu_ids) == plan.nodes * plan.gpus else 0
+    return list(row.gpu_ids[begin : begin + plan.gpus])
 
 
 def _mount(home: Path, mount: Mount) -> dict[str, Any]:
@@ -164,5 +173,5 @@ def _copies(row: Row, plan: Plan, rank: int) -> dict[str, Any]:
         "stdout_copy": stdout,
         "stderr_copy": stderr,
         "fresh_copies": plan.fresh_output,
-        "copies_mode": 0o666 if plan.batch else 0o600,
+        "copies_mode": plan.output_mode,
     }

@@ -122,7 +122,8 @@ def _restore_row(home: Path, queue: Queue, row: Row, plan: Plan, *, final: Outco
         is_requeued = outcome is not None and outcome.state is TaskStatus.PREEMPTED
         is_last = number == numbers[-1]
         if is_last and outcome is None:  # under way, or dead: the scheduler looks
-            queue.start(row, _gpu_ids(rank_folder(home, row.id, number, 0)))
+            folders = (rank_folder(home, row.id, number, rank) for rank in range(plan.nodes))
+            queue.start(row, list(dict.fromkeys(one for folder in folders for one in _gpu_ids(folder))))
             break
         queue.start(row, [])
         if is_requeued:

@@ -17,7 +17,6 @@ _UNKNOWN_POLL_SECONDS = 2.0  # dependencies on tasks that only their record know
 _MOST_DECIDED = 100_000
 _PAIRED = "corresponding"
 STARTED = ("started", "started_or_ended")
-_WORDS = {_PAIRED: "completed", "started_or_ended": "started or ended"}
 
 
 class Waiting:
@@ -157,7 +156,7 @@ class Waiting:
             self._queue.let_on(plan.task_id, self._next_state(plan, when), not_before=when, seq=seq)
             return []
         never = [one for one, met in found.items() if met == inf]
-        what = " or ".join(map(awaited, never)) if plan.after_any else awaited(never[0])
+        what = " or ".join(map(str, never)) if plan.after_any else str(never[0])
         if plan.waits_in_vain:
             reason = f"waits for {what}, which cannot be any more"
             self._queue.let_on(plan.task_id, "stuck", not_before=0.0, seq=seq, reason=reason)
@@ -228,12 +227,6 @@ class Waiting:
         if state in STARTED and row.attempt:
             report = row.reports.get(0) or read_report(rank_folder(self._home, row.id, row.attempt, 0))
         return (report and report.started) or row.ended or time.time()
-
-
-def awaited(one: Dependency) -> str:
-    """What a task waits for, as users are told."""
-    delay = f" for {one.delay_seconds / 60:g} minutes" if one.delay_seconds else ""
-    return f"{one.task_id} to be {_WORDS.get(one.state, one.state)}{delay}"
 
 
 def _when_all(found: Collection[float | None]) -> float | None:

@@ -139,8 +139,10 @@ def refusal(program: str, said: str) -> FlowError:
             f"there is no `{program}` on this machine: it is no login node of a Slurm cluster",
             suggestions=["name the login node by `slurm.login`, as ssh knows it", "or have Slurm's commands on PATH"],
         )
-    if program != "sbatch" or any(word in said for word in _LATER):
+    if program not in ("sbatch", "scontrol") or any(word in said for word in _LATER):
         return ProviderError(f"{program}: {text}", suggestions=["is the cluster up? try `sinfo` there"])
+    if program == "scontrol":
+        return ValidationError(f"scontrol: {text}")
     kind: Callable[..., FlowError] = ValidationError
     if any(word in said for word in _QUOTA):
         kind = QuotaExceededError

@@ -11,12 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from flow.plan import Dependency, Plan
+from flow.slurm.jobs import AFTER
 
 _MARGIN_SECONDS = 60  # between our own time limit and Slurm's, which is to act only where ours did not
-_KINDS = {
-    "completed": "afterok", "failed": "afternotok", "ended": "afterany", "started": "after",
-    "started_or_ended": "after", "corresponding": "aftercorr",
-}  # fmt: skip
 _NAMED = ("partition", "account", "qos", "constraint", "reservation")  # options of ours that are options of sbatch
 _OURS = (
     "--hold",
@@ -103,9 +100,9 @@ def sbatch_options(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
 def _dependency(one: Dependency) -> dict[str, Any]:
     return {
         "task_id": one.task_id,
-        "state": one.state.replace("_", " "),
-        "kind": _KINDS[one.state],
+        "kind": AFTER[one.state],
         "minutes": math.ceil(one.delay_seconds / 60),
+        "text": str(one),
     }
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 from flow.blobs import blob_path, manifest_path
 from flow.bundle import read_manifest
 from flow.channel import Channel, ssh
-from flow.errors import ValidationError
+from flow.errors import TaskNotFoundError, ValidationError
 from flow.gpus import Gpu
 from flow.machines import Allocation, Capabilities, Offer
 from flow.outbox import outbox_files
@@ -22,6 +22,8 @@ from flow.providers.slurm.cluster import Cluster, tools
 from flow.providers.slurm.job import comment, meta, runner_job, sbatch_options, submit_folder
 from flow.providers.slurm.partitions import offers_of
 from flow.providers.slurm.states import allocation_of
+from flow.record import Records
+from flow.status import Want
 
 _NODE = Path(__file__).parents[2] / "node"
 
@@ -72,8 +74,24 @@ class Slurm:
 
     @property
     def steering(self) -> Slurm:
-        """Itself, by `scontrol`."""
+        """Itself: Slurm does all of it."""
         return self
+
+    def hold(self, task_id: str) -> None:
+        """Kept from starting; what runs goes on, and waits once it is requeued."""
+        self.cluster.ask("scontrol", task_id, "uhold")  # `hold` as root, and its user could not let it go
+
+    def resume(self, task_id: str) -> None:
+        """Slurm sees to the rest."""
+        self.cluster.ask("scontrol", task_id, "release")
+
+    def requeue(self, task_id: str) -> None:
+        """Told to end, and started again two minutes later, or whenever this cluster does."""
+        self.cluster.ask("scontrol", task_id, "requeue")
+
+    def send_signal(self, task_id: str, number: int, *, to: str) -> None:
+        """By way of the runners, but to the steps of a script."""
+        self.cluster.ask("send_signal", task_id, number, to)
 
     @functools.cached_property
     def cluster(self) -> Cluster:
@@ -99,7 +117,7 @@ class Slurm:
             "bundle": plan.bundle,
             "version": version,
             "python": self.cluster.channel.python,
-            "options": sbatch_options(plan, self._settings),
+            "options": [*sbatch_options(plan, self._settings), *["--hold"] * self._is_held(plan.task_id)],
             "folder": submit_folder(plan),
             "inbox": secrets,
         }
@@ -118,21 +136,15 @@ class Slurm:
         """Cancel what waits; what runs is told to end, and then cancels itself."""
         self.cluster.ask("release", task_id)
 
-    def hold(self, task_id: str) -> None:
-        """Keep what has not started from starting; what runs, from running again once it is requeued."""
-        self.cluster.ask("steer", task_id, "hold")
-
-    def resume(self, task_id: str) -> None:
-        """Let go of what is held, by whomever."""
-        self.cluster.ask("steer", task_id, "resume")
-
-    def requeue(self, task_id: str) -> None:
-        """Slurm ends it, and starts it again after a while."""
-        self.cluster.ask("steer", task_id, "requeue")
-
     def channel(self, allocation: Allocation, rank: int = 0) -> Channel:
         """The login node: it sees the files of all nodes."""
         return self.cluster.channel
+
+    def _is_held(self, task_id: str) -> bool:
+        try:
+            return Records(self.home).intent(task_id).want is Want.HOLD
+        except TaskNotFoundError:  # allocated by who keeps no records
+            return False
 
     def _files(self, plan: Plan, version: str, names: Collection[str]) -> dict[str, Path]:
         """What the job needs in the folder, by name there; what says that something is whole comes last."""

@@ -78,7 +78,7 @@ def _machines(one: Mapping[str, Any], reports: Mapping[int, Report], now: float)
         reason = _why_waiting(one)
         if not one["attempt"]:
             return Machines.QUEUED, reason
-        return Machines.PREEMPTED, f"queued again: {reason}".removesuffix(": ")
+        return Machines.PREEMPTED, reason if reason == HELD else f"queued again: {reason}".removesuffix(": ")
     if state in _PAUSED:
         return Machines.PAUSED, "suspended in Slurm"
     return (Machines.UP if reports else Machines.STARTING), ""
@@ -92,19 +92,13 @@ def _is_awaited(one: Mapping[str, Any], reports: Mapping[int, Report], now: floa
 
 def _why_waiting(one: Mapping[str, Any]) -> str:
     if one["never"]:
-        return f"waits for {_claim(one['never'])}, which cannot be any more"
-    if one["waits"]:
-        return "waits for " + ", ".join(f"{task_id} to be {state}" for task_id, state in one["waits"])
-    return _REASONS.get(one["reason"], str(one["reason"]))
-
-
-def _claim(dependency: Mapping[str, Any]) -> str:
-    return f"{dependency['task_id']} to be {dependency['state']}"
+        return f"waits for {one['never']}, which cannot be any more"
+    return f"waits for {one['waits']}" if one["waits"] else _REASONS.get(one["reason"], str(one["reason"]))
 
 
 def _why_gone(one: Mapping[str, Any]) -> str:
     if one["never"] and not one["cancelled"] and not one["attempt"]:
-        return f"waited for {_claim(one['never'])}, which cannot be any more"
+        return f"waited for {one['never']}, which cannot be any more"
     if one["ended"] or (one["cancelled"] and one["state"] == "CANCELLED"):
         return ""
     if one["state"] == "GONE":
