@@ -443,19 +443,21 @@ def _look_into(folder: str, one: dict[str, Any], nodes: int) -> None:
 
 
 def main() -> None:
-    """The question on the first line of standard input; the answer as JSON: {"answer": …}, or {"refused": [...]}."""
-    verb, root, *rest = json.loads(sys.stdin.buffer.readline())
+    """Answer the questions, a line of standard input each, by one of JSON: {"answer": …}, or {"refused": [...]}."""
+    for line in iter(sys.stdin.buffer.readline, b""):
+        print(json.dumps(_told(*json.loads(line))), flush=True)  # noqa: T201
+
+
+def _told(verb: str, root: str, *rest: Any) -> dict[str, Any]:
     try:
         if verb == "receive":
             with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as files:
-                told: dict[str, Any] = {"answer": receive(root, files)}
-        else:
-            told = {"answer": globals()[verb](*([root] if root else []), *rest)}
+                return {"answer": receive(root, files)}
+        return {"answer": globals()[verb](*([root] if root else []), *rest)}
     except Refused as refused:
-        told = {"refused": refused.args}
+        return {"refused": refused.args}
     except OSError as error:
-        told = {"failed": [error.errno, error.strerror, error.filename]}
-    print(json.dumps(told))  # noqa: T201
+        return {"failed": [error.errno, error.strerror, error.filename]}
 
 
 if __name__ == "__main__":
