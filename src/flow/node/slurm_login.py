@@ -118,6 +118,8 @@ def release(root: str, task_id: str) -> None:
     write(os.path.join(root, task_id), "cancel", "")
     job = _job(root, task_id)
     if job:
+        if "_" in job:  # one that waits must stand by itself, else Slurm 22.05 ends all that wait with it
+            _run(["scontrol", "uhold", job])
         _scancel("--state=PENDING", job)
         _scancel("--state=SUSPENDED", job)
         _scancel("--state=RUNNING", "--batch", "--signal=TERM", job)
@@ -407,7 +409,15 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
 def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: str) -> dict[str, Any]:
     one: dict[str, Any] = {"id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created")}
     one.update(attempt=0, ended=False, state=row and row["State"], reason=row["Reason"] if row else "")
-    one.update(end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said="")
+    one.update(
+        raw=row["JobID"] if row else job,
+        end=row["EndTime"] if row else "",
+        nodes=[],
+        reports=[],
+        folder="",
+        cancelled=False,
+        said="",
+    )
     one.update(ranks=meta.get("ranks", 1), waits="", never=None)
     return one
 

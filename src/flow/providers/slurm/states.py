@@ -144,7 +144,7 @@ def _node(one: Mapping[str, Any], rank: int) -> Node:
     name, address = one["nodes"][rank]
     words: tuple[str, ...] = (
         "srun",
-        f"--jobid={one['job']}",
+        f"--jobid={one['raw']}",
         "--overlap",
         f"--nodelist={name}",
         "--nodes=1",
