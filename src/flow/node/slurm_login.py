@@ -392,7 +392,7 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
     for index in meta["indices"] or [None]:
         if only not in ("", str(index)):
             continue
-        row = by_index.get("N/A" if index is None else str(index))
+        row = by_index.get(str(index), alone)  # of an array that was cancelled as a whole there is but one
         one = (
             _entry(base, row, meta, number)
             if index is None
