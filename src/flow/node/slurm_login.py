@@ -57,16 +57,23 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
         if not number:
             if manifest:
                 job["code"] = {"manifest": manifest, "blobs": os.path.join(root, "blobs")}
-            os.makedirs(os.path.join(base, "inbox"), mode=0o700, exist_ok=True)
-            for name, text in request["inbox"].items():
-                write(os.path.join(base, "inbox"), name, text)
-            write(base, "job.json", json.dumps(job))
-            write(base, "meta.json", json.dumps(request["meta"]))
             try:
-                number = _sbatch(request, base, tools, lock.fileno())
+                sbatch = _start_sbatch(request, base, lock.fileno())
             except NeverMet as never:  # and Slurm may not know that any more
+                write(base, "meta.json", json.dumps(request["meta"]))
                 write(base, "never", json.dumps(never.args[0]))
                 return {"number": None}
+            with sbatch:  # gets ready meanwhile; without a script it submits nothing
+                os.makedirs(os.path.join(base, "inbox"), mode=0o700, exist_ok=True)
+                for name, text in request["inbox"].items():
+                    write(os.path.join(base, "inbox"), name, text)
+                write(base, "job.json", json.dumps(job))
+                write(base, "meta.json", json.dumps(request["meta"]))
+                words = [request["python"], os.path.join(tools, "slurm_job.py"), base]
+                said, mistakes = sbatch.communicate(f"#!/bin/sh\nexec {shlex.join(words)}\n")
+            if sbatch.returncode:
+                raise Refused("sbatch", mistakes)
+            number = said.strip().partition(";")[0]
         write(base, "number", number)
     return {"number": int(number)}
 
@@ -225,18 +232,18 @@ def _seconds(text: str) -> float | None:
         return None
 
 
-def _run(argv: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
+def _start(argv: Sequence[str], **more: Any) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
     try:
-        return subprocess.run(
-            argv,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-            **more,
-        )
+        return subprocess.Popen(argv, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", **more)
     except FileNotFoundError:
         raise Refused(argv[0], argv[0] + ": command not found") from None
+
+
+def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    with _start(argv) as process:
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
 def _scancel(*words: str) -> None:
@@ -252,19 +259,15 @@ def _job(root: str, task_id: str) -> str:
     return number + ("_" + index if number and index else "")
 
 
-def _sbatch(request: dict[str, Any], base: str, tools: str, lock: int) -> str:
-    words = [request["python"], os.path.join(tools, "slurm_job.py"), base]
-    script = f"#!/bin/sh\nexec {shlex.join(words)}\n"
+def _start_sbatch(request: dict[str, Any], base: str, lock: int) -> subprocess.Popen[str]:
+    """It waits for its script. Raises NeverMet, Refused."""
     options = [*request["options"], *_dependency(os.path.dirname(base), request)]
     if not request["job"]["is_batch"]:  # what goes wrong before a runner has started is told there
         options.append(
             "--output=" + os.path.join(base, "slurm-%A_%a.out" if request["meta"]["indices"] else "slurm-%j.out")
         )
     cwd = request["folder"] if os.path.isdir(request["folder"]) else base
-    done = _run(["sbatch", "--parsable", *options], input=script, cwd=cwd, pass_fds=[lock])
-    if done.returncode:
-        raise Refused("sbatch", done.stderr)
-    return done.stdout.strip().partition(";")[0]
+    return _start(["sbatch", "--parsable", *options], stdin=subprocess.PIPE, cwd=cwd, pass_fds=[lock])
 
 
 def _dependency(root: str, request: dict[str, Any]) -> list[str]:
