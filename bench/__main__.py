@@ -1,4 +1,4 @@
-"""`python -m bench [NAME …] [--quick] [--peers] [--package] [--docker]`: measure, and print one table.
+"""`python -m bench [NAME …] [--quick] [--peers] [--package] [--slurm] [--docker]`: measure, and print one table.
 
 All of it takes some minutes and a quiet machine; --quick is for seeing that it works. Figures are medians where nothing
 else is said; a ratio is to the floor that was measured beside it.
@@ -57,6 +57,7 @@ def main() -> None:
         "--peers", action="store_true", help="also submitit (installed in .venv-bench), and Ray if here"
     )
     parser.add_argument("--package", action="store_true", help="also install the package, to see what that takes")
+    parser.add_argument("--slurm", action="store_true", help="also a Slurm cluster on this machine, as root")
     parser.add_argument("--docker", action="store_true", help="also start images on machines, as root: 1 minute, 6 GB")
     asked = parser.parse_args()
     unknown = set(asked.names) - set(MEASURES)
@@ -65,6 +66,10 @@ def main() -> None:
     chosen = {name: MEASURES[name] for name in asked.names or MEASURES}
     if asked.package:
         chosen["package"] = package.measure
+    if asked.slurm:
+        from bench import slurm  # needs what the tests need
+
+        chosen["slurm"] = slurm.measure
     if asked.docker:
         from bench import docker_cache  # needs what the tests need
 

@@ -9,6 +9,8 @@ import pytest
 from flow.client import Flow
 from flow.config import Batch, TaskConfig
 from flow.errors import ValidationError
+from flow.settings import Settings
+from flow.slurm.modules import read_modules, with_image
 
 SCRIPT = (
     "#!/usr/bin/env python3\n# \xe9: no UTF-8\nimport os, sys\nprint(os.getcwd(), sys.argv[1:], file=open('seen', 'w'))"
@@ -81,3 +83,26 @@ def test_a_step_runs_on_every_node_of_the_task(here: Path, client: Flow) -> None
     task = client.run(TaskConfig(batch=batch, num_instances=2, cpus=2))
     assert task.wait(timeout=60) == "completed", task.logs()
     assert task.logs().splitlines() == ["0: 1 0", "1: 1 0", "2: 1 1", "3: 1 1"]
+
+
+def test_a_script_loads_modules_of_a_table(here: Path, client: Flow, tmp_path: Path) -> None:
+    table = tmp_path / "modules.yaml"
+    client.settings = Settings.load({"slurm.modules": str(table)})
+    table.write_text("cuda/12: {env: {CUDA_HOME: /opt/cuda}}\ntorch: {image: a/torch}\n")
+    task = client.run(TaskConfig(batch=Batch(script="#!/bin/bash\nmodule load cuda\necho $CUDA_HOME")))
+    assert task.wait(timeout=60) == "completed", task.logs()
+    assert task.logs() == "/opt/cuda\n"
+    config = TaskConfig(batch=Batch(script="#!/bin/bash\n  module load cuda/12 torch/2.3 # both\n"))
+    notes: list[str] = []
+    assert with_image(config, read_modules(table), notes).image == "a/torch"
+    assert notes == ["`module load torch/2.3` is the image `a/torch` here"]
+    assert with_image(config.model_copy(update={"image": "mine"}), read_modules(table), notes).image == "mine"
+
+
+@pytest.mark.parametrize(
+    "text", ["- cuda", "cuda: 1", "cuda: {paths: [x]}", "cuda: {env: {a b: 1}}", "cuda: {path: x}", "{"]
+)
+def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "modules.yaml").write_text(text)
+    with pytest.raises(ValidationError, match=r"modules\.yaml"):
+        read_modules(tmp_path / "modules.yaml")

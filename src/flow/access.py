@@ -26,7 +26,7 @@ def shell(
     """What `Task.shell` promises, of a task that has these machines while it runs."""
     if capture and not command:
         raise ValidationError("there is no command to capture", suggestions=["name one, as `nvidia-smi -L`"])
-    if not allocation or not allocation.nodes:
+    if not allocation or not allocation.nodes_up:
         what = (
             "an array: a shell needs one of its elements"
             if task.is_array
@@ -35,7 +35,7 @@ def shell(
         raise ValidationError(f"`{task.task_id}` is {what}", suggestions=[_way_in(task)])
     check_rank(task.task_id, task.plan, node, is_array=False)
     words = ["sh", "-c", command] if isinstance(command, str) else list(command or ())
-    at = allocation.nodes[node]
+    at = allocation.nodes_up[node]
     argv = ["enter", at.folder, *(["--", *words] if words else [])]
     channel = task.channel(allocation, node).through(at.beyond)
     if channel.is_here:
@@ -57,7 +57,7 @@ def mount(task: Task, allocation: Allocation | None, volume: Volume, store: Volu
             f"the block volume `{volume.name}` cannot be mounted by {task.plan.nodes} nodes",
             suggestions=["use a volume made with `--interface file`"],
         )
-    if not allocation or not allocation.nodes:
+    if not allocation or not allocation.nodes_up:
         what, way = f"{task.status}, not running", _way_in(task)
         if task.is_array and task.plan.elements:
             what = "an array: a volume is for one of its elements"
@@ -65,7 +65,7 @@ def mount(task: Task, allocation: Allocation | None, volume: Volume, store: Volu
         raise ValidationError(f"`{task.task_id}` is {what}", suggestions=[way])
     source = store.attach(volume.volume_id, replace(task.plan, task_id=task.task_id))  # an element's own
     try:
-        for node in allocation.nodes:
+        for node in allocation.nodes_up:
             _bind(task.task_id, node.folder, source, volume.name)
     except FlowError:
         if volume.volume_id not in [one.source for one in task.plan.mounts]:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +193,14 @@ class Flow:
 
         provider = self.provider(config.provider or self.settings.get("provider"))
         submitter = Submitter(current_folder(), dict(os.environ), self._find, self._provider_of, self._unfinished)
-        return resolve(config, provider, submitter, task_id=task_id)
+        file = self.settings.get("slurm.modules") if config.batch else None
+        if file is None or provider.capabilities.own_numbers:  # a Slurm cluster has modules of its own
+            return resolve(config, provider, submitter, task_id=task_id)
+        from flow.slurm.modules import read_modules, with_image
+
+        modules = read_modules(file)
+        plan = resolve(with_image(config, modules, self.notes), provider, submitter, task_id=task_id)
+        return replace(plan, batch=plan.batch and replace(plan.batch, modules=modules))
 
     # -- finding
 
@@ -432,7 +440,7 @@ class Flow:
                     outcome, elements = observe(
                         provider, self.records, task_id, nodes=asked[task_id].nodes, allocations=allocations
                     )
-                    where = {one.task_id: one.nodes for one in allocations if one.nodes}
+                    where = {one.task_id: one.nodes_up for one in allocations if one.nodes_up}
                     looks[task_id] = Look(outcome, elements, where)
                     if outcome != asked[task_id].outcome:
                         changed[task_id] = outcome

@@ -121,3 +121,8 @@ class Allocation:
     price_per_hour: float | None = None
     plan_hash: str = ""
     reports: Mapping[int, Report] = field(default_factory=dict)  # by rank, where the provider holds them already
+
+    @property
+    def nodes_up(self) -> tuple[Node, ...]:
+        """The machines on which it runs now."""
+        return self.nodes if self.machines is Machines.UP else ()

@@ -62,7 +62,7 @@ class Instance:
 def instances(provider: Provider, allocation: Allocation) -> list[Instance]:
     """The machines of an attempt by rank, each with the state of its own part of the task."""
     found = []
-    for node in allocation.nodes if allocation.machines is Machines.UP else ():
+    for node in allocation.nodes_up:
         report = allocation.reports.get(node.rank) or _report(provider.channel(allocation, node.rank), node.folder)
         outcome = derive(Intent(Want.RUN, 0.0), allocation, {node.rank: report} if report else {}, 1)
         found.append(Instance(node.rank, node.instance_id, node.public_address, node.address, outcome.state))
@@ -89,7 +89,7 @@ def _is_untold(records: Records, allocation: Allocation, nodes: int) -> bool:
 
 def _derive(provider: Provider, records: Records, allocation: Allocation, nodes: int) -> Outcome:
     reports = dict(allocation.reports)
-    for node in allocation.nodes if allocation.machines is Machines.UP else ():
+    for node in allocation.nodes_up:
         if node.rank not in reports and (report := _report(provider.channel(allocation, node.rank), node.folder)):
             reports[node.rank] = report
     is_gone = allocation.machines is Machines.GONE and allocation.attempt > 0

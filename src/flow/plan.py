@@ -60,6 +60,7 @@ class Batch:
     file: str  # where it was read, absolute; "" where it came from standard input or `--wrap`
     options: tuple[str, ...] = ()  # those that hold, as sbatch takes them: `--name=value`
     variables: Mapping[str, str] = field(default_factory=dict)  # the SLURM_* variables that they decide
+    modules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what `module load` gives, by name
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,9 @@ SETTINGS: tuple[Known, ...] = (
     Known("slurm.reservation", str, None, "`--reservation` of its jobs"),
     Known("slurm.sbatch_options", str, None, "more options for each `sbatch`"),
     Known("slurm.python", str, "python3", "Python 3.8 or newer of the cluster"),
+    Known(
+        "slurm.modules", Path, None, "file of what `module load` gives in a Slurm script elsewhere: image, env, path"
+    ),
     Known("slurm.ssh_config", Path, None, "file that ssh reads in place of ~/.ssh/config"),
 )
 _KNOWN = {known.name: known for known in SETTINGS}

@@ -131,8 +131,9 @@ def attempt_outcome(reports: Mapping[int, Report], nodes: int, *, attempt: int =
         return None
     started = min((r.started for r in reports.values() if r.started is not None), default=None)
     ended = max((r.ended for r in reports.values() if r.ended is not None), default=None)
-    if any(report.cause == "requeue" for report in reports.values()):
-        return Outcome(TaskStatus.PREEMPTED, reason="requeued", attempt=attempt, started=started, ended=ended)
+    requeued = next((report for report in reports.values() if report.cause == "requeue"), None)
+    if requeued:
+        return Outcome(TaskStatus.PREEMPTED, reason=requeued.reason, attempt=attempt, started=started, ended=ended)
     # one that was stopped may still end with 0, as who saves its work on SIGTERM does: it did not complete
     others = [(r.ended or 0.0, rank, r) for rank, r in reports.items() if r.code != 0 or r.cause not in ("exit", "")]
     own = [one for one in others if one[2].cause != "peer"]

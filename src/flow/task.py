@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from flow.attempts import Attempt, attempt_numbers, attempts_of, moment
 from flow.errors import ProviderError, QuotaExceededError, StorageError, TaskFailedError, ValidationError
 from flow.errors import TimeoutError as FlowTimeoutError
-from flow.machines import Allocation, Machines, Volume
+from flow.machines import Allocation, Volume
 from flow.observe import instances, observe
 from flow.plan import Plan
 from flow.providers import Provider, VolumeStore
@@ -418,7 +418,7 @@ class Task:
     def reach(self) -> tuple[Channel, str] | None:
         """The channel to its first node, and its folder there; None while it has no machine that is up."""
         allocation = self._allocation()
-        if not allocation or not allocation.nodes or allocation.machines is not Machines.UP:
+        if not allocation or not allocation.nodes_up:
             return None
         return self._provider.channel(allocation, 0), allocation.nodes[0].folder
 

@@ -55,10 +55,12 @@ KillWait=2
 SlurmdTimeout=10
 InactiveLimit=0
 MinJobAge=300
+MaxJobCount=30000
+MaxArraySize={elements}
 FirstJobId=4200001
 PartitionName=gpu Nodes=ALL Default=YES PriorityTier=2
 PartitionName=low Nodes=ALL PriorityTier=1
-NodeName=DEFAULT CPUs=16 Sockets=1 CoresPerSocket=16 ThreadsPerCore=1 RealMemory=64000 Gres=gpu:a100:4 State=UNKNOWN
+NodeName=DEFAULT CPUs={cpus} Sockets=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=64000 Gres=gpu:a100:{gpus}
 """
 _WITH_ACCOUNTING = """\
 AccountingStorageType=accounting_storage/slurmdbd
@@ -93,7 +95,7 @@ def require_slurm(*, accounting: bool = False) -> None:
 
 @dataclass
 class Cluster:
-    """`with Cluster(folder) as slurm`: `node1` to `node3`, each with 16 CPUs, 64 GB and 4 A100 that are files.
+    """`with Cluster(folder) as slurm`: `node1` to `node3`, each with 16 CPUs, 64 GB and 4 A100, or so it is told.
 
     A job in the partition `gpu` (the default) preempts those in `low`. What is queued again begins six seconds later
     (elsewhere two minutes, see `cred_expire`). All processes end with the one that made them. The path of `folder` must
@@ -102,7 +104,10 @@ class Cluster:
 
     folder: Path
     nodes: int = 3
+    cpus: int = 16
+    gpus: int = 4
     accounting: bool = False
+    elements: int = 1001  # of one array: the largest index there may be is one less
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __enter__(self) -> Cluster:
@@ -147,8 +152,17 @@ class Cluster:
 
     def restart_controller(self) -> None:
         """Stopped and started again; the jobs go on meanwhile."""
+        self.stop_controller()
+        self.start_controller()
+
+    def stop_controller(self) -> None:
+        """From now on nobody answers; the jobs go on."""
         self._end("slurmctld")
+
+    def start_controller(self) -> None:
+        """Start it again; returns when it has heard of all nodes."""
         self._start_controller()
+        assert wait_until(lambda: "unk" not in self.run("sinfo", "-h", "-o", "%t").stdout, seconds=60)
 
     def stop(self) -> None:
         """End what was started, and the jobs with it."""
@@ -180,7 +194,9 @@ class Cluster:
         controller, accounting, database, *nodes = _free_ports(3 + self.nodes)
         places = {"folder": folder, "controller": controller, "accounting": accounting, "database": database}
         host = socket.gethostname().partition(".")[0]
-        lines = _SLURM.format(host=host, memory=DEFAULT_MEMORY_MB, **places)
+        lines = _SLURM.format(
+            host=host, memory=DEFAULT_MEMORY_MB, cpus=self.cpus, gpus=self.gpus, elements=self.elements, **places
+        )
         lines += _WITH_ACCOUNTING.format(**places) if self.accounting else ""
         hosts = Path("/etc/hosts").read_text()
         for number, port in enumerate(nodes, 1):
@@ -188,8 +204,8 @@ class Cluster:
             hosts += f"127.0.0.1{number} node{number}\n"
         (folder / "hosts").write_text(hosts)
         (folder / "slurm.conf").write_text(lines)
-        (folder / "gres.conf").write_text(f"Name=gpu Type=a100 File={folder}/nvidia[0-3]\n")
-        for number in range(4):  # the digit is what CUDA_VISIBLE_DEVICES gets
+        (folder / "gres.conf").write_text(f"Name=gpu Type=a100 File={folder}/nvidia[0-{self.gpus - 1}]\n")
+        for number in range(self.gpus):  # the digit is what CUDA_VISIBLE_DEVICES gets
             (folder / f"nvidia{number}").symlink_to("/dev/null")
         (folder / "slurmdbd.conf").write_text(_SLURMDBD.format(**places))
         (folder / "slurmdbd.conf").chmod(0o600)

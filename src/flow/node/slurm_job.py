@@ -20,8 +20,10 @@ from typing import Any
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGALRM, signal.SIGINT, signal.SIGQUIT)
 TERMINATED = 128 + signal.SIGTERM
 TOLD_SECONDS = 0.5  # Slurm tells all processes of a job to end, one after the other: the command may be before this one
-ENGINES = ("apptainer", "singularity", "podman", "docker")
+ENGINES = ("podman", "docker")
 LOST = {"NODE_FAIL": "its node failed", "PREEMPTED": "preempted"}  # by the state that accounting has of that start
+
+_HURRY = """kill -USR1 $(sed -n 's/.*"runner_pid": \\([0-9]*\\).*/\\1/p'"""
 
 _PACKAGE = f"{__package__}." if __package__ else ""  # else they lie beside this file
 login, processes, asked = (importlib.import_module(_PACKAGE + one) for one in ("slurm_login", "processes", "asked"))
@@ -66,7 +68,6 @@ class Job:
         self.task.update(task_id=os.path.basename(self.folder), array_index=index)
         self.nodes: int = self.task["nodes"]
         self.runner: Any = None
-        self.others: Any = None  # `srun`, which has a runner on each other node
         self.heard = 0  # of what is asked of the runners
         self.is_told = False  # by SIGTERM, to end
         processes.adopt_orphans(True)
@@ -82,7 +83,7 @@ class Job:
         self._note_loss()
         last = self._last_folders()
         if last and self._end_of(last)["code"] == 0:  # nothing was left to do but to say so
-            login.write(self.folder, "ended", json.dumps({"code": 0}))
+            login.write(self.folder, "ended", json.dumps({"code": 0}), durably=True)
             return 0
         while True:
             end = self._attempt()
@@ -95,7 +96,7 @@ class Job:
             tried = sum(not one.get("requeued") for one in self._ends())
             if is_cancelled or end["code"] == 0 or end["cause"] == "timeout" or tried > self.task["retries"]:
                 break
-        login.write(self.folder, "ended", json.dumps({"code": end["code"]}))
+        login.write(self.folder, "ended", json.dumps({"code": end["code"]}), durably=True)
         shutil.rmtree(os.path.join(self.folder, "inbox"), ignore_errors=True)
         if is_cancelled:  # so that Slurm calls it that, too
             subprocess.run(["scancel", os.environ["SLURM_JOB_ID"]], check=False)
@@ -112,27 +113,32 @@ class Job:
         login.write(at, "nodes", "".join(f"{name} {address}\n" for name, address in hosts))
         if self._is_cancelled():
             self.is_told = True
+        if self.task["image"] and not self.task["engine"]:
+            missing = f"`image` needs {' or '.join(ENGINES)} on {hosts[0][0]}, and neither is there"
+            for folder in self._last_folders():
+                _write_loss(folder, {"code": 126}, "start", missing)
+            return {"code": 126, "cause": "start"}
         words = [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "runner.py"), "run"]
-        self.others, self.heard = None, 0
+        others, self.heard = None, 0
         if not self.is_told:
-            self.others = self._start_others(words, at) if self.nodes > 1 else None
+            others = self._on_others(f"exec {shlex.join(words)}", at, "") if self.nodes > 1 else None
             self.runner = subprocess.Popen([*words, at + "/0"], stdin=subprocess.DEVNULL)
             if self.is_told:
                 self.runner.terminate()
             self.runner.wait()
         is_ended = _status(at + "/0").get("phase") == "ended"
-        if self.others and not is_ended:
-            self.others.terminate()  # srun then kills what it started
-        if self.others:
-            self.others.wait()
+        if others and not is_ended:
+            others.terminate()  # srun then kills what it started
+        if others:
+            others.wait()
         processes.Processes().kill()  # what a runner left that was killed
         folders = self._last_folders()
         self._write_losses(folders)
         return self._end_of(folders)
 
-    def _start_others(self, words: list[str], at: str) -> subprocess.Popen[bytes]:
-        """A runner on each node but this one."""
-        script = f"exec {shlex.join(words)} {shlex.quote(at)}/$((SLURM_PROCID + 1))"
+    def _on_others(self, command: str, at: str, file: str) -> subprocess.Popen[bytes]:
+        """A command on each node but this one, which is given the folder of its rank, or that file there."""
+        script = f"{command} {shlex.quote(at)}/$((SLURM_PROCID + 1)){file}"
         count = str(self.nodes - 1)
         srun = ["srun", "--relative=1", "--nodes=" + count, "--ntasks=" + count, "--ntasks-per-node=1", "--overlap"]
         srun += ["--kill-on-bad-exit=0", "--export=ALL", "--cpus-per-task=" + os.environ.get("SLURM_CPUS_ON_NODE", "1")]
@@ -189,12 +195,13 @@ class Job:
 
     def _pass_on(self, number: int) -> None:
         """To the command itself, as Slurm does with a batch script; or to the runners, where these are asked for it."""
-        lines = len(asked.asked(self._last_folders()[0])) if self.runner else 0
+        at = self._last_folders()[0] if self.runner else ""
+        lines = len(asked.asked(at)) if at else 0
         if number == signal.SIGUSR1 and lines > self.heard:
             self.heard = lines
-            for one in (self.runner, self.others):
-                if one:
-                    one.send_signal(number)
+            self.runner.send_signal(number)
+            if self.nodes > 1:  # through the `srun` that started them all processes there would hear it
+                self._on_others(_HURRY, os.path.dirname(at), "/status.json)")
         elif self.runner:
             path = f"/proc/{self.runner.pid}/task/{self.runner.pid}/children"
             try:
@@ -219,11 +226,14 @@ class Job:
         """Slurm starts the job again: what the last attempt came to is a loss, on record before anything runs."""
         folders = [] if self._is_cancelled() else self._last_folders()
         if folders and self._end_of(folders)["code"] != 0:
-            reason = self._why_again()
+            state = self._last_state()
+            cause = "lost" if state == "NODE_FAIL" else "requeue"
             for folder in folders:
-                _write_loss(folder, _status(folder), "lost", reason, requeued=True)
+                reason = f"{LOST.get(state, 'requeued')}: Slurm runs it again"
+                _write_loss(folder, _status(folder), cause, reason, requeued=True)
 
-    def _why_again(self) -> str:
+    def _last_state(self) -> str:
+        """What accounting has of the start before this one; "" where there is none."""
         words = ["sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", "--format=State"]
         state = ""
         try:
@@ -235,7 +245,7 @@ class Job:
             state = states[-1] if states else ""
         except (OSError, subprocess.TimeoutExpired):
             pass
-        return f"{LOST.get(state, 'requeued')}: Slurm runs it again"
+        return state
 
     def _write_losses(self, folders: list[str]) -> None:
         """An end for each rank that could not write its own."""
@@ -288,7 +298,7 @@ def _write_loss(folder: str, status: dict[str, Any], cause: str, reason: str, **
     }
     facts.update(ended=facts["ended"] or time.time(), **more)
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    login.write(folder, "status.json", json.dumps(facts))
+    login.write(folder, "status.json", json.dumps(facts), durably=True)
 
 
 def _address(name: str) -> str:

@@ -104,7 +104,7 @@ def look(root: str, ids: Sequence[str] | None) -> list[dict[str, Any]]:
     for one in gone:
         one.update(known.get(one["job"], {"state": "GONE"}))
     for one in found:
-        one["end"] = _seconds(one["end"])
+        one["end"] = _seconds(one["end"]) if one["state"] in ENDED else None  # of others it is a guess
     return found
 
 
@@ -183,14 +183,15 @@ def read(folder: str, name: str) -> str:
         return ""
 
 
-def write(folder: str, name: str, text: str) -> None:
-    """Put a whole file in place, on disk when it has its name."""
+def write(folder: str, name: str, text: str, *, durably: bool = False) -> None:
+    """Put a whole file in place; `durably`: what must survive a power cut, as nobody could find it out again."""
     path = os.path.join(folder, name)
     fd = os.open(f"{path}.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(fd)
+        if durably:
+            file.flush()
+            os.fsync(fd)
     os.rename(f"{path}.{os.getpid()}", path)
 
 
@@ -287,7 +288,7 @@ def _dependency(root: str, request: dict[str, Any]) -> list[str]:
     return ["--dependency=" + ("?" if meta["after_any"] else ",").join(parts), "--kill-on-invalid-dep=" + kill]
 
 
-def _dependency_on(root: str, task_id: str, kind: str, minutes: int, **_more: Any) -> str:
+def _dependency_on(root: str, task_id: str, kind: str, minutes: int, **more: Any) -> str:
     base, _, index = task_id.partition("_")
     number = read(os.path.join(root, base), "number")
     if not number:
@@ -428,12 +429,10 @@ def _look_at_waits(root: str, one: dict[str, Any], meta: dict[str, Any], never: 
         one.update(state="PENDING" if is_open else "CANCELLED", reason="DependencyNeverSatisfied")
         one["cancelled"] = meta["waits_in_vain"] and not is_open
     if one["reason"] == "DependencyNeverSatisfied":
-        unmet = [found for found in meta["after"] if _is_met(root, found, {}) is False]
-        first: dict[str, Any] = never or (unmet or meta["after"] or [{}])[0]
-        one["never"] = first.get("text")
-    texts = [found["text"] for found in meta["after"]] + ["all earlier ones of its name to be ended"] * meta[
-        "singleton"
-    ]
+        unmet = [never] if never else [found for found in meta["after"] if _is_met(root, found, {}) is False]
+        one["never"] = (unmet or meta["after"] or [{}])[0].get("text")
+    texts = [found["text"] for found in meta["after"]]
+    texts += ["all earlier ones of its name to be ended"] * meta["singleton"]
     one["waits"] = (" or " if meta["after_any"] else ", ").join(texts)
 
 

@@ -31,7 +31,7 @@ _BAD_OPTION = 255  # sbatch's own exit code for a mistake in the options
 def sbatch() -> int:
     """Submit SCRIPT, or what standard input holds, with the options of Slurm's `sbatch`; print the number of the job.
 
-    Options of the command line win over the script's `#SBATCH` lines, and those over SBATCH_* variables.
+    Options of the command line win over SBATCH_* variables, and those over the script's `#SBATCH` lines.
 
     \b
     --wrap COMMAND   a shell command in place of a script

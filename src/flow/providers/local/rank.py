@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flow.gpus import parse_gpu
 from flow.mounts import VOLUME, Mount
 from flow.outbox import deliver
 from flow.plan import Plan, SignalBefore
@@ -129,7 +130,9 @@ def _slurm(home: Path, row: Row, plan: Plan) -> dict[str, Any]:
         "array_number": plan.number if plan.elements else None,
         "array": extent,
         "variables": plan.batch.variables if plan.batch else {},
+        "modules": plan.batch.modules if plan.batch else {},
         "submit_dir": plan.submit_dir,
+        "emulated": bool(plan.gpu_kind) and (parse_gpu(plan.instance_type).count or 1) > plan.gpus,
         "flow": [sys.executable, "-m", "flow"],
         "flow_home": str(home),
     }
