@@ -43,6 +43,7 @@ READS_NODE = (
     "flow.access",
     "flow.providers.local",
     "flow.providers.slurm",
+    "flow.slurm",
     "flow.calls",
     "flow.worker",
 )

@@ -362,7 +362,6 @@ def _gpu_count(text: str) -> int:
 def _task_numbers(text: str, tasks: int, found: Iterable[int]) -> list[int]:
     """Of `1-3,5`; `*` are all that have no program yet, each with its own number for an offset."""
     if text == "*":
-        text = f"0-{tasks - 1}"
         return [number if number not in found else -1 for number in range(tasks)]
     numbers: list[int] = []
     for part in text.split(","):
