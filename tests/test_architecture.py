@@ -44,6 +44,7 @@ READS_NODE = (
     "flow.providers.local",
     "flow.providers.slurm",
     "flow.slurm",
+    "flow.resolve",
     "flow.calls",
     "flow.worker",
 )

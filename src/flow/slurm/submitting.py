@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from flow.node.layout import compressed, shares
-from flow.slurm.patterns import absolute_pattern, fill_pattern
+from flow.node.patterns import absolute_pattern, fill_pattern
 
 SCRIPT = ".flow/batch/slurm_script"  # in the task's copy of the project; Slurm's own copy is called so
 _LOGIN_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"

@@ -1,10 +1,13 @@
-"""Slurm's patterns in the names of output files: `slurm-%A_%a.out`, `%4j`, `%%`. Source: sbatch(1), and trials."""
+"""Slurm's patterns in the names of output files: `slurm-%A_%a.out`, `%4j`, `%%`. Source: sbatch(1), and trials.
+
+Standard library, Python 3.8 and up.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from typing import Mapping
 
 # What sbatch calls the files where nothing is said of them.
 DEFAULT = "slurm-%j.out"
