@@ -44,6 +44,8 @@ READS_NODE = (
     "flow.cli.slurm",
     "flow.providers.local",
     "flow.providers.slurm",
+    "flow.slurm",
+    "flow.resolve",
     "flow.calls",
     "flow.worker",
 )
