@@ -42,6 +42,7 @@ READS_NODE = (
     "flow.logs",
     "flow.access",
     "flow.cli.slurm",
+    "flow.slurm.jobs",
     "flow.providers.local",
     "flow.providers.slurm",
     "flow.slurm",

@@ -443,8 +443,7 @@ class Flow:
                     outcome, elements = observe(
                         provider, self.records, task_id, nodes=asked[task_id].nodes, allocations=allocations
                     )
-                    where = {one.task_id: one.nodes_up for one in allocations if one.nodes_up}
-                    looks[task_id] = Look(outcome, elements, where)
+                    looks[task_id] = Look(outcome, elements, {one.task_id: one for one in allocations})
                     if outcome != asked[task_id].outcome:
                         changed[task_id] = outcome
                 except FlowError as error:

@@ -121,6 +121,7 @@ class Allocation:
     price_per_hour: float | None = None
     plan_hash: str = ""
     reports: Mapping[int, Report] = field(default_factory=dict)  # by rank, where the provider holds them already
+    partition: str = ""  # where it is queued, if its provider has several such places
 
     @property
     def nodes_up(self) -> tuple[Node, ...]:

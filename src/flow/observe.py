@@ -11,7 +11,7 @@ from pathlib import Path
 from flow.channel import Channel
 from flow.collect import collect
 from flow.errors import StorageError
-from flow.machines import Allocation, Machines, Node, Report
+from flow.machines import Allocation, Machines, Report
 from flow.providers import Provider
 from flow.record import Records
 from flow.status import Intent, Outcome, TaskStatus, Want, derive, fold, read_report, report_from_json
@@ -41,11 +41,11 @@ def observe(
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a task has come to; of an array, each element by its id. `nodes`: the machines of those that have some."""
+    """What a task has come to; of an array, each element by its id. `allocations`: what their provider said, by id."""
 
     outcome: Outcome
     elements: Mapping[str, Outcome]
-    nodes: Mapping[str, tuple[Node, ...]]
+    allocations: Mapping[str | None, Allocation]
 
 
 @dataclass(frozen=True, slots=True)

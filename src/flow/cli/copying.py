@@ -16,8 +16,8 @@ _Place = tuple[int, int, int]  # attempt, rank, stream
 
 
 def is_marked(task: Task, node: int | None) -> bool:
-    """Whether lines are to say whose they are: `[3] ` for node 3, or element 3 of an array."""
-    return node is None and (task.is_array or task.num_instances > 1)
+    """Whether lines are to say whose they are: `[3] ` for node 3, or element 3 of an array; a script runs on one."""
+    return node is None and (task.is_array or (task.num_instances > 1 and not task.plan.batch))
 
 
 def mark(rank: int) -> bytes:

@@ -80,6 +80,7 @@ def _facts(task: Task) -> list[tuple[str, str]]:
     result = follow.one_line(follow.result_of(task))
     return [
         ("task", task.task_id),
+        ("number", _number(task.number)),
         ("name", output.printable(task.name or "")),
         ("status", output.status_word(task)),
         ("reason", output.printable(listing.reason(task))),

@@ -99,7 +99,7 @@ class Job:
         login.write(self.folder, "ended", json.dumps({"code": end["code"]}), durably=True)
         shutil.rmtree(os.path.join(self.folder, "inbox"), ignore_errors=True)
         if is_cancelled:  # so that Slurm calls it that, too
-            subprocess.run(["scancel", os.environ["SLURM_JOB_ID"]], check=False)
+            subprocess.run([login.program("scancel"), os.environ["SLURM_JOB_ID"]], check=False)
         return int(end["code"] or 0)
 
     # -- attempts
@@ -140,7 +140,14 @@ class Job:
         """A command on each node but this one, which is given the folder of its rank, or that file there."""
         script = f"{command} {shlex.quote(at)}/$((SLURM_PROCID + 1)){file}"
         count = str(self.nodes - 1)
-        srun = ["srun", "--relative=1", "--nodes=" + count, "--ntasks=" + count, "--ntasks-per-node=1", "--overlap"]
+        srun = [
+            login.program("srun"),
+            "--relative=1",
+            "--nodes=" + count,
+            "--ntasks=" + count,
+            "--ntasks-per-node=1",
+            "--overlap",
+        ]
         srun += ["--kill-on-bad-exit=0", "--export=ALL", "--cpus-per-task=" + os.environ.get("SLURM_CPUS_ON_NODE", "1")]
         return subprocess.Popen([*srun, "sh", "-c", script], stdin=subprocess.DEVNULL)
 
@@ -149,7 +156,7 @@ class Job:
         names = [os.environ.get("SLURMD_NODENAME") or socket.gethostname()]
         if self.nodes > 1:
             done = subprocess.run(
-                ["scontrol", "show", "hostnames"], stdout=subprocess.PIPE, encoding="utf-8", check=True
+                [login.program("scontrol"), "show", "hostnames"], stdout=subprocess.PIPE, encoding="utf-8", check=True
             )
             names = done.stdout.split()[: self.nodes]
         return [(name, _address(name)) for name in names]
@@ -234,7 +241,7 @@ class Job:
 
     def _last_state(self) -> str:
         """What accounting has of the start before this one; "" where there is none."""
-        words = ["sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", "--format=State"]
+        words = [login.program("sacct"), "--noheader", "--parsable2", "--allocations", "--duplicates", "--format=State"]
         state = ""
         try:
             done = subprocess.run(

@@ -18,10 +18,11 @@ import tarfile
 import time
 from typing import Any, Sequence
 
+MADE_BY = "# Made by `flow slurm install-commands`."  # in commands of ours that have Slurm's names
 LOST_SECONDS = 20  # how long the report of a job that ended may take to be seen from here: NFS
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"REVOKED", "TIMEOUT"}
-_FIELDS = ("JobID", "ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "EndTime", "Comment")
+_FIELDS = ("JobID", "ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "EndTime", "Partition", "Comment")
 _OVER = ("Invalid job id", "already comp", "already finished")  # what is said of a job that has ended
 _WAITS = ("Dependency", "DependencyNeverSatisfied")
 _DONE = {"afterok": (True, False), "afternotok": (False, True), "afterany": (True, True), "after": (True, True)}
@@ -172,10 +173,16 @@ def forget(root: str, task_ids: Sequence[str]) -> None:
 
 def sinfo() -> str:
     """The nodes of each partition: its name (`*`: the default), GPUs and the like, CPUs, memory in MB, count, state."""
-    done = _run(["sinfo", "-h", "-o", "%P|%G|%c|%m|%D|%T"])
-    if done.returncode:
-        raise Refused("sinfo", done.stderr)
-    return done.stdout
+    code, out, err = call(["sinfo", "-h", "-o", "%P|%G|%c|%m|%D|%T"])
+    if code:
+        raise Refused("sinfo", err)
+    return out
+
+
+def call(words: Sequence[str]) -> tuple[int, str, str]:
+    """Slurm's own command: its exit code and what it said. Raises Refused where it is not there."""
+    done = _run(words)
+    return done.returncode, done.stdout, done.stderr
 
 
 # -- files
@@ -232,10 +239,27 @@ def _seconds(text: str) -> float | None:
         return None
 
 
+def program(name: str) -> str:
+    """Where Slurm's own command lies: not one of ours by its name, which would ask us; the name where it is nowhere."""
+    paths = [os.path.join(folder, name) for folder in os.environ.get("PATH", os.defpath).split(os.pathsep)]
+    return next((path for path in paths if os.access(path, os.X_OK) and not is_ours(path)), name)
+
+
+def is_ours(path: str) -> bool:
+    """Whether `flow slurm install-commands` made it."""
+    try:
+        with open(path, "rb") as file:
+            return MADE_BY.encode() in file.read(200)
+    except OSError:
+        return False
+
+
 def _start(argv: Sequence[str], **more: Any) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     try:
-        return subprocess.Popen(argv, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", **more)
+        return subprocess.Popen(
+            [program(argv[0]), *argv[1:]], stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", **more
+        )
     except FileNotFoundError:
         raise Refused(argv[0], argv[0] + ": command not found") from None
 
@@ -410,27 +434,12 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
 
 
 def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: str) -> dict[str, Any]:
-    row = row or {"State": None, "Reason": "", "JobID": job, "EndTime": ""}  # type: ignore[dict-item]
-    return {
-        "id": task_id,
-        "job": job,
-        "raw": row["JobID"],
-        "hash": meta["hash"],
-        "created": meta.get("created"),
-        "ranks": meta.get("ranks", 1),
-        "state": row["State"],
-        "reason": row["Reason"],
-        "end": row["EndTime"],
-        "attempt": 0,
-        "ended": False,
-        "cancelled": False,
-        "nodes": [],
-        "reports": [],
-        "folder": "",
-        "said": "",
-        "waits": "",
-        "never": None,
-    }
+    one: dict[str, Any] = {"id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created")}
+    one.update(attempt=0, ended=False, state=row and row["State"], reason=row["Reason"] if row else "")
+    one.update(raw=row["JobID"] if row else job, partition=row["Partition"] if row else "")
+    one.update(end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said="")
+    one.update(ranks=meta.get("ranks", 1), waits="", never=None)
+    return one
 
 
 def _look_at_waits(root: str, one: dict[str, Any], meta: dict[str, Any], never: dict[str, Any] | None) -> None:
@@ -455,6 +464,7 @@ def _look_into(folder: str, one: dict[str, Any], nodes: int) -> None:
     one["folder"] = folder
     if starts:
         at = os.path.join(folder, str(starts[-1]))
+        one["srun"] = program("srun")
         one["attempt"] = starts[-1]
         one["nodes"] = [line.split() for line in read(at, "nodes").splitlines()]
         one["reports"] = [read(os.path.join(at, str(rank)), "status.json") for rank in range(nodes)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from flow.channel import Channel
 from flow.gpus import Gpu
@@ -81,6 +81,15 @@ class Steering(Protocol):
 
     def send_signal(self, task_id: str, number: int, *, to: str) -> None:
         """Send it to what runs, on every node: to "all" of the command's group, the "command" alone or its "steps"."""
+        ...
+
+
+@runtime_checkable
+class SlurmCommands(Protocol):
+    """A provider that is a Slurm cluster."""
+
+    def call_slurm(self, words: Sequence[str]) -> tuple[int, str, str]:
+        """Call one of Slurm's own commands there: its exit code, what it printed, and on stderr."""
         ...
 
 

@@ -76,7 +76,7 @@ FIELDS: Mapping[str, Field[Job]] = {
     "arraytaskid": Field("ARRAY_TASK_ID", lambda job: job.element.strip("[]") or "N/A"),
     "associd": Field("ASSOC_ID", _always("0")),
     "batchflag": Field("BATCH_FLAG", _always("1")),
-    "batchhost": Field("EXEC_HOST", lambda job: job.node_list.partition(",")[0] or "n/a"),
+    "batchhost": Field("EXEC_HOST", lambda job: job.batch_host or "n/a"),
     "boardspernode": Field("BOARDS_PER_NODE", _always("0")),
     "burstbuffer": Field("BURST_BUFFER", _always("(null)")),
     "burstbufferstate": Field("BURST_BUFFER_STATE", _always("(null)")),

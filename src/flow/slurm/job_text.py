@@ -44,7 +44,7 @@ def job_lines(job: Job) -> list[list[str]]:
         [f"Partition={job.partition}", "AllocNode:Sid=localhost:0"],
         [f"ReqNodeList={asked.option('nodelist')}", f"ExcNodeList={asked.option('exclude')}"],
         [f"NodeList={job.node_list}"],
-        [f"BatchHost={job.node_list.partition(',')[0]}"] if job.node_list else [],
+        [f"BatchHost={job.batch_host}"] if job.node_list else [],
         [
             f"NumNodes={job.nodes}", f"NumCPUs={asked.cpus}", f"NumTasks={asked.tasks}",
             f"CPUs/Task={asked.cpus_per_task}", "ReqB:S:C:T=0:0:*:*",

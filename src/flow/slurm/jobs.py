@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
+from flow.node.hostlist import expand
 from flow.node.patterns import NO_INDEX, fill_pattern
 from flow.plan import Plan
+from flow.status import HELD
 
 # Slurm's words for a state, and its letters. Source: squeue(1), JOB STATE CODES.
 STATES = {
@@ -43,6 +45,26 @@ _WAITS_FOR = (
     ("begins", "BeginTime"),
     ("waits for", "Dependency"),
 )
+# Slurm's codes in words; sources: squeue(1), JOB REASON CODES. Others are shown as they are.
+REASONS = {
+    "None": "",
+    "Priority": "others are before it in the queue",
+    "Resources": "waits for resources",
+    "Dependency": "waits for other jobs",
+    "DependencyNeverSatisfied": "what it waits for can never be",
+    "BeginTime": "begins later",
+    "JobHeldUser": HELD,
+    "JobHeldAdmin": "held in Slurm by an administrator",
+    "JobArrayTaskLimit": "its array runs as many as it may",
+    "ReqNodeNotAvail": "the nodes that it needs are down, drained or reserved",
+    "BadConstraints": "no node has what it asks for",
+    "PartitionDown": "its partition is down",
+    "PartitionInactive": "its partition takes no jobs now",
+    "PartitionTimeLimit": "its time limit is longer than the partition's",
+    "PartitionNodeLimit": "it asks for more nodes than the partition has",
+    "NodeDown": "a node that it needs is down",
+}
+_WORDS = {text: word for word, text in REASONS.items()}
 NOT_ELIGIBLE = frozenset(
     ("JobHeldUser", "BeginTime", "JobArrayTaskLimit", "Dependency", "DependencyNeverSatisfied")
 )  # sacct does not list them unasked
@@ -126,6 +148,11 @@ class Job(NamedTuple):
         return self.started + limit if limit and self.started is not None else self.ended
 
     @property
+    def batch_host(self) -> str:
+        """The node that its script runs on; "" where it runs on none."""
+        return next(iter(expand(self.node_list)), "")
+
+    @property
     def compact_state(self) -> str:
         """`PD`."""
         return STATES[self.state]
@@ -197,6 +224,9 @@ def state_named(word: str) -> str | None:
 
 def waiting_reason(text: str) -> str:
     """Slurm's word for why a task waits, from the reason that it has."""
+    text = text.removeprefix("queued again: ")
+    if text in _WORDS:  # as the Slurm provider put it
+        return _WORDS[text]
     for begin, word in _WAITS_FOR:
         if text.startswith(begin):
             return "DependencyNeverSatisfied" if text.endswith("which cannot be any more") else word
@@ -237,7 +267,8 @@ def details_of(plan: Plan, index: int | None, number_of: Callable[[str], str]) -
     batch = plan.batch
     options = dict(option.removeprefix("--").partition("=")[::2] for option in batch.options) if batch else {}
     variables = batch.variables if batch else {}
-    stdout, stderr = (_filled(path or "", plan, index) for path in (plan.stdout, plan.stderr))
+    number = number_of(plan.task_id)
+    stdout, stderr = (_filled(path or "", plan, index, number=number) for path in (plan.stdout, plan.stderr))
     return Details(
         cpus=max(round(plan.cpus * plan.nodes), 1),
         tasks=int(variables.get("SLURM_NTASKS", plan.nodes)),
@@ -274,12 +305,12 @@ def partition_of(options: Sequence[str], provider: str) -> str:
     return asked[-1].partition(",")[0] if asked else provider
 
 
-def _filled(path: str, plan: Plan, index: int | None) -> str:
+def _filled(path: str, plan: Plan, index: int | None, *, number: str) -> str:
     """An output file with the numbers and the name in it, as far as they are known beforehand."""
-    number = plan.number_of(index) or 0
+    own = plan.number_of(index) or number
     name = plan.batch.variables.get("SLURM_JOB_NAME", plan.name) if plan.batch else plan.name
     element = NO_INDEX if index is None else index
-    return fill_pattern(path, {"j": number, "J": number, "A": plan.number or 0, "a": element, "x": name})
+    return fill_pattern(path, {"j": own, "J": own, "A": number, "a": element, "x": name})
 
 
 def _memory(gb: float | None) -> str:

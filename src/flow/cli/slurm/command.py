@@ -63,7 +63,9 @@ class SlurmCommand(FlowCommand):
             if os.environ.get("FLOW_DEBUG") == "1":
                 raise
             hints = [f"{self.name}: hint: {hint}" for hint in error.suggestions[:MOST_HINTS]]
-            click.echo("\n".join([f"{self.name}: error: {error.message}", *hints]), err=True)
+            click.echo(
+                "\n".join([f"{self.name}: error: {error.message.removeprefix(f'{self.name}: ')}", *hints]), err=True
+            )
             return self.error_code
 
     def _in_full(self, ctx: click.Context, args: Sequence[str]) -> list[str]:

@@ -11,8 +11,8 @@ import click
 
 from flow.cli import output
 from flow.cli.group import Entry, FlowCommand, TaskGroup
-from flow.cli.slurm.installed import MADE_BY, is_installed
 from flow.errors import StorageError, ValidationError
+from flow.node.slurm_login import MADE_BY, is_ours
 
 COMMANDS = ("sbatch", "squeue", "scancel", "sacct", "sinfo", "srun", "scontrol")
 
@@ -35,7 +35,7 @@ def install_commands(folder: Path) -> int:
     Example:
       flow slurm install-commands ~/slurm-bin
     """
-    others = [name for name in COMMANDS if (folder / name).exists() and not is_installed(folder / name)]
+    others = [name for name in COMMANDS if (folder / name).exists() and not is_ours(str(folder / name))]
     if others:
         raise ValidationError(
             f"`{folder / others[0]}` is there already, and not made by this command",

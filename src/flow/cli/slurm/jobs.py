@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import pwd
 import re
 import time
@@ -23,7 +24,7 @@ from flow.users import username
 
 if TYPE_CHECKING:
     from flow.client import Flow
-    from flow.machines import Node
+    from flow.machines import Allocation
     from flow.observe import Look
     from flow.record import Row
 
@@ -111,6 +112,7 @@ def _load(client: Flow, chosen: Chosen | None, *, unfinished: bool, since: float
         rows = waiting
     else:
         rows = client.records.rows(since=since)
+    rows = [row for row in rows if row.number is not None or not row.state.is_final]  # what Slurm refused is no job
     ended = [row for row in rows if row.elements and row.task_id not in looks]
     looks |= client.look_at(ended) if ended else {}
     maker = _Maker(client, time.time(), username())
@@ -121,7 +123,8 @@ def _load(client: Flow, chosen: Chosen | None, *, unfinished: bool, since: float
             some = chosen[row.task_id] if chosen is not None else None
             jobs += maker.elements(row, elements, look, some=some, expand=expand)
         else:
-            jobs.append(maker.job(row, look.outcome if look else row.outcome, look.nodes if look else {}))
+            allocation = look.allocations.get(row.task_id) if look else None
+            jobs.append(maker.job(row, look.outcome if look else row.outcome, allocation))
     return [job for job in jobs if not job.is_finished] if unfinished else jobs
 
 
@@ -156,7 +159,7 @@ class _Maker:
         self,
         row: Row,
         outcome: Outcome,
-        nodes: Mapping[str, tuple[Node, ...]],
+        allocation: Allocation | None,
         *,
         task_id: str = "",
         number: int | None = None,
@@ -164,6 +167,7 @@ class _Maker:
     ) -> Job:
         """One line, of a task or of an element."""
         task_id = task_id or row.task_id
+        partition, node_list = self._place(row, task_id, outcome, allocation)
         state, reason = state_and_reason(
             outcome.state.value, outcome.reason, exit_code=outcome.exit_code, signal=outcome.signal
         )
@@ -174,11 +178,11 @@ class _Maker:
             element=element,
             name=row.name,
             user=self.user,
-            partition=row.partition or row.provider,
+            partition=partition or row.partition or row.provider,
             state=state,
             reason=reason,
             nodes=row.nodes,
-            node_list="" if outcome.started is None else self._node_list(row, nodes.get(task_id, ())),
+            node_list=node_list,
             submitted=row.created,
             started=outcome.started,
             ended=outcome.ended,
@@ -195,7 +199,6 @@ class _Maker:
     ) -> list[Job]:
         """The lines of an array: the elements that wait together as one, and each of the others."""
         indices_of_all, at_once = (plan.elements.indices, plan.elements.at_once) if plan.elements else ((), None)
-        nodes = look.nodes if look else {}
         whole = look.outcome if look else row.outcome
         waiting: dict[str, list[int]] = {}
         first: dict[str, Job] = {}
@@ -208,7 +211,8 @@ class _Maker:
             if outcome is None:  # nothing of it was given to its provider yet
                 outcome = _CANCELLED if self._is_cancelled(task_id) else whole
             number = plan.number_of(index) or row.number
-            job = self.job(row, outcome, nodes, task_id=task_id, number=number, element=str(index))
+            allocation = look.allocations.get(task_id) if look else None
+            job = self.job(row, outcome, allocation, task_id=task_id, number=number, element=str(index))
             if expand or not job.is_pending:
                 jobs.append(job)
             else:
@@ -225,10 +229,19 @@ class _Maker:
         records = self.client.records
         return records.folder(task_id, 0, 0).parents[1].is_dir() and records.intent(task_id).want is Want.CANCEL
 
-    def _node_list(self, row: Row, nodes: Iterable[Node]) -> str:
+    def _place(self, row: Row, task_id: str, outcome: Outcome, allocation: Allocation | None) -> tuple[str, str]:
+        """The partition, "" where that is not known, and the list of nodes, after the end by the record."""
+        partition = allocation.partition if allocation else ""
+        if outcome.started is None:
+            return partition, ""
         if self._is_here(row.provider):
-            return nodes_here(row.nodes)
-        return fold([node.instance_id for node in nodes])
+            return partition, nodes_here(row.nodes)
+        folder = self.client.records.folder(task_id, outcome.attempt, 0)
+        try:
+            env = json.loads((folder / "env.json").read_bytes())["env"]
+            return partition or env["SLURM_JOB_PARTITION"], env["SLURM_JOB_NODELIST"]
+        except (OSError, ValueError, LookupError):
+            return partition, fold([node.instance_id for node in allocation.nodes]) if allocation else ""
 
     def _is_here(self, provider: str) -> bool:
         try:

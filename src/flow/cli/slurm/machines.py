@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import click
+
 from flow.cli.slurm.jobs import nodes_here
+from flow.providers import SlurmCommands
 
 if TYPE_CHECKING:
     from flow.client import Flow
@@ -40,6 +44,17 @@ def machines(client: Flow) -> list[Machines]:
         most = max(offers, key=lambda one: (one.gpu.count or 0) if one.gpu else 0)
         return [_line(most, nodes_here(1))]
     return [_line(one, one.instance_type) for one in offers]
+
+
+def ask_cluster(client: Flow, words: Sequence[str]) -> int | None:
+    """Have Slurm's own command answer where the default provider is a cluster: its exit code; None where it is none."""
+    provider = client.provider()
+    if not isinstance(provider, SlurmCommands):
+        return None
+    code, out, err = provider.call_slurm(words)
+    click.echo(out, nl=False)
+    click.echo(err, nl=False, err=True)
+    return code
 
 
 def _line(offer: Offer, names: str) -> Machines:

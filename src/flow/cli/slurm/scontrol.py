@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flow.client import Flow
     from flow.task import Task
 
+_OURS = ("job", "host")  # what is shown of tasks, or needs no cluster
 _NO_SUCH_JOB = "Invalid job id specified"
 
 
@@ -46,6 +47,13 @@ def scontrol(words: tuple[str, ...], *, oneliner: bool, details: bool, quiet: bo
         "requeue": lambda task: task.requeue(),
         "requeuehold": lambda task: task.requeue(hold=True),
     }
+    if command in ("ping", "version") or (command == "show" and not "".join(rest[:1]).startswith(_OURS)):
+        from flow.cli.slurm.machines import ask_cluster
+        from flow.client import Flow
+
+        code = ask_cluster(Flow(), ["scontrol", *["--oneliner"] * oneliner, *["--details"] * details, *words])
+        if code is not None:
+            return code
     if command == "show":
         _show(rest, one_line=oneliner)
     elif command in acts:

@@ -9,7 +9,7 @@ import click
 
 from flow.cli import output
 from flow.cli.slurm.command import SlurmCommand, words_of
-from flow.cli.slurm.machines import Machines, machines
+from flow.cli.slurm.machines import Machines, ask_cluster, machines
 from flow.slurm.formats import Cut, Field, short_layout
 
 _DEFAULT = "%#P %.5a %.10l %.6D %.6t %N"
@@ -70,7 +70,19 @@ FIELDS: Mapping[str, Field[Machines]] = {
 }
 
 
-@click.command(cls=SlurmCommand, context_settings={"help_option_names": ["--help"]})
+class _Sinfo(SlurmCommand):
+    """On a cluster it is the cluster's own, with all of its options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from flow.client import Flow
+
+        code = None if "--help" in args else ask_cluster(Flow(), ["sinfo", *args])
+        if code is not None:
+            raise click.exceptions.Exit(code)
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Sinfo, context_settings={"help_option_names": ["--help"]})
 @click.option("-a", "--all", "everything", is_flag=True, help="Hidden ones too, of which there are none.")
 @click.option("-h", "--noheader", is_flag=True, help="No line of titles.")
 @click.option("-l", "--long", "is_long", is_flag=True, help="More of each.")

@@ -68,12 +68,11 @@ def srun() -> int:
 
 def _become_the_steps_srun(words: Sequence[str]) -> None:
     """In a task it is the `srun` there that starts a step of it: the next one on PATH that does not call us."""
-    from flow.cli.slurm.installed import is_installed
+    from flow.node.slurm_login import program
 
-    for folder in os.environ.get("PATH", "").split(os.pathsep):
-        path = Path(folder, "srun")
-        if os.access(path, os.X_OK) and not is_installed(path):
-            os.execv(path, ["srun", *words])
+    path = program("srun")
+    if os.path.isabs(path):  # noqa: PTH117  # it was found
+        os.execv(path, ["srun", *words])
     raise Refused("srun: error: this task has no `srun` to start its steps with")
 
 

@@ -54,6 +54,11 @@ class Cluster:
         """See `slurm_login.sinfo`; needs no folder."""
         return str(self._ask("sinfo", ""))
 
+    def call(self, words: Sequence[str]) -> tuple[int, str, str]:
+        """See `slurm_login.call`; needs no folder."""
+        code, out, err = self._ask("call", "", list(words))
+        return code, out, err
+
     def send(self, files: Mapping[str, Path]) -> None:
         """Put files, by the name that each has in the folder, where they are not there yet; in this order."""
         names = self.ask("missing", list(files))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -137,6 +137,10 @@ class Slurm:
     def release(self, *task_ids: str) -> None:
         """Cancel what waits; what runs is told to end, and then cancels itself."""
         self.cluster.ask("release", task_ids)
+
+    def call_slurm(self, words: Sequence[str]) -> tuple[int, str, str]:
+        """On the login node."""
+        return self.cluster.call(words)
 
     def channel(self, allocation: Allocation, rank: int = 0) -> Channel:
         """The login node: it sees the files of all nodes."""

@@ -9,29 +9,11 @@ from typing import Any
 from flow.channel import Channel
 from flow.machines import Allocation, Machines, Node, Report
 from flow.node.slurm_login import ENDED, LOST_SECONDS
+from flow.slurm.jobs import REASONS
 from flow.status import HELD, report_from_json
 
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _PAUSED = ("SUSPENDED", "STOPPED")
-# Slurm's codes in words; sources: squeue(1), JOB REASON CODES. Others are shown as they are.
-_REASONS = {
-    "None": "",
-    "Priority": "others are before it in the queue",
-    "Resources": "waits for resources",
-    "Dependency": "waits for other jobs",
-    "DependencyNeverSatisfied": "what it waits for can never be",
-    "BeginTime": "begins later",
-    "JobHeldUser": HELD,
-    "JobHeldAdmin": "held in Slurm by an administrator",
-    "JobArrayTaskLimit": "its array runs as many as it may",
-    "ReqNodeNotAvail": "the nodes that it needs are down, drained or reserved",
-    "BadConstraints": "no node has what it asks for",
-    "PartitionDown": "its partition is down",
-    "PartitionInactive": "its partition takes no jobs now",
-    "PartitionTimeLimit": "its time limit is longer than the partition's",
-    "PartitionNodeLimit": "it asks for more nodes than the partition has",
-    "NodeDown": "a node that it needs is down",
-}
 # The end of a job of which its runner says nothing, or only that it was told to end: cause, and in words.
 _ENDS = {
     "BOOT_FAIL": ("lost", "its nodes did not boot"),
@@ -65,6 +47,7 @@ def allocation_of(one: Mapping[str, Any], now: float) -> Allocation:
         created=one["created"],
         plan_hash=one["hash"],
         reports=_of_all_ranks(shown, one["ranks"]),
+        partition=one["partition"],
     )
 
 
@@ -93,7 +76,7 @@ def _is_awaited(one: Mapping[str, Any], reports: Mapping[int, Report], now: floa
 def _why_waiting(one: Mapping[str, Any]) -> str:
     if one["never"]:
         return f"waits for {one['never']}, which cannot be any more"
-    return f"waits for {one['waits']}" if one["waits"] else _REASONS.get(one["reason"], str(one["reason"]))
+    return f"waits for {one['waits']}" if one["waits"] else REASONS.get(one["reason"], str(one["reason"]))
 
 
 def _why_gone(one: Mapping[str, Any]) -> str:
@@ -143,7 +126,7 @@ def _of_all_ranks(reports: Mapping[int, Report], ranks: int) -> Mapping[int, Rep
 def _node(one: Mapping[str, Any], rank: int) -> Node:
     name, address = one["nodes"][rank]
     words: tuple[str, ...] = (
-        "srun",
+        one["srun"],
         f"--jobid={one['raw']}",
         "--overlap",
         f"--nodelist={name}",
