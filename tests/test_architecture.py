@@ -41,8 +41,11 @@ READS_NODE = (
     "flow.log_reading",
     "flow.logs",
     "flow.access",
+    "flow.cli.slurm",
     "flow.providers.local",
     "flow.providers.slurm",
+    "flow.slurm",
+    "flow.resolve",
     "flow.calls",
     "flow.worker",
 )

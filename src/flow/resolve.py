@@ -225,7 +225,7 @@ def _batch_option(config: TaskConfig, name: str) -> str | None:
 
 def _output_files(config: TaskConfig, folder: str, *, in_place: bool) -> tuple[str | None, str | None]:
     """The patterns of the files that take copies of stdout and stderr; the provider fills them in."""
-    from flow.slurm.patterns import DEFAULT, DEFAULT_OF_ARRAY, absolute_pattern
+    from flow.node.patterns import DEFAULT, DEFAULT_OF_ARRAY, absolute_pattern
 
     output, error = config.output, config.error
     if config.batch and in_place:

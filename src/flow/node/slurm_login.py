@@ -115,21 +115,21 @@ def look(root: str, ids: Sequence[str] | None) -> list[dict[str, Any]]:
     return found
 
 
-def release(root: str, task_id: str) -> None:
-    """End a task, an array or an element. A running one is told to, and has its grace time. Raises Refused."""
+def release(root: str, task_ids: Sequence[str]) -> None:
+    """End tasks, arrays or elements. What runs is told to, and has its grace time. Raises Refused."""
     root = os.path.join(os.path.expanduser(root), "tasks")
-    if not os.path.isdir(os.path.join(root, task_id.partition("_")[0])):
-        return
-    os.makedirs(os.path.join(root, task_id), mode=0o700, exist_ok=True)
-    # before the signal: a job that just starts misses that, or sees this
-    write(os.path.join(root, task_id), "cancel", "")
-    job = _job(root, task_id)
-    if job:
-        if "_" in job:  # one that waits must stand by itself, else Slurm 22.05 ends all that wait with it
-            _run(["scontrol", "uhold", job])
-        _scancel("--state=PENDING", job)
-        _scancel("--state=SUSPENDED", job)
-        _scancel("--state=RUNNING", "--batch", "--signal=TERM", job)
+    task_ids = [one for one in task_ids if os.path.isdir(os.path.join(root, one.partition("_")[0]))]
+    for one in task_ids:  # before the signal: a job that just starts misses that, or sees this
+        os.makedirs(os.path.join(root, one), mode=0o700, exist_ok=True)
+        write(os.path.join(root, one), "cancel", "")
+    found = [job for job in (_job(root, one) for one in task_ids) if job]
+    elements = [job for job in found if "_" in job]
+    if elements:  # one that waits must stand by itself, else Slurm 22.05 ends all that wait with it
+        _run(["scontrol", "uhold", ",".join(elements)])
+    if found:
+        _scancel("--state=PENDING", *found)
+        _scancel("--state=SUSPENDED", *found)
+        _scancel("--state=RUNNING", "--batch", "--signal=TERM", *found)
 
 
 def scontrol(root: str, task_id: str, verb: str) -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
+from flow.node.patterns import NO_INDEX, fill_pattern
 from flow.plan import Plan
-from flow.slurm.patterns import NO_INDEX, fill_pattern
 
 # Slurm's words for a state, and its letters. Source: squeue(1), JOB STATE CODES.
 STATES = {

@@ -134,9 +134,9 @@ class Slurm:
         found = self.cluster.ask("look", None if task_ids is None else list(task_ids))
         return [allocation_of(one, time.time()) for one in found]
 
-    def release(self, task_id: str, attempt: int | None = None) -> None:
+    def release(self, *task_ids: str) -> None:
         """Cancel what waits; what runs is told to end, and then cancels itself."""
-        self.cluster.ask("release", task_id)
+        self.cluster.ask("release", task_ids)
 
     def channel(self, allocation: Allocation, rank: int = 0) -> Channel:
         """The login node: it sees the files of all nodes."""
