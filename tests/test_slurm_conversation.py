@@ -17,9 +17,10 @@ from flow.providers.slurm.conversation import Conversation
 from tests.support.processes import wait_until
 
 _PROGRAM = """
-import json, os, sys
+import json, os, sys, time
 print("Welcome to the cluster!")
 for line in sys.stdin:
+    time.sleep(1000 * ("slow" in line))
     print(json.dumps({"answer": json.loads(line), "pid": os.getpid()}), flush=True)
 """
 
@@ -47,6 +48,18 @@ def test_a_program_that_was_killed_is_started_again(conversation: Conversation) 
     first = ask(conversation)
     os.kill(first, signal.SIGKILL)
     assert ask(conversation) != first
+
+
+def test_who_is_interrupted_is_not_given_the_answer_later(conversation: Conversation) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    with pytest.raises(KeyboardInterrupt):
+        conversation.ask("slow")
+    signal.signal(signal.SIGALRM, before)
+    ask(conversation)
 
 
 def test_a_forked_process_has_one_of_its_own(conversation: Conversation) -> None:
