@@ -40,11 +40,10 @@ def serve(folder: str) -> None:
     """Take steps from the first node until SIGTERM."""
     with open(os.path.join(folder, "task.json"), "rb") as file:
         task = json.load(file)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
-        signal.signal(number, signal.SIG_IGN)  # what is for the script
+    _ignore_what_is_for_the_script()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that serve one step
-    server = _listening(task["peers"][task["rank"]], task["step_port"])
+    server = _beside("peers").listening(task["peers"][task["rank"]], task["step_port"])
     while True:
         wire, _ = server.accept()
         if os.fork() == 0:
@@ -113,7 +112,8 @@ class Step:
         try:
             processes.adopt_orphans(True)
             os.setsid()  # Ctrl-C is for srun
-            self._take_signals()
+            self.loop.on_signals((signal.SIGTERM, signal.SIGCHLD), self._signalled)
+            _ignore_what_is_for_the_script()
             self._hello()
             if self.is_trusted or self._is_ours():
                 self._start_all()
@@ -309,17 +309,6 @@ class Step:
 
     # -- their ends
 
-    def _take_signals(self) -> None:
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, lambda *_: None)
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)
-        self.loop.on(read, lambda: self._signalled(os.read(read, 4096)))
-
     def _signalled(self, numbers: bytes) -> None:
         self.is_told = self.is_told or signal.SIGTERM in numbers
         while True:
@@ -381,6 +370,11 @@ class Step:
             if ids:
                 env["SLURM_STEP_GPUS"] = ids
         return env
+
+
+def _ignore_what_is_for_the_script() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _become(streams: list[int], env: dict[str, str], argv: list[str], cwd: str, is_interactive: bool) -> None:
@@ -451,24 +445,6 @@ def _quietly(act: Any, *args: Any) -> None:
         act(*args)
     except (OSError, ValueError):
         pass
-
-
-def _listening(address: str, port: int) -> socket.socket:
-    """Where the first node finds this one; behind address translation, any address of this machine."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    for host in (address, "::" if ":" in address else "0.0.0.0"):
-        server = socket.socket(family)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            server.bind((host, port))
-        except OSError as error:
-            server.close()
-            if error.errno != errno.EADDRNOTAVAIL:
-                raise
-            continue
-        server.listen(128)
-        return server
-    raise OSError(errno.EADDRNOTAVAIL, "no such address here", address)
 
 
 if __name__ == "__main__":
