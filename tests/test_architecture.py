@@ -41,6 +41,7 @@ READS_NODE = (
     "flow.log_reading",
     "flow.logs",
     "flow.access",
+    "flow.cli.slurm",
     "flow.providers.local",
     "flow.providers.slurm",
     "flow.slurm",

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from flow.node.hostlist import names_of
 from tests.support.commands import flow
 from tests.support.processes import wait_until
 from tests.support.slurm import Cluster
 
+HERE = names_of({})[0]
 HEADER = "             JOBID PARTITION     NAME     USER ST       TIME  NODES NODELIST(REASON)\n"
 LONG = "#!/bin/bash\n#SBATCH --time=60\nwhile [ ! -e stop ]; do sleep 0.2; done\n"
 SCRIPTS = {
@@ -74,7 +76,7 @@ def test_a_submitted_script_is_seen_while_it_waits_runs_and_has_ended(scripts: P
     assert out("flow_status"[5:], "--format=slurm") == out("squeue")
     out("scontrol", "release", "1")
     assert wait_until(lambda: states()["1"] == "RUNNING")
-    assert out("squeue", "-h", "-j", "1", "-o", "%i %t %R %l") == "1 R 127.0.0.1 1:00:00\n"
+    assert out("squeue", "-h", "-j", "1", "-o", "%i %t %R %l") == f"1 R {HERE} 1:00:00\n"
     (scripts / "stop").touch()
     assert wait_until(is_ended("1"))
     assert out("sacct", "-j", "1") == (
@@ -266,12 +268,12 @@ def test_sinfo_lists_this_machine(project: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("FLOW_LOCAL_GPUS", "0")
     assert out("sinfo") == (
         "PARTITION AVAIL  TIMELIMIT  NODES  STATE NODELIST\n"
-        "local*       up   infinite      1   idle 127.0.0.1\n"
+        f"local*       up   infinite      1   idle {HERE}\n"
     )  # fmt: skip
-    assert out("sinfo", "-h", "-o", "%P|%a|%D|%c|%N") == "local*|up|1|16|127.0.0.1\n"
+    assert out("sinfo", "-h", "-o", "%P|%a|%D|%c|%N") == f"local*|up|1|16|{HERE}\n"
     assert out("sinfo", "-N") == (
         "NODELIST   NODES PARTITION STATE \n"
-        "127.0.0.1      1    local* idle  \n"
+        f"{HERE:9}      1    local* idle  \n"
     ).replace("   local*", "local*   ")  # fmt: skip
 
 
@@ -279,7 +281,7 @@ def test_srun_shows_the_output_and_has_the_exit_code(scripts: Path) -> None:
     ended = flow("srun", "-n", "2", "sh", "-c", 'echo "$SLURM_PROCID of $SLURM_NTASKS"; exit $SLURM_PROCID')
     assert sorted(ended.stdout.splitlines()) == ["0 of 2", "1 of 2"]
     assert ended.returncode == 1
-    assert "srun: error: 127.0.0.1: task 1: Exited with exit code 1\n" in ended.stderr
+    assert f"srun: error: {HERE}: task 1: Exited with exit code 1\n" in ended.stderr
     assert not list(scripts.glob("slurm-*"))
 
 
@@ -496,6 +498,6 @@ def test_default_outputs_are_the_real_ones_but_for_what_must_differ(
 
 def _same(text: str) -> list[str]:
     """Without nodes and times of their own, numbers' widths made equal, in one order: of equals Slurm has none."""
-    text = re.sub(r"node\S+|127\.0\.0\S+", "NODE", text)
+    text = re.sub(rf"node\S+|\b{HERE}\b", "NODE", text)
     text = re.sub(r" \d+:\d\d ", " TIME ", text)
     return sorted(re.sub(r" +", " ", line) for line in text.splitlines())

@@ -5,10 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from flow.slurm import hostlist
 from flow.slurm.account_fields import columns
 from flow.slurm.formats import Cut, Field, long_layout, short_layout
 from flow.slurm.jobs import OF_TASK, STATES, folded, state_and_reason, state_named
@@ -112,26 +109,6 @@ def test_each_state_of_a_task_has_a_word_of_slurms() -> None:
 )
 def test_why_a_task_is_as_it_is_has_a_word_of_slurms(state: str, reason: str, word: str) -> None:
     assert state_and_reason(state, reason, exit_code=3, signal=None)[1] == word
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("node1", ["node1"]),
-        ("node[1-3,7]", ["node1", "node2", "node3", "node7"]),
-        ("n[08-10],gpu", ["n08", "n09", "n10", "gpu"]),
-        ("r[1-2]c[1-2]", ["r1c1", "r1c2", "r2c1", "r2c2"]),
-        ("127.0.0.[1-2]", ["127.0.0.1", "127.0.0.2"]),
-        ("", []),
-    ],
-)
-def test_a_list_of_nodes_names_each(text: str, names: list[str]) -> None:
-    assert hostlist.expand(text) == names
-
-
-@given(st.lists(st.from_regex(r"[a-z]{1,3}(0[0-9]|[1-9][0-9]{0,2})?", fullmatch=True), max_size=20))
-def test_folded_names_are_the_same_names(names: list[str]) -> None:
-    assert set(hostlist.expand(hostlist.fold(names))) == set(names)
 
 
 @pytest.mark.parametrize(

@@ -228,16 +228,19 @@ class Flow:
         """
         states = states_named(states)
         self.finish_interrupted()
+        looks: dict[str, Look] = {}
         if refresh and states is not None:
-            self.look_at(self.records.rows(unfinished=True))
+            looks = self.look_at(self.records.rows(unfinished=True))
         rows = self.records.rows(limit=limit, states=states, name_pattern=name_pattern)
         if refresh and states is None:
-            self.look_at(row for row in rows if not row.state.is_final)
+            looks = self.look_at(row for row in rows if not row.state.is_final)
             rows = self.records.rows(limit=limit, name_pattern=name_pattern)
         tasks = []
         for row in rows:
             try:
                 task = self._task(row.task_id, row=row)
+                if row.task_id in looks:
+                    task.recall(row.outcome, looks[row.task_id].elements)
             except ResourceNotFoundError:
                 continue  # pruned in between
             except FlowError as error:  # a damaged record is told of, and does not hide the others
@@ -250,15 +253,41 @@ class Flow:
 
     def cancel(self, *tasks: str | Task) -> None:
         """Ask for the end of tasks; durable when it returns. One for which that fails does not spare the others."""
-        failed: FlowError | None = None
+        failed: list[FlowError] = []
+        task_ids: list[str] = []
+        self.finish_interrupted()
         for one in tasks:
             try:
-                task = one if isinstance(one, Task) else self.get_task(one)
-                task.cancel()
+                task_ids.append(one.task_id if isinstance(one, Task) else self._find(one))
             except FlowError as error:
-                failed = failed or error
+                failed.append(error)
+        try:
+            self._cancel(task_ids)
+        except FlowError:
+            for task_id in task_ids:
+                try:
+                    self._task(task_id).cancel()
+                except FlowError as error:
+                    failed.append(error)
         if failed:
-            raise failed
+            raise failed[0]
+
+    def _cancel(self, task_ids: Collection[str]) -> None:
+        """All of them at once, with one question and one request to each provider."""
+        rows = self.records.rows_of({task_id.partition("_")[0] for task_id in task_ids})
+        looks = self.look_at(row for row in rows if not row.state.is_final or row.elements)
+        ended = {row.task_id for row in rows if row.state.is_final}
+        for base, look in looks.items():
+            ended |= {one for one, outcome in ((base, look.outcome), *look.elements.items()) if outcome.state.is_final}
+        live = [one for one in task_ids if one not in ended]
+        self.records.set_intents(live, Want.CANCEL)
+        providers = {row.task_id: row.provider for row in rows}
+        by_provider: dict[str, list[str]] = {}
+        for task_id in live:
+            base = task_id.partition("_")[0]
+            by_provider.setdefault(providers.get(base) or self._task(base).plan.provider, []).append(task_id)
+        for name, some in by_provider.items():
+            self.provider(name).release(*some)
 
     def save_listing(self, tasks: Sequence[Task]) -> None:
         """Make `:1`, `:2`, … name these tasks."""

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flow.durable import NoRoomError, create_durably, sync_path, why, write_durably, writing
+from flow.durable import NoRoomError, create_durably, sync_path, why, write_all_durably, write_durably, writing
 from flow.errors import FlowError, StorageError, TaskNotFoundError, ValidationError
 from flow.outbox import empty_outbox, fill_outbox
 from flow.record_format import (
@@ -138,23 +138,39 @@ class Records:
 
         A cancel takes the place of what cannot be read: it is the last word in any case.
         """
+        return self.set_intents([task_id], want)[0]
+
+    def set_intents(self, task_ids: Sequence[str], want: Want) -> list[Intent]:
+        """The same for each of them; all is on disk when it returns."""
         with self._alone():
-            self._make_folder(task_id)
-            try:
-                before = self.intent(task_id)
-            except StorageError:
-                if want is not Want.CANCEL:
-                    raise
-                before = Intent(Want.RUN, 0.0)
-            is_said = before.want is want and split_element(task_id)[1] is None  # an element may have it of its array
-            if is_said or before.want is Want.CANCEL:
-                return before
-            intent = Intent(want, max(time.time(), before.since))  # the clock may have been put back
-            write_durably(self._path(task_id, "intent.json"), to_json({"want": want.value, "since": intent.since}))
-            if want is Want.CANCEL:  # nothing of it starts again
+            intents = [self._next_intent(task_id, want) for task_id in task_ids]
+            new = {one: intent for one, (intent, is_new) in zip(task_ids, intents, strict=True) if is_new}
+            write_all_durably(
+                {
+                    self._path(one, "intent.json"): to_json({"want": want.value, "since": intent.since})
+                    for one, intent in new.items()
+                }
+            )
+            for task_id in new if want is Want.CANCEL else ():  # nothing of it starts again
                 empty_outbox(self._path(task_id, "outbox").parent)
-        self._index.write(lambda db: db.execute("UPDATE tasks SET want = ? WHERE task_id = ?", (want.value, task_id)))
-        return intent
+        values = [(want.value, task_id) for task_id in new]
+        if values:
+            self._index.write(lambda db: db.executemany("UPDATE tasks SET want = ? WHERE task_id = ?", values))
+        return [intent for intent, _ in intents]
+
+    def _next_intent(self, task_id: str, want: Want) -> tuple[Intent, bool]:
+        """The intent that holds once `want` is said, and whether it is to be written."""
+        self._make_folder(task_id)
+        try:
+            before = self.intent(task_id)
+        except StorageError:
+            if want is not Want.CANCEL:
+                raise
+            before = Intent(Want.RUN, 0.0)
+        is_said = before.want is want and split_element(task_id)[1] is None  # an element may have it of its array
+        if is_said or before.want is Want.CANCEL:
+            return before, False
+        return Intent(want, max(time.time(), before.since)), True  # the clock may have been put back
 
     def final(self, task_id: str) -> Outcome | None:
         """The final state, or None while none was recorded."""

@@ -123,8 +123,8 @@ class Provider(Protocol):
         """
         ...
 
-    def release(self, task_id: str, attempt: int | None = None) -> None:
-        """Stop paying: the task (array, element) and every process of it ends. Idempotent; unknown ids are fine."""
+    def release(self, *task_ids: str) -> None:
+        """Stop paying: each task (array, element) and every process of it ends. Idempotent; unknown ids are fine."""
         ...
 
     def channel(self, allocation: Allocation, rank: int = 0) -> Channel:

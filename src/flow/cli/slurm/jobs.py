@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from flow.cli.slurm.command import Refused
 from flow.errors import FlowError
+from flow.node.hostlist import fold, names_of
 from flow.plan import Plan
 from flow.references import split_element
-from flow.slurm.hostlist import fold
 from flow.slurm.jobs import Details, Job, details_of, folded, state_and_reason
 from flow.status import Outcome, TaskStatus, Want
 from flow.users import username
@@ -228,7 +228,7 @@ class _Maker:
     def _node_list(self, row: Row, nodes: Iterable[Node]) -> str:
         if self._is_here(row.provider):
             return nodes_here(row.nodes)
-        return fold(node.instance_id for node in nodes)
+        return fold([node.instance_id for node in nodes])
 
     def _is_here(self, provider: str) -> bool:
         try:
@@ -242,7 +242,7 @@ def nodes_here(count: int) -> str:
     """The names of a task's nodes on this machine, as `SLURM_JOB_NODELIST` has them."""
     from flow.providers.local.rank import loopback
 
-    return fold(loopback(rank) for rank in range(count))
+    return fold(names_of({"peers": [loopback(rank) for rank in range(count)]}))
 
 
 def _details(client: Flow, task_id: str) -> Details:

@@ -52,6 +52,7 @@ def scancel(words: tuple[str, ...], **asked: Any) -> int:
     if asked["interactive"]:
         jobs = [job for job in jobs if _is_confirmed(job)]
     ends = number is None or (number == signal.SIGKILL and not asked["batch"])
+    live = []
     for task_id, shown in _wholes(client, jobs).items() if ends else [(job.task_id, job) for job in jobs]:
         if asked["verbose"]:
             click.echo(f"scancel: {'Terminating' if ends else f'Signal {number} to'} job {shown.id}", err=True)
@@ -59,15 +60,16 @@ def scancel(words: tuple[str, ...], **asked: Any) -> int:
             if asked["verbose"] and not asked["quiet"]:
                 why = "Job/step already completing or completed"
                 click.echo(f"scancel: error: Kill job error on job id {shown.id}: {why}", err=True)
-            continue
+        elif ends or not shown.is_pending:
+            live.append((task_id, shown.id))
+    if ends or number is None:
+        client.cancel(*[task_id for task_id, _ in live])
+        return 0
+    for task_id, shown_id in live:
         try:
-            task = client.get_task(task_id)
-            if ends or number is None:
-                task.cancel()
-            elif not shown.is_pending:
-                task.send_signal(number, to=_receivers(asked))
+            client.get_task(task_id).send_signal(number, to=_receivers(asked))
         except FlowError as error:  # one for which that fails does not spare the others
-            click.echo(f"scancel: error: Kill job error on job id {shown.id}: {error.message}", err=True)
+            click.echo(f"scancel: error: Kill job error on job id {shown_id}: {error.message}", err=True)
     return 0
 
 

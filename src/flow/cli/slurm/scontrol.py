@@ -10,7 +10,7 @@ import click
 from flow.cli.slurm.command import Refused, SlurmCommand
 from flow.cli.slurm.jobs import NotAJob, chosen_tasks, load_jobs, split_list
 from flow.errors import FlowError
-from flow.slurm import hostlist
+from flow.node import hostlist
 from flow.slurm.job_text import job_lines, text_of
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _show_partitions(names: list[str], one_line: bool) -> None:
             [f"PartitionName={name}"],
             ["AllowGroups=ALL", "AllowAccounts=ALL", "AllowQos=ALL"],
             ["MaxNodes=UNLIMITED", "MaxTime=UNLIMITED", "MinNodes=0"],
-            [f"Nodes={hostlist.fold(one.names for one in own)}"],
+            [f"Nodes={hostlist.fold([one.names for one in own])}"],
             ["State=UP", f"TotalNodes={sum(one.available or 0 for one in own)}"],
         ]
         click.echo(text_of(lines, one_line=one_line))

@@ -10,8 +10,8 @@ import click
 from flow.cli import output
 from flow.cli.slurm.command import Refused, SlurmCommand, words_of
 from flow.cli.slurm.jobs import NotAJob, chosen_tasks, load_jobs, split_list, users_named
+from flow.node.hostlist import expand
 from flow.slurm.formats import Layout, long_layout, short_layout
-from flow.slurm.hostlist import expand
 from flow.slurm.job_fields import ALL, DEFAULT, FIELDS, LETTERS, LONG, ORDER, START, sorted_jobs
 from flow.slurm.jobs import STATES, UNFINISHED, Job, state_named
 

@@ -145,14 +145,15 @@ class Local:
             rows = self._ask(lambda queue: queue.rows(task_ids))
         return rows
 
-    def release(self, task_id: str, attempt: int | None = None) -> None:
-        """End the task and its processes; the scheduler does it, and is woken for it."""
-        base = task_id.partition("_")[0]
-        if not (self._has_queue() and self._ask(lambda queue: queue.holds(base))):
-            if not lacks(self.home, self.folder, [base]):
-                return
+    def release(self, *task_ids: str) -> None:
+        """End the tasks and their processes; the scheduler does it, and is woken for it."""
+        bases = {task_id.partition("_")[0] for task_id in task_ids}
+        missing = bases - (self._ask(lambda queue: queue.created(bases)).keys() if self._has_queue() else set())
+        if missing and lacks(self.home, self.folder, missing):
             self._mend()
-        self._ask(lambda queue: queue.ask_cancel(task_id, now=time.time()))
+        elif missing == bases:
+            return
+        self._ask(lambda queue: queue.ask_cancel(task_ids, now=time.time()))
         self._wake()
 
     def channel(self, allocation: Allocation, rank: int = 0) -> Channel:

@@ -280,10 +280,11 @@ class Queue:
             places[row.id], last = ahead, row
         return places
 
-    def ask_cancel(self, task_id: str, *, now: float) -> None:
-        """Note that a task, an array or an element is to end; what has ended is left alone."""
+    def ask_cancel(self, task_ids: Iterable[str], *, now: float) -> None:
+        """Note that tasks, arrays or elements are to end; what has ended is left alone."""
         with self.transaction():
-            self.note_cancel(task_id, now=now)
+            for task_id in task_ids:
+                self.note_cancel(task_id, now=now)
 
     def hold(self, task_id: str) -> None:
         """Keep what of a task, an array or an element has not started from starting."""

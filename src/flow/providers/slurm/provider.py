@@ -107,17 +107,19 @@ class Slurm:
 
     def allocate(self, plan: Plan, attempt: int = 1) -> int | None:
         """Submit the job, with what it needs in the folder; later attempts are its own doing. The job's number."""
-        version, names = tools()
+        (version, names), plan_hash = tools(), plan.hash
+        known_as = comment(plan, plan_hash)
+        hold = ["--hold"] * self._is_held(plan.task_id)
         secrets = {name: text.decode() for name, text in outbox_files(self.home / "record" / plan.task_id).items()}
         request = {
             "task_id": plan.task_id,
-            "comment": comment(plan),
+            "comment": known_as,
             "job": {**runner_job(plan), "needs": [f"inbox/{name}" for name in secrets]},
-            "meta": meta(plan),
+            "meta": meta(plan, plan_hash),
             "bundle": plan.bundle,
             "version": version,
             "python": self.cluster.channel.python,
-            "options": [*sbatch_options(plan, self._settings), *["--hold"] * self._is_held(plan.task_id)],
+            "options": [f"--comment={known_as}", *sbatch_options(plan, self._settings), *hold],
             "folder": submit_folder(plan),
             "inbox": secrets,
         }
@@ -132,9 +134,9 @@ class Slurm:
         found = self.cluster.ask("look", None if task_ids is None else list(task_ids))
         return [allocation_of(one, time.time()) for one in found]
 
-    def release(self, task_id: str, attempt: int | None = None) -> None:
+    def release(self, *task_ids: str) -> None:
         """Cancel what waits; what runs is told to end, and then cancels itself."""
-        self.cluster.ask("release", task_id)
+        self.cluster.ask("release", task_ids)
 
     def channel(self, allocation: Allocation, rank: int = 0) -> Channel:
         """The login node: it sees the files of all nodes."""
