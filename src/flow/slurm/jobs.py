@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
+from flow.node.layout import ranges
 from flow.node.patterns import NO_INDEX, fill_pattern
 from flow.plan import Plan
 
@@ -219,14 +220,7 @@ def folded(indices: Sequence[int], at_once: int | None = None) -> str:
     step = _even_step(indices)
     if step > 1 and len(indices) > 2:
         return f"[{indices[0]}-{indices[-1]}:{step}{limit}]"
-    parts, at = [], 0
-    while at < len(indices):
-        end = at
-        while end + 1 < len(indices) and indices[end + 1] == indices[end] + 1:
-            end += 1
-        parts.append(str(indices[at]) if end == at else f"{indices[at]}-{indices[end]}")
-        at = end + 1
-    return f"[{','.join(parts)}{limit}]"
+    return f"[{ranges(indices)}{limit}]"
 
 
 def details_of(plan: Plan, index: int | None, number_of: Callable[[str], str]) -> Details:
