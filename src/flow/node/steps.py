@@ -6,6 +6,7 @@ Standard library, Python 3.8 and up.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hmac
 import importlib
@@ -33,7 +34,7 @@ def _beside(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
-loop, processes = map(_beside, ("loop", "processes"))
+loop, processes, step_task = map(_beside, ("loop", "processes", "step_task"))
 
 
 def serve(folder: str) -> None:
@@ -167,10 +168,11 @@ class Step:
 
     def _signal(self, number: int) -> None:
         if number == signal.SIGKILL:
-            return self._kill()
+            self._kill()
+            return
         for pid in self.alive:
-            _quietly(os.killpg, pid, number)
-        return None
+            with contextlib.suppress(OSError):
+                os.killpg(pid, number)
 
     def _kill(self) -> None:
         processes.Processes().kill()
@@ -193,7 +195,7 @@ class Step:
         argv = own["argv"] or self.spec["argv"]
         pid = os.fork()
         if pid == 0:
-            _become(theirs, env, argv, cwd, bool(self.spec["size"]))
+            step_task.become(theirs, env, argv, cwd, bool(self.spec["size"]))
         for fd in set(theirs):
             os.close(fd)
         task.pid = pid
@@ -206,7 +208,7 @@ class Step:
         """Three descriptors for the task, and those that are read here."""
         if self.spec["size"]:
             ours, theirs = os.openpty()
-            _set_size(theirs, self.spec["size"])
+            step_task.set_size(theirs, self.spec["size"])
             task.stdin = os.dup(ours)
             os.set_blocking(task.stdin, False)
             return [theirs] * 3, [(ours, STDOUT)]
@@ -215,7 +217,7 @@ class Step:
             os.set_blocking(task.stdin, False)
         else:
             stdin = self._open(own["stdin"], os.O_RDONLY, "stdin")
-        out, err = (_raw_terminal() if self.spec["unbuffered"] else os.pipe() for _ in range(2))
+        out, err = (step_task.raw_terminal() if self.spec["unbuffered"] else os.pipe() for _ in range(2))
         return [stdin, out[1], err[1]], [(out[0], STDOUT), (err[0], STDERR)]
 
     def _listen(self, task: Task, fd: int, kind: bytes, own: dict[str, Any]) -> None:
@@ -294,7 +296,8 @@ class Step:
         self.untaken.discard(task.number)
         if task.is_fed and task.stdin >= 0:
             if self.spec["size"]:
-                _quietly(os.write, task.stdin, b"\x04")
+                with contextlib.suppress(OSError):
+                    os.write(task.stdin, b"\x04")
             os.close(task.stdin)
             task.stdin = -1
 
@@ -375,76 +378,6 @@ class Step:
 def _ignore_what_is_for_the_script() -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _become(streams: list[int], env: dict[str, str], argv: list[str], cwd: str, is_interactive: bool) -> None:
-    """In a child: execute the task; never returns."""
-    try:
-        os.setsid()
-        if processes.PRCTL:
-            processes.PRCTL(processes.SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
-        for number in range(1, signal.NSIG):
-            if number not in (signal.SIGKILL, signal.SIGSTOP):
-                _quietly(signal.signal, number, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-        for fd, stream in enumerate(streams):
-            os.dup2(stream, fd)
-        if is_interactive:
-            import fcntl
-            import termios
-
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        try:
-            os.chdir(cwd)
-        except OSError as error:
-            text = f"slurmstepd: error: couldn't chdir to `{cwd}': {error.strerror}: going to /tmp instead\n"
-            os.write(2, text.encode())
-            os.chdir("/tmp")
-        env["SLURM_TASK_PID"] = str(os.getpid())
-        argv = [_program(argv[0], env.get("PATH", os.defpath)), *argv[1:]]
-        os.execve(argv[0], argv, env)
-    except OSError as error:
-        os.write(2, f"slurmstepd: error: execve(): {argv[0]}: {error.strerror}\n".encode())
-        os._exit(error.errno or 1)
-    finally:
-        os._exit(1)
-
-
-def _program(name: str, path: str) -> str:
-    """The file that is executed; the name itself, which may be here, where there is none on the path."""
-    if "/" in name:
-        return os.path.join(os.getcwd(), name)
-    if name:
-        for folder in path.split(":"):
-            file = os.path.join(folder or ".", name)
-            if os.path.isfile(file) and os.access(file, os.X_OK):
-                return file
-    return name
-
-
-def _set_size(terminal: int, size: list[int]) -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
-
-
-def _raw_terminal() -> tuple[int, int]:
-    """Our side and theirs of a terminal that changes nothing of what is written to it."""
-    import termios
-
-    ours, theirs = os.openpty()
-    attributes = termios.tcgetattr(theirs)
-    attributes[1] &= ~termios.OPOST
-    termios.tcsetattr(theirs, termios.TCSANOW, attributes)
-    return ours, theirs
-
-
-def _quietly(act: Any, *args: Any) -> None:
-    try:
-        act(*args)
-    except (OSError, ValueError):
-        pass
 
 
 if __name__ == "__main__":
