@@ -262,12 +262,6 @@ def group_name() -> str:
         return str(os.getgid())
 
 
-def partition_of(options: Sequence[str], provider: str) -> str:
-    """The partition that was asked for (the first of several); where none was, the provider stands for it."""
-    asked = [option.removeprefix("--partition=") for option in options if option.startswith("--partition=")]
-    return asked[-1].partition(",")[0] if asked else provider
-
-
 def _filled(path: str, plan: Plan, index: int | None) -> str:
     """An output file with the numbers and the name in it, as far as they are known beforehand."""
     number = plan.number_of(index) or 0

@@ -38,6 +38,11 @@ def option(options: Iterable[str], name: str) -> str | None:
     return None
 
 
+def partition_of(options: Iterable[str], provider: str) -> str:
+    """The partition that was asked for (the first of several); where none was, the provider stands for it."""
+    return (option(options, "partition") or provider).partition(",")[0]
+
+
 def cluster_only(options: Iterable[str]) -> list[str]:
     """The options that have no effect where there is no Slurm, as `--name`."""
     known = _FOR_A_CLUSTER.split()
