@@ -12,8 +12,9 @@ from functools import cache
 from typing import NamedTuple
 
 from flow.node.layout import ranges
-from flow.node.patterns import NO_INDEX, fill_pattern
+from flow.node.patterns import fill_pattern
 from flow.plan import Plan
+from flow.slurm.submitting import pattern_values
 
 # Slurm's words for a state, and its letters. Source: squeue(1), JOB STATE CODES.
 STATES = {
@@ -231,7 +232,7 @@ def details_of(plan: Plan, index: int | None, number_of: Callable[[str], str]) -
     batch = plan.batch
     options = dict(option.removeprefix("--").partition("=")[::2] for option in batch.options) if batch else {}
     variables = batch.variables if batch else {}
-    stdout, stderr = (_filled(path or "", plan, index) for path in (plan.stdout, plan.stderr))
+    stdout, stderr = (fill_pattern(path or "", pattern_values(plan, index)) for path in (plan.stdout, plan.stderr))
     return Details(
         cpus=max(round(plan.cpus * plan.nodes), 1),
         tasks=int(variables.get("SLURM_NTASKS", plan.nodes)),
@@ -260,14 +261,6 @@ def group_name() -> str:
         return grp.getgrgid(os.getgid()).gr_name
     except KeyError:
         return str(os.getgid())
-
-
-def _filled(path: str, plan: Plan, index: int | None) -> str:
-    """An output file with the numbers and the name in it, as far as they are known beforehand."""
-    number = plan.number_of(index) or 0
-    name = plan.batch.variables.get("SLURM_JOB_NAME", plan.name) if plan.batch else plan.name
-    element = NO_INDEX if index is None else index
-    return fill_pattern(path, {"j": number, "J": number, "A": plan.number or 0, "a": element, "x": name})
 
 
 def _memory(gb: float | None) -> str:
