@@ -21,7 +21,7 @@ ROWS = (
     "status boot secret_files log_feeds log_reading logs references record_index record_format record prune",
     "providers",
     "task_volumes resolve",
-    "observe log_folders returned attempts collect",
+    "observe log_folders returned attempts collect patience",
     "task steering access endpoints views",
     "attend",
     "calls upload",

@@ -386,7 +386,7 @@ def test_an_array_goes_on_when_elements_that_held_its_places_are_cancelled(
         client.records.set_intent(element, Want.CANCEL)
     with contextlib.closing(Queue(client.home / "local" / "local.db")) as queue, queue.transaction():
         for element in elements:  # in one, so that the scheduler sees both at once
-            queue.note_cancel(element, now=time.time())
+            queue.note_want(element, Want.CANCEL)
     client.provider().release(elements[0])
     (tmp_path / "go").touch()
     assert blocker.wait(timeout=30) == "completed"

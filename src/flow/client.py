@@ -369,11 +369,13 @@ class Flow:
             self.finish_interrupted()
             self.look_at(self.records.rows(unfinished=True))
             self._record_ends()
-        providers = {row.task_id: row.provider for row in self.records.rows(states=FINAL)}
+        providers: dict[str, str] = {}
+        with suppress(NoRoomError):
+            providers = {row.task_id: row.provider for row in self.records.rows(states=FINAL)}
         pruned = self.records.prune(
             older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run
         )
-        for name in set() if dry_run else {providers.get(task_id, "local") for task_id in pruned.task_ids}:
+        for name in set() if dry_run else {providers[task_id] for task_id in pruned.task_ids if task_id in providers}:
             self._forget(name, [task_id for task_id in pruned.task_ids if providers.get(task_id) == name])
         return pruned
 

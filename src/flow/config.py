@@ -40,7 +40,7 @@ from flow.field_types import (
 from flow.masking import masked, masked_batch
 from flow.mistakes import Location, Mistake, MistakesError, from_pydantic, shown_value
 from flow.plan import Elements
-from flow.spellings import parse_array, parse_begin, parse_signal
+from flow.spellings import DependencyState, parse_array, parse_begin, parse_signal
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -170,7 +170,7 @@ class DependsOn(_Checked):
     """Another task, and the state of it that is waited for."""
 
     task: Text = Field(description="The task: its id, a unique prefix, a name, `:1` or `@last`.")
-    state: Literal["completed", "failed", "ended", "started", "started_or_ended", "corresponding"] = Field(
+    state: DependencyState = Field(
         "completed",
         description="`ended` is any final state; `corresponding`: elements wait for those of the same index to "
         "be completed.",

@@ -97,9 +97,7 @@ class Plan:
     elements: Elements | None = None
     after: tuple[Dependency, ...] = ()
     after_any: bool = False  # one of them is enough
-    singleton: bool = (
-        False  # waits for all earlier ones of its name; `after` names them, where Slurm does not see to it
-    )
+    singleton: bool = False  # waits for the earlier ones of its name, which `after` names where Slurm knows them not
     waits_in_vain: bool = False  # where they can never be met: waits until it is cancelled, in place of ending so
     may_requeue: bool = True
     not_before: float | None = None  # seconds since the epoch
@@ -111,9 +109,7 @@ class Plan:
     submit_dir: str = ""
     in_place: bool = False  # runs in the folder it was submitted from, not in a copy of it
     batch: Batch | None = None
-    number: int | None = (
-        None  # what Slurm's commands call it; an array of n takes n of them, of which this is the first
-    )
+    number: int | None = None  # what Slurm's commands call it; of those that an array's elements take, the first
     notes: tuple[str, ...] = ()  # what was decided otherwise than asked, for the user to read
     options: Mapping[str, Any] = field(default_factory=dict)  # the provider's own
 

@@ -14,7 +14,7 @@ from flow.errors import StorageError
 from flow.mounts import VOLUME
 from flow.plan import Plan, plan_from_dict
 from flow.record_index import Entry, Row
-from flow.slurm.jobs import partition_of
+from flow.slurm.submitting import partition_of
 from flow.status import Intent, Outcome, TaskStatus, Want
 
 # In two submissions of a request; the project may have changed by what the first one did there, as writing a log.

@@ -13,13 +13,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flow.config import Batch as BatchConfig
 from flow.config import TaskConfig, parse_begin, parse_signal
 from flow.errors import ValidationError, did_you_mean
 from flow.gpus import MEMORY_GB, Gpu, is_known_kind, parse_gpu
 from flow.machines import Offer
+from flow.node.patterns import DEFAULT, DEFAULT_OF_ARRAY, absolute_pattern
 from flow.plan import Batch, Dependency, Plan, SignalBefore
 from flow.providers import Provider
+from flow.slurm import submitting
 from flow.task_volumes import plan_mounts
 
 # What the submitting shell lends to tasks of the same machine; everything else is passed by `env`.
@@ -41,8 +42,8 @@ class Submitter:
     folder: Path
     environ: Mapping[str, str]
     find_task: Callable[[str], str]
-    provider_of: Callable[[str], str] = lambda _: ""
-    unfinished: Callable[[str], Collection[str]] = lambda _: ()
+    provider_of: Callable[[str], str]
+    unfinished: Callable[[str], Collection[str]]
 
 
 def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, task_id: str) -> Plan:
@@ -51,7 +52,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
     notes: list[str] = []
     machine = _machine(config, provider, notes)
     name = config.name or _name_from(config, task_id)
-    local = provider.capabilities.same_machine
+    local, batch = provider.capabilities.same_machine, config.batch
     here = str(submitter.folder)
     in_place = _is_in_place(config, provider)
     folder = str(submitter.folder / (config.working_dir or "")) if in_place else here
@@ -60,8 +61,8 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         task_id=task_id,
         name=name,
         provider=provider.name,
-        argv=_batch_argv(config.batch, folder, joined=stdout is not None and stdout == stderr)
-        if config.batch
+        argv=submitting.command(batch.args, batch.options, folder, joined=bool(stdout) and stdout == stderr)
+        if batch
         else _argv(config, same_machine=local),
         env=_env(config, submitter, notes, same_machine=local),
         shell_env=_shell_env(config, submitter) if local else {},
@@ -195,40 +196,24 @@ def _batch(config: TaskConfig, provider: Provider, notes: list[str]) -> Batch | 
     given = config.batch
     if not given:
         return None
-    from flow.slurm.submitting import cluster_only, variables_of  # few tasks are batch scripts
-
-    idle = [] if provider.capabilities.own_numbers else cluster_only(given.options)
+    idle = [] if provider.capabilities.own_numbers else submitting.cluster_only(given.options)
     if idle:
         notes.append(f"recorded, and of no effect without Slurm: {', '.join(idle)}")
-    variables = variables_of(given.variables, name=config.name, nodes=config.num_instances)
+    variables = submitting.variables_of(given.variables, name=config.name, nodes=config.num_instances)
     return Batch(given.file or "", tuple(given.options), variables)
-
-
-def _batch_argv(batch: BatchConfig, folder: str, *, joined: bool) -> tuple[str, ...]:
-    from flow.slurm.submitting import command
-
-    return command(batch.args, batch.options, folder, joined=joined)
 
 
 def _output_mode(config: TaskConfig) -> int:
     """A batch script's output is for whoever may read what its submitter makes, another task's for the user alone."""
-    if not config.batch:
-        return 0o600
-    from flow.slurm.submitting import current_umask
-
-    return 0o666 & ~current_umask()
+    return 0o666 & ~submitting.current_umask() if config.batch else 0o600
 
 
 def _batch_option(config: TaskConfig, name: str) -> str | None:
-    from flow.slurm.submitting import option
-
-    return option(config.batch.options, name) if config.batch else None
+    return submitting.option(config.batch.options, name) if config.batch else None
 
 
 def _output_files(config: TaskConfig, folder: str, *, in_place: bool) -> tuple[str | None, str | None]:
     """The patterns of the files that take copies of stdout and stderr; the provider fills them in."""
-    from flow.node.patterns import DEFAULT, DEFAULT_OF_ARRAY, absolute_pattern
-
     output, error = config.output, config.error
     if config.batch and in_place:
         output = output or (DEFAULT_OF_ARRAY if config.array is not None else DEFAULT)
@@ -274,18 +259,14 @@ def _env(config: TaskConfig, submitter: Submitter, notes: list[str], *, same_mac
         notes.append(f"set on each node by Flow, so not taken from `env`: {', '.join(literal)}")
     env = {name: value for name, value in config.env.items() if name not in literal}
     if config.batch and not same_machine:  # of another machine's variables only those that are named are of use
-        from flow.slurm.submitting import named
-
-        return {**named(config.batch.export, submitter.environ), **env}
+        return {**submitting.named(config.batch.export, submitter.environ), **env}
     return env
 
 
 def _shell_env(config: TaskConfig, submitter: Submitter) -> dict[str, str]:
     if not config.batch:
         return _lent(submitter.environ)
-    from flow.slurm.submitting import exported
-
-    return exported(config.batch.export, submitter.environ)
+    return submitting.exported(config.batch.export, submitter.environ)
 
 
 def _lent(environ: Mapping[str, str]) -> dict[str, str]:

@@ -6,11 +6,13 @@ import re
 import signal
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Literal, get_args
 
 from flow.errors import ValidationError, did_you_mean
 from flow.plan import Elements, SignalBefore
 
-DEPENDENCY_STATES = ("completed", "failed", "ended", "started", "started_or_ended", "corresponding")
+DependencyState = Literal["completed", "failed", "ended", "started", "started_or_ended", "corresponding"]
+DEPENDENCY_STATES = get_args(DependencyState)
 
 _MOST_ELEMENTS = 1_000_000
 _LARGEST_INDEX = 2**31 - 1

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from flow.attempts import Attempt, attempt_numbers, attempts_of, moment
-from flow.errors import ProviderError, QuotaExceededError, StorageError, TaskFailedError, ValidationError
-from flow.errors import TimeoutError as FlowTimeoutError
+from flow.errors import QuotaExceededError, StorageError, TaskFailedError, ValidationError
 from flow.machines import Allocation, Volume
 from flow.observe import instances, observe
+from flow.patience import Patience
 from flow.plan import Plan
 from flow.providers import Provider, VolumeStore
 from flow.record import Records, Submission
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from flow.observe import Instance
     from flow.users import User
 
-_FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.25  # seconds between looks while waiting
-_LONGEST_PAUSE = 5.0  # where a look takes long, as over a network
-_OUTAGE_SECONDS = 300.0  # that a provider may be out of reach while its task is waited for
-
 
 class Task:
     """One task, one array, or one element of an array. Times are UTC. Cheap to make; `refresh` looks anew."""
@@ -48,7 +44,7 @@ class Task:
         self._provider = provider
         self._elements: dict[str, Outcome] = {}
         self._outcome = Outcome(TaskStatus.PENDING)
-        self._patience = _Patience()
+        self._patience = Patience()
 
     def __str__(self) -> str:
         return self.task_id
@@ -242,17 +238,7 @@ class Task:
         Raises TimeoutError when the time is up (the task goes on); with `check`, TaskFailedError when it did not
         complete. A task that failed raises nothing otherwise.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = _FIRST_PAUSE
-        while not self._patience.look(self).status.is_final:
-            left = _LAST_PAUSE if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                raise FlowTimeoutError(
-                    f"`{self.task_id}` has not ended after {timeout:g} s; it goes on",
-                    suggestions=[f"wait on with `flow wait {self.task_id}`"],
-                )
-            time.sleep(min(max(pause, self._patience.pause), left))
-            pause = min(pause * 1.1, _LAST_PAUSE)
+        self._patience.wait(self, timeout)
         self._records.note_outcomes({self.task_id: self._outcome})
         if check and self.status is not TaskStatus.COMPLETED:
             raise TaskFailedError(
@@ -467,24 +453,3 @@ class Task:
 
     def _is_final(self) -> bool:
         return self._patience.look(self).status.is_final
-
-
-class _Patience:
-    """Looks at a task as often as is polite, and through a time in which its provider does not answer."""
-
-    def __init__(self) -> None:
-        self.pause = 0.0  # seconds that should pass before the next look: one that takes long is taken less often
-        self._since: float | None = None  # when the provider was first found to be out of reach
-
-    def look(self, task: Task) -> Task:
-        """The task, refreshed if that was possible. Raises ProviderError once that was not for five minutes."""
-        began = time.monotonic()
-        try:
-            task.refresh()
-            self._since = None
-        except ProviderError:
-            self._since = self._since or began
-            if began - self._since > _OUTAGE_SECONDS:
-                raise
-        self.pause = min((time.monotonic() - began) * 10, _LONGEST_PAUSE)
-        return task

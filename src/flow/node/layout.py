@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Iterable
 
 
 def spread(tasks: int, room: list[int], how: str = "block") -> list[int]:
@@ -36,11 +37,15 @@ def compressed(counts: list[int]) -> str:
 
 def ranks(numbers: list[int]) -> str:
     """`task 3`, `tasks 0-2,5`."""
+    return ("task " if len(numbers) == 1 else "tasks ") + ranges(sorted(numbers))
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """`0-2,5` of sorted numbers."""
     runs: list[list[int]] = []
-    for number in sorted(numbers):
+    for number in numbers:
         if runs and runs[-1][-1] + 1 == number:
             runs[-1].append(number)
         else:
             runs.append([number])
-    text = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return ("task " if len(numbers) == 1 else "tasks ") + text
+    return ",".join("-".join(str(end) for end in dict.fromkeys((run[0], run[-1]))) for run in runs)

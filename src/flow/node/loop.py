@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import selectors
+import signal
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 
 class Loop:
@@ -21,6 +23,16 @@ class Loop:
     def off(self, source: Any) -> None:
         """No longer wait for `source`."""
         self.selector.unregister(source)
+
+    def on_signals(self, numbers: Iterable[int], hear: Callable[[bytes], Any]) -> None:
+        """Do `hear` with the numbers of the signals that came: they become bytes in a pipe, and interrupt nothing."""
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in numbers:
+            signal.signal(number, lambda *_: None)
+        self.on(read, lambda: hear(os.read(read, 65536)))
 
     def after(self, seconds: float, name: str, act: Callable[[], Any]) -> None:
         """Do `act` once, that much later, unless `name` is set anew or taken out of `times` before."""

@@ -77,7 +77,7 @@ class Hub:
         self.wires: dict[int, Wire] = {}
         self.unheard = set(range(1, self.task["nodes"]))  # ranks whose end is not known
         self.order: dict[str, str] = {}  # to end, which the others were told
-        self.server = self._listening()
+        self.server = listening(self.task["peers"][0], self.task["control_port"])
         self.loop.on(self.server, lambda: Wire(self.loop, self.server.accept()[0], self.hear))
         for number in self.unheard:
             self.loop.after(self.task.get("delivery_timeout_seconds", 1800), f"lost {number}", self._lose(number))
@@ -143,25 +143,6 @@ class Hub:
             self._fail(number, "lost")
 
         return lose
-
-    def _listening(self) -> socket.socket:
-        address, port = self.task["peers"][0], self.task["control_port"]
-        deadline = time.monotonic() + 5
-        while True:
-            server = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                server.bind((address, port))
-                server.listen(1024)
-                return server
-            except OSError as error:
-                server.close()
-                if error.errno == errno.EADDRNOTAVAIL:  # behind address translation: any address of this machine
-                    address = "::" if ":" in address else "0.0.0.0"
-                elif time.monotonic() > deadline:
-                    raise
-                else:
-                    time.sleep(0.05)
 
 
 class Link:
@@ -236,6 +217,26 @@ class Link:
     def _lost(self) -> None:
         self.is_heard = True
         self.own.stop("peer", "node 0 is gone")
+
+
+def listening(address: str, port: int) -> socket.socket:
+    """Where the other nodes find this one. Raises OSError where it cannot be had within 5 seconds."""
+    deadline = time.monotonic() + 5
+    while True:
+        server = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind((address, port))
+            server.listen(1024)
+            return server
+        except OSError as error:
+            server.close()
+            if error.errno == errno.EADDRNOTAVAIL:  # behind address translation: any address of this machine
+                address = "::" if ":" in address else "0.0.0.0"
+            elif time.monotonic() > deadline:
+                raise
+            else:
+                time.sleep(0.05)
 
 
 def _is_connected(sock: socket.socket) -> bool:

@@ -28,10 +28,10 @@ def adopt_orphans(wanted: bool) -> None:
         PRCTL(SET_SUBREAPER, int(wanted), 0, 0, 0)
 
 
-def end_with_parent() -> None:
-    """In a child, before it is executed: SIGTERM comes when its parent is killed; where the system can do that."""
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """In a child, before it is executed: the signal comes when its parent is killed; where the system can do that."""
     if PRCTL:
-        PRCTL(SET_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
+        PRCTL(SET_DEATH_SIGNAL, int(number), 0, 0, 0)
 
 
 class Processes:

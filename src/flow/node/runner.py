@@ -83,7 +83,9 @@ class Rank:
         self.heard = 0  # lines of `asked`
         self.kills_of_leftovers = 0
         self.started = 0.0  # by the monotonic clock
-        self._take_signals()
+        self.loop.on_signals(OURS, self._signalled)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
     # -- the course of it
 
@@ -289,18 +291,6 @@ class Rank:
         self.loop.step(0)
         if self.stopped:
             raise Ended(128 + signal.SIGTERM, None, *self.stopped)
-
-    def _take_signals(self) -> None:
-        """Signals become bytes in a pipe, which the loop reads; nothing is ever interrupted."""
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in OURS:
-            signal.signal(number, lambda *_: None)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        self.loop.on(read, lambda: self._signalled(os.read(read, 65536)))
 
     def _signalled(self, numbers: bytes) -> None:
         self._reap()

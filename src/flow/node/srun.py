@@ -77,7 +77,7 @@ class Run:
     def run(self) -> int:
         """From the start of the tasks to the end of all; the exit code."""
         self._open_files()
-        self._take_signals()
+        self.loop.on_signals(FORWARDED, self._signalled)
         self._start()
         restore = _raw(0) if "pty" in self.step.asked else lambda: None
         try:
@@ -279,15 +279,6 @@ class Run:
             self._tell_cancelled(why)
 
     # -- srun's own signals and input
-
-    def _take_signals(self) -> None:
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in FORWARDED:
-            signal.signal(number, lambda *_: None)
-        self.loop.on(read, lambda: self._signalled(os.read(read, 4096)))
 
     def _signalled(self, numbers: bytes) -> None:
         for number in numbers:

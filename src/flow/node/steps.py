@@ -6,6 +6,7 @@ Standard library, Python 3.8 and up.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hmac
 import importlib
@@ -33,18 +34,17 @@ def _beside(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
-loop, processes = map(_beside, ("loop", "processes"))
+loop, processes, step_task = map(_beside, ("loop", "processes", "step_task"))
 
 
 def serve(folder: str) -> None:
     """Take steps from the first node until SIGTERM."""
     with open(os.path.join(folder, "task.json"), "rb") as file:
         task = json.load(file)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
-        signal.signal(number, signal.SIG_IGN)  # what is for the script
+    _ignore_what_is_for_the_script()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that serve one step
-    server = _listening(task["peers"][task["rank"]], task["step_port"])
+    server = _beside("peers").listening(task["peers"][task["rank"]], task["step_port"])
     while True:
         wire, _ = server.accept()
         if os.fork() == 0:
@@ -113,7 +113,8 @@ class Step:
         try:
             processes.adopt_orphans(True)
             os.setsid()  # Ctrl-C is for srun
-            self._take_signals()
+            self.loop.on_signals((signal.SIGTERM, signal.SIGCHLD), self._signalled)
+            _ignore_what_is_for_the_script()
             self._hello()
             if self.is_trusted or self._is_ours():
                 self._start_all()
@@ -167,10 +168,11 @@ class Step:
 
     def _signal(self, number: int) -> None:
         if number == signal.SIGKILL:
-            return self._kill()
+            self._kill()
+            return
         for pid in self.alive:
-            _quietly(os.killpg, pid, number)
-        return None
+            with contextlib.suppress(OSError):
+                os.killpg(pid, number)
 
     def _kill(self) -> None:
         processes.Processes().kill()
@@ -193,7 +195,7 @@ class Step:
         argv = own["argv"] or self.spec["argv"]
         pid = os.fork()
         if pid == 0:
-            _become(theirs, env, argv, cwd, bool(self.spec["size"]))
+            step_task.become(theirs, env, argv, cwd, bool(self.spec["size"]))
         for fd in set(theirs):
             os.close(fd)
         task.pid = pid
@@ -206,7 +208,7 @@ class Step:
         """Three descriptors for the task, and those that are read here."""
         if self.spec["size"]:
             ours, theirs = os.openpty()
-            _set_size(theirs, self.spec["size"])
+            step_task.set_size(theirs, self.spec["size"])
             task.stdin = os.dup(ours)
             os.set_blocking(task.stdin, False)
             return [theirs] * 3, [(ours, STDOUT)]
@@ -215,7 +217,7 @@ class Step:
             os.set_blocking(task.stdin, False)
         else:
             stdin = self._open(own["stdin"], os.O_RDONLY, "stdin")
-        out, err = (_raw_terminal() if self.spec["unbuffered"] else os.pipe() for _ in range(2))
+        out, err = (step_task.raw_terminal() if self.spec["unbuffered"] else os.pipe() for _ in range(2))
         return [stdin, out[1], err[1]], [(out[0], STDOUT), (err[0], STDERR)]
 
     def _listen(self, task: Task, fd: int, kind: bytes, own: dict[str, Any]) -> None:
@@ -294,7 +296,8 @@ class Step:
         self.untaken.discard(task.number)
         if task.is_fed and task.stdin >= 0:
             if self.spec["size"]:
-                _quietly(os.write, task.stdin, b"\x04")
+                with contextlib.suppress(OSError):
+                    os.write(task.stdin, b"\x04")
             os.close(task.stdin)
             task.stdin = -1
 
@@ -308,17 +311,6 @@ class Step:
             send(self.wire, TAKEN, ALL, b"")
 
     # -- their ends
-
-    def _take_signals(self) -> None:
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, lambda *_: None)
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)
-        self.loop.on(read, lambda: self._signalled(os.read(read, 4096)))
 
     def _signalled(self, numbers: bytes) -> None:
         self.is_told = self.is_told or signal.SIGTERM in numbers
@@ -383,92 +375,9 @@ class Step:
         return env
 
 
-def _become(streams: list[int], env: dict[str, str], argv: list[str], cwd: str, is_interactive: bool) -> None:
-    """In a child: execute the task; never returns."""
-    try:
-        os.setsid()
-        if processes.PRCTL:
-            processes.PRCTL(processes.SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
-        for number in range(1, signal.NSIG):
-            if number not in (signal.SIGKILL, signal.SIGSTOP):
-                _quietly(signal.signal, number, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-        for fd, stream in enumerate(streams):
-            os.dup2(stream, fd)
-        if is_interactive:
-            import fcntl
-            import termios
-
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        try:
-            os.chdir(cwd)
-        except OSError as error:
-            text = f"slurmstepd: error: couldn't chdir to `{cwd}': {error.strerror}: going to /tmp instead\n"
-            os.write(2, text.encode())
-            os.chdir("/tmp")
-        env["SLURM_TASK_PID"] = str(os.getpid())
-        argv = [_program(argv[0], env.get("PATH", os.defpath)), *argv[1:]]
-        os.execve(argv[0], argv, env)
-    except OSError as error:
-        os.write(2, f"slurmstepd: error: execve(): {argv[0]}: {error.strerror}\n".encode())
-        os._exit(error.errno or 1)
-    finally:
-        os._exit(1)
-
-
-def _program(name: str, path: str) -> str:
-    """The file that is executed; the name itself, which may be here, where there is none on the path."""
-    if "/" in name:
-        return os.path.join(os.getcwd(), name)
-    if name:
-        for folder in path.split(":"):
-            file = os.path.join(folder or ".", name)
-            if os.path.isfile(file) and os.access(file, os.X_OK):
-                return file
-    return name
-
-
-def _set_size(terminal: int, size: list[int]) -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
-
-
-def _raw_terminal() -> tuple[int, int]:
-    """Our side and theirs of a terminal that changes nothing of what is written to it."""
-    import termios
-
-    ours, theirs = os.openpty()
-    attributes = termios.tcgetattr(theirs)
-    attributes[1] &= ~termios.OPOST
-    termios.tcsetattr(theirs, termios.TCSANOW, attributes)
-    return ours, theirs
-
-
-def _quietly(act: Any, *args: Any) -> None:
-    try:
-        act(*args)
-    except (OSError, ValueError):
-        pass
-
-
-def _listening(address: str, port: int) -> socket.socket:
-    """Where the first node finds this one; behind address translation, any address of this machine."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    for host in (address, "::" if ":" in address else "0.0.0.0"):
-        server = socket.socket(family)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            server.bind((host, port))
-        except OSError as error:
-            server.close()
-            if error.errno != errno.EADDRNOTAVAIL:
-                raise
-            continue
-        server.listen(128)
-        return server
-    raise OSError(errno.EADDRNOTAVAIL, "no such address here", address)
+def _ignore_what_is_for_the_script() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

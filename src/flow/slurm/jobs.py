@@ -12,6 +12,7 @@ from functools import cache
 from typing import NamedTuple
 
 from flow.node.hostlist import expand
+from flow.node.layout import ranges
 from flow.node.patterns import NO_INDEX, fill_pattern
 from flow.plan import Plan
 from flow.status import HELD
@@ -249,14 +250,7 @@ def folded(indices: Sequence[int], at_once: int | None = None) -> str:
     step = _even_step(indices)
     if step > 1 and len(indices) > 2:
         return f"[{indices[0]}-{indices[-1]}:{step}{limit}]"
-    parts, at = [], 0
-    while at < len(indices):
-        end = at
-        while end + 1 < len(indices) and indices[end + 1] == indices[end] + 1:
-            end += 1
-        parts.append(str(indices[at]) if end == at else f"{indices[at]}-{indices[end]}")
-        at = end + 1
-    return f"[{','.join(parts)}{limit}]"
+    return f"[{ranges(indices)}{limit}]"
 
 
 def details_of(plan: Plan, index: int | None, number_of: Callable[[str], str]) -> Details:
@@ -297,12 +291,6 @@ def group_name() -> str:
         return grp.getgrgid(os.getgid()).gr_name
     except KeyError:
         return str(os.getgid())
-
-
-def partition_of(options: Sequence[str], provider: str) -> str:
-    """The partition that was asked for (the first of several); where none was, the provider stands for it."""
-    asked = [option.removeprefix("--partition=") for option in options if option.startswith("--partition=")]
-    return asked[-1].partition(",")[0] if asked else provider
 
 
 def _filled(path: str, plan: Plan, index: int | None, *, number: str) -> str:

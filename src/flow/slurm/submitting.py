@@ -7,9 +7,13 @@ import pwd
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from flow.node.layout import compressed, shares
-from flow.node.patterns import absolute_pattern, fill_pattern
+from flow.node.patterns import NO_INDEX, absolute_pattern, fill_pattern
+
+if TYPE_CHECKING:
+    from flow.plan import Plan
 
 SCRIPT = ".flow/batch/slurm_script"  # in the task's copy of the project; Slurm's own copy is called so
 _LOGIN_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
@@ -36,6 +40,11 @@ def option(options: Iterable[str], name: str) -> str | None:
         if found == name:
             return value
     return None
+
+
+def partition_of(options: Iterable[str], provider: str) -> str:
+    """The partition that was asked for (the first of several); where none was, the provider stands for it."""
+    return (option(options, "partition") or provider).partition(",")[0]
 
 
 def cluster_only(options: Iterable[str]) -> list[str]:
@@ -70,6 +79,19 @@ def command(args: Sequence[str], options: Sequence[str], folder: str, *, joined:
     source = f" <{_in_shell(absolute_pattern(folder, asked))}" if asked else ""
     code = f'umask {current_umask():04o}; exec "$FLOW_WORKSPACE/{SCRIPT}" "$@"{source}{" 2>&1" if joined else ""}'
     return ("sh", "-c", code, "sh", *args)
+
+
+def pattern_values(plan: Plan, index: int | None) -> dict[str, str | int]:
+    """What `%j` and the like stand for in the names of a task's output files, as far as the plan alone tells.
+
+    Numbers are for a batch script; another task's files have ids. `index`: of an array's element.
+    """
+    if not plan.batch:
+        element = plan.task_id if index is None else f"{plan.task_id}_{index}"
+        return {"j": element, "A": plan.task_id, "a": "" if index is None else index, "x": plan.name}
+    number, name = plan.number_of(index) or 0, plan.batch.variables.get("SLURM_JOB_NAME", plan.name)
+    place = NO_INDEX if index is None else index
+    return {"j": number, "J": number, "A": plan.number or 0, "a": place, "x": name, "s": "batch"}
 
 
 def array_step(options: Iterable[str]) -> int:

@@ -23,15 +23,11 @@ class Refused(Exception):  # noqa: N818  # what the command says of it is the me
 
 
 class SlurmCommand(FlowCommand):
-    """Long options may be cut short while they stay the only one; an error is Slurm's line, the exit code 1.
+    """Long options may be cut short while they stay the only one; an error is Slurm's line, the exit code 1."""
 
-    `error_code`: another one for options that are not there.
-    """
-
-    def __init__(self, *args: Any, error_code: int = 1, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
         super().__init__(*args, **kwargs)
-        self.error_code = error_code
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -45,7 +41,7 @@ class SlurmCommand(FlowCommand):
             name = self.name or ""
             told = [_wrong_words(name, error), f'Try "{name} --help" for more information']
             click.echo("\n".join(told), err=True)
-            raise click.exceptions.Exit(self.error_code) from error
+            raise click.exceptions.Exit(1) from error
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """click's own, with long options in full."""
@@ -66,7 +62,7 @@ class SlurmCommand(FlowCommand):
             click.echo(
                 "\n".join([f"{self.name}: error: {error.message.removeprefix(f'{self.name}: ')}", *hints]), err=True
             )
-            return self.error_code
+            return 1
 
     def _in_full(self, ctx: click.Context, args: Sequence[str]) -> list[str]:
         known = [name for param in self.get_params(ctx) for name in param.opts if name.startswith("--")]

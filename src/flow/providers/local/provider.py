@@ -84,12 +84,12 @@ class Local:
 
     def hold(self, task_id: str) -> None:
         """Take what has not started out of the queue's order."""
-        self._ask(lambda queue: queue.hold(task_id))
+        self._ask(lambda queue: queue.ask([task_id], Want.HOLD))
         self._wake()
 
     def resume(self, task_id: str) -> None:
         """Put it back; the scheduler says what it waits for."""
-        self._ask(lambda queue: queue.resume(task_id))
+        self._ask(lambda queue: queue.ask([task_id], Want.RUN))
         self._wake()
 
     def requeue(self, task_id: str) -> None:
@@ -153,7 +153,7 @@ class Local:
             self._mend()
         elif missing == bases:
             return
-        self._ask(lambda queue: queue.ask_cancel(task_ids, now=time.time()))
+        self._ask(lambda queue: queue.ask(task_ids, Want.CANCEL))
         self._wake()
 
     def channel(self, allocation: Allocation, rank: int = 0) -> Channel:

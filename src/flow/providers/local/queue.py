@@ -53,6 +53,7 @@ _COLUMNS = (
 WAITS_FOR_USER = ("stuck", "held")  # until somebody lets go of it, or cancels it
 _AT_WORK = "('waiting', 'later', 'throttled', 'queued', 'resumed', 'started')"
 _OPEN = f"{_AT_WORK[:-1]}, 'stuck', 'held')"
+_UNSTARTED = "('waiting', 'stuck', 'later', 'throttled', 'queued', 'resumed')"  # and not held
 
 _REPORT = tuple(field.name for field in fields(Report))  # they are flat: `asdict` would look into each
 
@@ -116,7 +117,7 @@ class Queue:
     def add(self, plan: Plan, *, wanted: Callable[[], Iterable[tuple[str, Want]]] = tuple) -> bool:
         """Queue the plan's task or its whole array; False, and nothing done, where it is there already.
 
-        `wanted` gives what of it the user has cancelled or holds, on record before `ask_cancel` and `hold` are called.
+        `wanted` gives what of it the user has cancelled or holds, on record before `ask` is called.
         As it is asked when nobody else can write, one of the two sees the other.
         """
         with self.transaction():
@@ -280,57 +281,28 @@ class Queue:
             places[row.id], last = ahead, row
         return places
 
-    def ask_cancel(self, task_ids: Iterable[str], *, now: float) -> None:
-        """Note that tasks, arrays or elements are to end; what has ended is left alone."""
+    def ask(self, task_ids: Iterable[str], want: Want) -> None:
+        """Do what their user wants to tasks, arrays or elements: all of it or nothing."""
         with self.transaction():
             for task_id in task_ids:
-                self.note_cancel(task_id, now=now)
-
-    def hold(self, task_id: str) -> None:
-        """Keep what of a task, an array or an element has not started from starting."""
-        with self.transaction():
-            self.note_hold(task_id)
-
-    def note_hold(self, task_id: str) -> None:
-        """The same, for use inside `transaction`. The places that it frees in its array are given out at once."""
-        self.db.execute(
-            "UPDATE task SET state = 'held', reason = '' WHERE (base = ? OR id = ?) "
-            "AND state IN ('waiting', 'stuck', 'later', 'throttled', 'queued', 'resumed')",
-            (task_id, task_id),
-        )
-        base = task_id.partition("_")[0]
-        self.db.execute(
-            "UPDATE task SET state = 'resumed' WHERE seq = "
-            "(SELECT min(seq) FROM task WHERE base = ? AND state = 'throttled' AND state <> 'ended')",
-            (base,),
-        )
-
-    def resume(self, task_id: str) -> None:
-        """Let go of what is held of a task, an array or an element."""
-        with self.transaction():
-            self.note_resume(task_id)
-
-    def note_resume(self, task_id: str) -> None:
-        """The same, for use inside `transaction`."""
-        self.db.execute(
-            "UPDATE task SET state = 'resumed' WHERE (base = ? OR id = ?) AND state = 'held'", (task_id, task_id)
-        )
+                self.note_want(task_id, want)
 
     def note_want(self, task_id: str, want: Want) -> None:
-        """Do to the rows of a task, an array or an element what its user wants; for use inside `transaction`."""
+        """The same to one of them, for use inside `transaction`. What has ended is left alone."""
         if want is Want.CANCEL:
-            self.note_cancel(task_id, now=time.time())
-        elif want is Want.HOLD:
-            self.note_hold(task_id)
+            change, which = "cancel = :now", "state <> 'ended' AND cancel IS NULL"
+        elif want is Want.HOLD:  # what runs goes on
+            change, which = "state = 'held', reason = ''", f"state IN {_UNSTARTED}"
         else:
-            self.note_resume(task_id)
-
-    def note_cancel(self, task_id: str, *, now: float) -> None:
-        """The same, for use inside `transaction`."""
-        self.db.execute(
-            "UPDATE task SET cancel = ? WHERE (base = ? OR id = ?) AND state <> 'ended' AND cancel IS NULL",
-            (now, task_id, task_id),
-        )
+            change, which = "state = 'resumed'", "state = 'held'"
+        sql = f"UPDATE task SET {change} WHERE (base = :id OR id = :id) AND {which}"
+        self.db.execute(sql, {"id": task_id, "now": time.time()})
+        if want is Want.HOLD:  # the places that this frees in its array are given out at once
+            self.db.execute(
+                "UPDATE task SET state = 'resumed' WHERE seq = "
+                "(SELECT min(seq) FROM task WHERE base = ? AND state = 'throttled' AND state <> 'ended')",
+                (task_id.partition("_")[0],),
+            )
 
     def set_state(self, row: Row, state: str, reason: str = "") -> None:
         """Move a row on. For use inside `transaction`, as the rest below."""

@@ -154,18 +154,13 @@ def _copies(row: Row, plan: Plan, rank: int) -> dict[str, Any]:
     """Where copies of the streams go, with what only the row knows filled in. Of a batch script there is one rank."""
     import getpass
 
-    from flow.node.patterns import NO_INDEX, fill_pattern
+    from flow.node.patterns import fill_pattern
+    from flow.slurm.submitting import pattern_values
 
     if plan.batch and rank:
         return {}
     known: dict[str, str | int] = {"n": rank, "t": rank, "u": getpass.getuser(), "N": os.uname().nodename.split(".")[0]}
-    index = row.array_index
-    if plan.batch:
-        number = plan.number_of(index) or 0
-        name = plan.batch.variables.get("SLURM_JOB_NAME", plan.name)
-        known.update(j=number, J=number, A=plan.number or 0, a=NO_INDEX if index is None else index, s="batch", x=name)
-    else:
-        known.update(j=row.id, A=row.base, a="" if index is None else index, x=plan.name)
+    known |= pattern_values(plan, row.array_index)
     stdout, stderr = (pattern and fill_pattern(pattern, known) for pattern in (plan.stdout, plan.stderr))
     if plan.batch and stdout == stderr:  # the command has joined them
         stderr = None

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from flow.node.layout import ranges
 from flow.plan import Dependency, Plan
 from flow.slurm.jobs import AFTER
 
@@ -87,7 +88,7 @@ def sbatch_options(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
     options += shlex.split(str(settings.get("sbatch_options") or ""))
     if plan.elements:
         most = f"%{plan.elements.at_once}" if plan.elements.at_once else ""
-        options.append("--array=" + _ranges(plan.elements.indices) + most)
+        options.append("--array=" + ranges(plan.elements.indices) + most)
     if plan.not_before:
         options.append(time.strftime("--begin=%Y-%m-%dT%H:%M:%S", time.localtime(plan.not_before)))
     if plan.batch:
@@ -125,17 +126,6 @@ def _machine(plan: Plan) -> list[str]:
     if plan.priority < 0:  # only root may ask for more than others have
         options.append(f"--nice={-plan.priority}")
     return options
-
-
-def _ranges(indices: tuple[int, ...]) -> str:
-    """`1-3,7` for 1, 2, 3 and 7."""
-    parts: list[list[int]] = []
-    for index in indices:
-        if parts and parts[-1][1] == index - 1:
-            parts[-1][1] = index
-        else:
-            parts.append([index, index])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
 
 
 def submit_folder(plan: Plan) -> str:
