@@ -86,7 +86,7 @@ def image_archive() -> bytes:
             entry = tarfile.TarInfo(name)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
             tar.addfile(entry)
-        tar.add(str(shutil.which("busybox")), "bin/busybox")
+        tar.add(os.path.realpath(str(shutil.which("busybox"))), "bin/busybox")
         for name in _PROGRAMS:
             entry = tarfile.TarInfo(f"bin/{name}")
             entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"

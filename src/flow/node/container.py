@@ -39,15 +39,28 @@ def command(rank: Rank, delivered: dict[str, str]) -> tuple[list[str], dict[str,
 
     `delivered`: variables that came after the task. Raises ValueError with the reason where there is no image.
     """
-    env = {name: rank.task["env"][name] for name in rank.task.get("user_env", [])}
-    env = {**env, **delivered, **rank.own_variables(env)}
-    container = Container(rank, env)
+    container = Container(rank, variables(rank, delivered))
     rank.beside("processes").adopt_orphans(False)  # what the engine leaves running is its own
     container.pull()
     rank.check_stopped()
     rank.command = container
     rank.write("env.json", container.place())
     return container.argv(), container.client_env(), rank.path("workspace")
+
+
+def variables(rank: Rank, delivered: dict[str, str]) -> dict[str, str]:
+    """All that the command is to find in its environment, but what the image says: the user's own, and ours."""
+    env = {name: rank.task["env"][name] for name in rank.task.get("user_env", [])}
+    return {**env, **delivered, **rank.own_variables(env), "FLOW_WORKSPACE": WORKSPACE}
+
+
+def last_words(rank: Rank) -> str:
+    """The last line of what was said on stderr, but for hints at where to read help; or ""."""
+    with open(rank.path("stderr.log"), "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    said = [line for line in lines if line and not line.startswith(("See '", "Run '"))]
+    return said[-1] if said else ""
 
 
 class Container:
@@ -60,7 +73,7 @@ class Container:
         self.engine: str = task["engine"]
         self.name = f"flow-{task['task_id']}-{task.get('attempt', 1)}-{task.get('rank', 0)}"
         self.id_file = rank.path("container.id")
-        self.env = dict(env, FLOW_WORKSPACE=WORKSPACE)
+        self.env = env
         self.cwd = os.path.join(WORKSPACE, task.get("cwd") or "")
         self.command: list[str] = task["argv"]
         self.seen = [f"{rank.path('workspace')}:{WORKSPACE}"]
@@ -134,11 +147,7 @@ class Container:
             self._remove()
         if code != ENGINE_FAILED or os.path.exists(self.id_file):
             return ""
-        with open(self.rank.path("stderr.log"), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-            lines = file.read().decode(errors="replace").strip().splitlines()
-        said = [line for line in lines if line and not line.startswith(("See '", "Run '"))]  # where to read help
-        return said[-1] if said else f"`{self.engine}` could not run `{self.rank.task['image']}`"
+        return last_words(self.rank) or f"`{self.engine}` could not run `{self.rank.task['image']}`"
 
     def _remove(self) -> None:
         for word in ("kill", "rm"):  # podman's `rm --force` alone would ask it for 10 seconds to end

@@ -176,7 +176,8 @@ class Rank:
         """What is executed, in which environment and folder; also left in `env.json`, for who enters the task."""
         delivered = self._delivered_variables()
         if self.task.get("image"):
-            return _beside("container").command(self, delivered)  # type: ignore[no-any-return]
+            is_container = self.task["engine"] in ("docker", "podman")
+            return _beside("container" if is_container else "apptainer").command(self, delivered)  # type: ignore[no-any-return]
         env = {} if self.task.get("clean_env") else dict(os.environ)
         env.update(self.task.get("env", {}))
         env.update(delivered)

@@ -20,7 +20,7 @@ from typing import Any
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGALRM, signal.SIGINT, signal.SIGQUIT)
 TERMINATED = 128 + signal.SIGTERM
 TOLD_SECONDS = 0.5  # Slurm tells all processes of a job to end, one after the other: the command may be before this one
-ENGINES = ("podman", "docker")
+ENGINES = ("apptainer", "singularity", "podman", "docker")  # the first that is there runs images
 LOST = {"NODE_FAIL": "its node failed", "PREEMPTED": "preempted"}  # by the state that accounting has of that start
 
 _HURRY = """kill -USR1 $(sed -n 's/.*"runner_pid": \\([0-9]*\\).*/\\1/p'"""
@@ -114,7 +114,10 @@ class Job:
         if self._is_cancelled():
             self.is_told = True
         if self.task["image"] and not self.task["engine"]:
-            missing = f"`image` needs {' or '.join(ENGINES)} on {hosts[0][0]}, and neither is there"
+            missing = (
+                f"`image` needs {', '.join(ENGINES[:-1])} or {ENGINES[-1]} on {hosts[0][0]}, and none is there: "
+                "load its module, or run without `image`"
+            )
             for folder in self._last_folders():
                 _write_loss(folder, {"code": 126}, "start", missing)
             return {"code": 126, "cause": "start"}

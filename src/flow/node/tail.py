@@ -316,6 +316,8 @@ def _enter(folder: str, argv: Sequence[str]) -> None:
         terminal = ["-it"] if os.isatty(0) and os.isatty(1) else ["-i"]
         engine, name = place["container"]
         os.execvp(engine, [engine, "exec", *terminal, "-w", place["cwd"], name, *(argv or ["sh"])])
+    if place.get("prefix"):
+        os.execvp(place["prefix"][0], [*place["prefix"], *(argv or ["sh"])])
     if place.get("namespace_of"):
         mounts = importlib.import_module("mounts")  # beside this file, which runs as a program here
         try:
