@@ -285,15 +285,25 @@ def test_srun_shows_the_output_and_has_the_exit_code(scripts: Path) -> None:
     assert not list(scripts.glob("slurm-*"))
 
 
+def test_a_shell_at_the_terminal_is_in_a_job_with_its_variables_and_commands(scripts: Path) -> None:
+    command = (
+        'echo "$SLURM_JOB_ID $SLURM_NTASKS $PWD"; srun -l sh -c "echo \\$SLURM_PROCID" | sort; squeue -h -o "%i %j"'
+    )
+    ended = flow("srun", "-n", "2", "-J", "looking", "--pty", "sh", "-c", f"{command}; exit 3")
+    assert (ended.returncode, ended.stdout) == (3, f"1 2 {scripts}\n0: 0\n1: 1\n1 looking\n"), ended.stderr
+    assert states() == {"1": "CANCELLED"}
+    assert not list(scripts.glob("slurm-*"))
+
+
 def test_a_second_ctrl_c_ends_what_srun_started(scripts: Path) -> None:
-    command = [sys.executable, "-m", "flow", "srun", "sh", "-c", "touch ready; sleep 100"]
+    command = [sys.executable, "-m", "flow", "srun", "-n2", "sh", "-c", "touch ready; sleep 100"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert wait_until((scripts / "ready").exists, seconds=20)
         process.send_signal(signal.SIGINT)
         assert process.stderr
         assert process.stderr.readline() == "srun: interrupt (one more within 1 sec to abort)\n"
-        assert process.stderr.readline() == "srun: StepId=1.0 task 0: running\n"
+        assert process.stderr.readline() == "srun: StepId=1.0 tasks 0-1: running\n"
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=30)
         assert (process.returncode, states()) == (143, {"1": "CANCELLED"}), told

@@ -59,11 +59,8 @@ def srun() -> int:
     client = Flow()
     fields = _fields(own, given, command)
     attach()
-    if "--pty" in own:
-        task = client.run(TaskConfig.from_dict({name: value for name, value in fields.items() if name != "batch"}))
-        return _at_terminal(client, task, command)
     task = client.run(TaskConfig.from_dict(fields))
-    return _watched(client, task)
+    return _at_terminal(client, task, command) if "--pty" in own else _watched(client, task)
 
 
 def _become_the_steps_srun(words: Sequence[str]) -> None:
@@ -105,11 +102,11 @@ def _read(words: Sequence[str]) -> tuple[list[str], list[Given], list[str]]:
 
 
 def _fields(own: Sequence[str], given: list[Given], command: Sequence[str]) -> dict[str, Any]:
-    """Those of a task whose batch script is one `srun`."""
+    """Those of a task whose batch script is one `srun`; with `--pty` it waits, for the terminal enters it."""
     from flow.slurm.options import Given
     from flow.slurm.script import read_script
 
-    step = shlex.join(["exec", "srun", *own])
+    step = "tail -f /dev/null" if "--pty" in own else shlex.join(["srun", *own]) + ' "$@"'
     named = {one.name for one in given}
     defaults = {"job-name": Path(command[0]).name if command else "interactive"}
     if "output" not in named:
@@ -119,7 +116,7 @@ def _fields(own: Sequence[str], given: list[Given], command: Sequence[str]) -> d
         }  # it is shown here; in one file they were one stream
     given = [Given(name, value) for name, value in defaults.items() if name not in named] + given
     try:
-        script = read_script(f'#!/bin/sh\n{step} "$@"\n'.encode(), {}, name="srun", given=given, args=command)
+        script = read_script(f"#!/bin/sh\nexec {step}\n".encode(), {}, name="srun", given=given, args=command)
     except FlowError as error:
         raise Refused(f"srun: error: {error.message}") from error
     for note in script.notes:
@@ -149,6 +146,8 @@ def _watched(client: Flow, task: Task) -> int:
 def _take_interrupts(client: Flow, task: Task) -> None:
     """The first Ctrl-C is told of, a second one soon after it ends the task."""
     last = -_AGAIN_SECONDS
+    count = int(task.plan.batch.variables.get("SLURM_NTASKS", "1")) if task.plan.batch else 1
+    tasks = f"tasks 0-{count - 1}" if count > 1 else "task 0"
 
     def interrupted(number: int, frame: object) -> None:  # what it interrupts may be writing, or at the records
         nonlocal last
@@ -158,7 +157,9 @@ def _take_interrupts(client: Flow, task: Task) -> None:
             threading.Thread(target=client.cancel, args=(task.task_id,)).start()
             return
         last = now
-        told = f"srun: interrupt (one more within 1 sec to abort)\nsrun: StepId={task.number}.0 task 0: {task.status}\n"
+        told = (
+            f"srun: interrupt (one more within 1 sec to abort)\nsrun: StepId={task.number}.0 {tasks}: {task.status}\n"
+        )
         os.write(2, told.encode())
 
     signal.signal(signal.SIGINT, interrupted)
