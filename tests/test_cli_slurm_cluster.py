@@ -75,7 +75,7 @@ def test_our_commands_may_come_before_slurms_on_path(
     slurm: Cluster, scripts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is asked of the cluster itself, Slurm answers; a job's own `srun` is Slurm's."""
-    words = (["sinfo", "-N"], ["sinfo", "-R"], ["scontrol", "show", "partition", "low"], ["scontrol", "ping"])
+    words = (["sinfo"], ["sinfo", "-R"], ["scontrol", "show", "partition", "low"], ["scontrol", "ping"])
     theirs = [slurm.run(*one).stdout for one in words]
     assert [out(*one) for one in words] == theirs
     monkeypatch.setenv("PATH", f"{scripts / 'bin'}:{os.environ['PATH']}")
