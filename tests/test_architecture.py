@@ -45,6 +45,8 @@ READS_NODE = (
     "flow.slurm.jobs",
     "flow.providers.local",
     "flow.providers.slurm",
+    "flow.slurm",
+    "flow.resolve",
     "flow.calls",
     "flow.worker",
 )

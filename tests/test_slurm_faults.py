@@ -106,7 +106,7 @@ def test_a_held_job_says_so_and_how_it_starts(client: Flow, slurm: Cluster) -> N
     task = submitted(client, "echo ran", begin="now+1hour")
     slurm.run("scontrol", "uhold", str(task.number))
     assert wait_until(lambda: task.refresh().reason != "begins later", seconds=10)
-    assert (task.status, task.reason) == ("pending", "held in Slurm: `scontrol release` lets it start")
+    assert (task.status, task.reason) == ("pending", "held: `flow resume` lets it start")
     slurm.run("scontrol", "release", str(task.number))
     slurm.run("scontrol", "update", f"jobid={task.number}", "starttime=now")
     assert task.wait(timeout=60) == "completed"

@@ -141,6 +141,13 @@ def test_what_slurm_has_forgotten_is_not_taken_for_completed(client: Flow, proje
     }
 
 
+def test_an_array_that_is_cancelled_in_slurm_is_cancelled(client: Flow, slurm: Cluster) -> None:
+    task = client.run("true", array="1-3", name="whole", **LATER)
+    slurm.run("scancel", "--name=whole")
+    assert task.wait(timeout=60) == "cancelled"
+    assert task.elements == {"cancelled": 3}
+
+
 def test_a_task_of_another_provider_is_not_waited_for(client: Flow) -> None:
     other = client.run("true", provider="local", upload_code=False)
     with pytest.raises(ValidationError, match=f"`{other}` is a task at local, and slurm waits only for its own"):

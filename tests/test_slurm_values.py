@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from flow.errors import ValidationError
+from flow.node.patterns import fill_pattern
 from flow.slurm.moments import parse_moment
-from flow.slurm.patterns import fill_pattern
 from flow.slurm.values import After, Gpus, Nodes, parse_value
 
 REFUSED = "refused"

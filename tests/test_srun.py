@@ -404,12 +404,16 @@ def test_a_node_that_is_gone_fails_the_step(batch: Start) -> None:
 
 def test_a_task_of_killed_tasks_ends_its_step(batch: Start) -> None:
     task = batch("srun -n2 sleep 1000; echo rc $?", cpus=2)
-    assert wait_until(lambda: len(task.find("sleep 1000")) >= 3, seconds=30)
-    for pid in task.find("sleep 1000"):
-        if Path(f"/proc/{pid}/comm").read_bytes() == b"sleep\n":
-            os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: len(_sleeping(task)) == 2, seconds=30)
+    for pid in _sleeping(task):
+        os.kill(pid, signal.SIGKILL)
     assert task.wait() == [0]
     assert task.out() == "rc 137\n"
+
+
+def _sleeping(task: BatchTask) -> list[int]:
+    """Without what only has their words in its own, or has not executed them yet."""
+    return [pid for pid in task.find("sleep 1000") if Path(f"/proc/{pid}/comm").read_bytes() == b"sleep\n"]
 
 
 def test_who_does_not_know_the_word_starts_nothing(batch: Start, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from flow.masking import is_secret
 _NODE = Path(__file__).parent / "node"
 # Where there is no Slurm, for its scripts.
 _FOR_SCRIPTS = (
-    "batch.py", "hostlist.py", "layout.py", "ledger.py", "modules.py", "scontrol.py", "srun.py", "srun_layout.py",
-    "srun_options.py", "steps.py",
+    "batch.py", "hostlist.py", "layout.py", "ledger.py", "modules.py", "patterns.py", "scontrol.py", "srun.py",
+    "srun_layout.py", "srun_options.py", "steps.py",
 )  # fmt: skip
 _SCRIPT = """\
 #!/bin/bash

@@ -14,7 +14,7 @@ from flow.errors import ProviderError
 if TYPE_CHECKING:
     import subprocess
 
-_UNREACHABLE = 255  # what ssh ends with where it is ssh that failed
+UNREACHABLE = 255  # what ssh ends with where it is ssh that failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Channel:
             raise self.unreachable(f"no answer within {timeout:g} s") from None
         except OSError as error:
             raise self.unreachable(f"`{self.prefix[0]}`: {error.strerror}") from error
-        if self.prefix and done.returncode == _UNREACHABLE:
+        if self.prefix and done.returncode == UNREACHABLE:
             raise self.unreachable(done.stderr.decode(errors="replace"))
         return done
 

@@ -228,16 +228,19 @@ class Flow:
         """
         states = states_named(states)
         self.finish_interrupted()
+        looks: dict[str, Look] = {}
         if refresh and states is not None:
-            self.look_at(self.records.rows(unfinished=True))
+            looks = self.look_at(self.records.rows(unfinished=True))
         rows = self.records.rows(limit=limit, states=states, name_pattern=name_pattern)
         if refresh and states is None:
-            self.look_at(row for row in rows if not row.state.is_final)
+            looks = self.look_at(row for row in rows if not row.state.is_final)
             rows = self.records.rows(limit=limit, name_pattern=name_pattern)
         tasks = []
         for row in rows:
             try:
                 task = self._task(row.task_id, row=row)
+                if row.task_id in looks:
+                    task.recall(row.outcome, looks[row.task_id].elements)
             except ResourceNotFoundError:
                 continue  # pruned in between
             except FlowError as error:  # a damaged record is told of, and does not hide the others

@@ -120,6 +120,8 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
             raise ValidationError("no machine is asked for", suggestions=["add `instance_type` or `gpu`"])
         return _Machine("cpu")
     gpu = _gpu_of(asked)
+    if config.batch and provider.capabilities.own_numbers:  # Slurm itself judges what its options ask for
+        return _Machine(str(gpu or asked), gpu, (gpu.count or 1) if gpu else 0)
     offers = provider.offers()
     found = [one for one in offers if one.instance_type == asked]
     found = found or [one for one in offers if gpu and one.gpu and _matches(one.gpu, gpu)]
@@ -225,7 +227,7 @@ def _batch_option(config: TaskConfig, name: str) -> str | None:
 
 def _output_files(config: TaskConfig, folder: str, *, in_place: bool) -> tuple[str | None, str | None]:
     """The patterns of the files that take copies of stdout and stderr; the provider fills them in."""
-    from flow.slurm.patterns import DEFAULT, DEFAULT_OF_ARRAY, absolute_pattern
+    from flow.node.patterns import DEFAULT, DEFAULT_OF_ARRAY, absolute_pattern
 
     output, error = config.output, config.error
     if config.batch and in_place:

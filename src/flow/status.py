@@ -109,11 +109,12 @@ def derive(intent: Intent, allocation: Allocation | None, reports: Mapping[int, 
     ended = attempt_outcome(reports, nodes, attempt=allocation.attempt)
     if ended:
         return ended
+    if allocation.machines is Machines.QUEUED:  # most, in a long list
+        return Outcome(TaskStatus.PENDING, reason=allocation.reason, attempt=allocation.attempt)
     started = min((r.started for r in reports.values() if r.started is not None), default=None)
     if allocation.machines is Machines.GONE:
         return _gone(intent, allocation, started)
     state = {
-        Machines.QUEUED: TaskStatus.PENDING,
         Machines.STARTING: TaskStatus.STARTING,
         Machines.PREEMPTED: TaskStatus.PREEMPTED,
         Machines.PAUSED: TaskStatus.PAUSED,

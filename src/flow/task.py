@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -227,9 +227,9 @@ class Task:
         if not self.status.is_final:
             self._outcome = outcome
 
-    def recall(self, outcome: Outcome) -> None:
-        """Take a state that the records hold as final."""
-        self._outcome = outcome
+    def recall(self, outcome: Outcome, elements: Mapping[str, Outcome] | None = None) -> None:
+        """Take a state that the records hold, and those of its elements by their ids."""
+        self._outcome, self._elements = outcome, dict(elements or {})
 
     @property
     def outcome(self) -> Outcome:

@@ -58,16 +58,23 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
         if not number:
             if manifest:
                 job["code"] = {"manifest": manifest, "blobs": os.path.join(root, "blobs")}
-            os.makedirs(os.path.join(base, "inbox"), mode=0o700, exist_ok=True)
-            for name, text in request["inbox"].items():
-                write(os.path.join(base, "inbox"), name, text)
-            write(base, "job.json", json.dumps(job))
-            write(base, "meta.json", json.dumps(request["meta"]))
             try:
-                number = _sbatch(request, base, tools, lock.fileno())
+                sbatch = _start_sbatch(request, base, lock.fileno())
             except NeverMet as never:  # and Slurm may not know that any more
+                write(base, "meta.json", json.dumps(request["meta"]))
                 write(base, "never", json.dumps(never.args[0]))
                 return {"number": None}
+            with sbatch:  # gets ready meanwhile; without a script it submits nothing
+                os.makedirs(os.path.join(base, "inbox"), mode=0o700, exist_ok=True)
+                for name, text in request["inbox"].items():
+                    write(os.path.join(base, "inbox"), name, text)
+                write(base, "job.json", json.dumps(job))
+                write(base, "meta.json", json.dumps(request["meta"]))
+                words = [request["python"], os.path.join(tools, "slurm_job.py"), base]
+                said, mistakes = sbatch.communicate(f"#!/bin/sh\nexec {shlex.join(words)}\n")
+            if sbatch.returncode:
+                raise Refused("sbatch", mistakes)
+            number = said.strip().partition(";")[0]
         write(base, "number", number)
     return {"number": int(number)}
 
@@ -247,18 +254,20 @@ def is_ours(path: str) -> bool:
         return False
 
 
-def _run(argv: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
+def _start(argv: Sequence[str], **more: Any) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
     try:
-        return subprocess.run(
-            [program(argv[0]), *argv[1:]],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-            **more,
+        return subprocess.Popen(
+            [program(argv[0]), *argv[1:]], stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", **more
         )
     except FileNotFoundError:
         raise Refused(argv[0], argv[0] + ": command not found") from None
+
+
+def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    with _start(argv) as process:
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
 def _scancel(*words: str) -> None:
@@ -274,19 +283,15 @@ def _job(root: str, task_id: str) -> str:
     return number + ("_" + index if number and index else "")
 
 
-def _sbatch(request: dict[str, Any], base: str, tools: str, lock: int) -> str:
-    words = [request["python"], os.path.join(tools, "slurm_job.py"), base]
-    script = f"#!/bin/sh\nexec {shlex.join(words)}\n"
+def _start_sbatch(request: dict[str, Any], base: str, lock: int) -> subprocess.Popen[str]:
+    """It waits for its script. Raises NeverMet, Refused."""
     options = [*request["options"], *_dependency(os.path.dirname(base), request)]
     if not request["job"]["is_batch"]:  # what goes wrong before a runner has started is told there
         options.append(
             "--output=" + os.path.join(base, "slurm-%A_%a.out" if request["meta"]["indices"] else "slurm-%j.out")
         )
     cwd = request["folder"] if os.path.isdir(request["folder"]) else base
-    done = _run(["sbatch", "--parsable", *options], input=script, cwd=cwd, pass_fds=[lock])
-    if done.returncode:
-        raise Refused("sbatch", done.stderr)
-    return done.stdout.strip().partition(";")[0]
+    return _start(["sbatch", "--parsable", *options], stdin=subprocess.PIPE, cwd=cwd, pass_fds=[lock])
 
 
 def _dependency(root: str, request: dict[str, Any]) -> list[str]:
@@ -414,7 +419,7 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
     for index in meta["indices"] or [None]:
         if only not in ("", str(index)):
             continue
-        row = by_index.get("N/A" if index is None else str(index))
+        row = by_index.get(str(index), alone)  # of an array that was cancelled as a whole there is but one
         one = (
             _entry(base, row, meta, number)
             if index is None
@@ -429,12 +434,28 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
 
 
 def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: str) -> dict[str, Any]:
-    one: dict[str, Any] = {"id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created")}
-    one.update(attempt=0, ended=False, state=row and row["State"], reason=row["Reason"] if row else "")
-    one.update(raw=row["JobID"] if row else job, partition=row["Partition"] if row else "")
-    one.update(end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said="")
-    one.update(ranks=meta.get("ranks", 1), waits="", never=None)
-    return one
+    row = row or {"State": None, "Reason": "", "JobID": job, "EndTime": "", "Partition": ""}  # type: ignore[dict-item]
+    return {
+        "id": task_id,
+        "job": job,
+        "raw": row["JobID"],
+        "hash": meta["hash"],
+        "created": meta.get("created"),
+        "ranks": meta.get("ranks", 1),
+        "state": row["State"],
+        "reason": row["Reason"],
+        "end": row["EndTime"],
+        "partition": row["Partition"],
+        "attempt": 0,
+        "ended": False,
+        "cancelled": False,
+        "nodes": [],
+        "reports": [],
+        "folder": "",
+        "said": "",
+        "waits": "",
+        "never": None,
+    }
 
 
 def _look_at_waits(root: str, one: dict[str, Any], meta: dict[str, Any], never: dict[str, Any] | None) -> None:
@@ -469,19 +490,21 @@ def _look_into(folder: str, one: dict[str, Any], nodes: int) -> None:
 
 
 def main() -> None:
-    """The question on the first line of standard input; the answer as JSON: {"answer": …}, or {"refused": [...]}."""
-    verb, root, *rest = json.loads(sys.stdin.buffer.readline())
+    """Answer the questions, a line of standard input each, by one of JSON: {"answer": …}, or {"refused": [...]}."""
+    for line in iter(sys.stdin.buffer.readline, b""):
+        print(json.dumps(_told(*json.loads(line))), flush=True)  # noqa: T201
+
+
+def _told(verb: str, root: str, *rest: Any) -> dict[str, Any]:
     try:
         if verb == "receive":
             with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as files:
-                told: dict[str, Any] = {"answer": receive(root, files)}
-        else:
-            told = {"answer": globals()[verb](*([root] if root else []), *rest)}
+                return {"answer": receive(root, files)}
+        return {"answer": globals()[verb](*([root] if root else []), *rest)}
     except Refused as refused:
-        told = {"refused": refused.args}
+        return {"refused": refused.args}
     except OSError as error:
-        told = {"failed": [error.errno, error.strerror, error.filename]}
-    print(json.dumps(told))  # noqa: T201
+        return {"failed": [error.errno, error.strerror, error.filename]}
 
 
 if __name__ == "__main__":

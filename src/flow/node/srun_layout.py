@@ -19,7 +19,7 @@ def _beside(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
-hostlist, layout, ledger, options = map(_beside, ("hostlist", "layout", "ledger", "srun_options"))
+hostlist, layout, ledger, options, patterns = map(_beside, ("hostlist", "layout", "ledger", "srun_options", "patterns"))
 
 
 class Refused(Exception):  # noqa: N818  # said in srun's own words
@@ -328,19 +328,10 @@ class Layout:
     def filled(self, pattern: str, step: int, **more: object) -> str:
         """A file name with what stands for `%j` and the like."""
         env = os.environ
-        values: dict[str, object] = {"j": self.job, "J": f"{self.job}.{step}", "s": step, "%": "%", **more}
-        values.update(A=env.get("SLURM_ARRAY_JOB_ID", self.job), a=env.get("SLURM_ARRAY_TASK_ID", 4294967294))
+        values: dict[str, object] = {"j": self.job, "J": f"{self.job}.{step}", "s": step, **more}
+        values.update(A=env.get("SLURM_ARRAY_JOB_ID", self.job), a=env.get("SLURM_ARRAY_TASK_ID", patterns.NO_INDEX))
         values.update(u=env.get("SLURM_JOB_USER", ""), x=env.get("SLURM_JOB_NAME", ""))
-        if "\\" in pattern:
-            return pattern.replace("\\", "")
-
-        def fill(found: Any) -> str:
-            value = values.get(found[2])
-            if value is None:
-                return str(found[0])
-            return str(value).zfill(int(found[1] or 0)) if str(value).isdecimal() else str(value)
-
-        return re.sub(r"%(\d*)([a-zA-Z%])", fill, pattern)
+        return str(patterns.fill_pattern(pattern, values))
 
 
 def _is_of_each(pattern: str) -> bool:
@@ -362,7 +353,6 @@ def _gpu_count(text: str) -> int:
 def _task_numbers(text: str, tasks: int, found: Iterable[int]) -> list[int]:
     """Of `1-3,5`; `*` are all that have no program yet, each with its own number for an offset."""
     if text == "*":
-        text = f"0-{tasks - 1}"
         return [number if number not in found else -1 for number in range(tasks)]
     numbers: list[int] = []
     for part in text.split(","):

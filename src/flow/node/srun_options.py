@@ -19,7 +19,7 @@ SHORT = {
 FLAGS = (
     "contiguous", "debugger-test", "disable-status", "exact", "help", "hold", "interactive", "label", "multi-prog",
     "no-allocate", "overcommit", "overlap", "oversubscribe", "preserve-env", "pty", "quiet", "reboot",
-    "slurmd-debug", "spread-job", "test-only", "unbuffered", "usage", "use-min-nodes", "verbose", "version",
+    "spread-job", "test-only", "unbuffered", "usage", "use-min-nodes", "verbose", "version",
 )  # fmt: skip
 MAY_HAVE_VALUE = (
     "bcast", "compress", "exclusive", "get-user-env", "immediate", "kill-on-bad-exit", "no-kill", "propagate",

@@ -12,8 +12,8 @@ from functools import cache
 from typing import NamedTuple
 
 from flow.node.hostlist import expand
+from flow.node.patterns import NO_INDEX, fill_pattern
 from flow.plan import Plan
-from flow.slurm.patterns import NO_INDEX, fill_pattern
 from flow.status import HELD
 
 # Slurm's words for a state, and its letters. Source: squeue(1), JOB STATE CODES.

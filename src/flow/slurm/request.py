@@ -5,13 +5,13 @@ The nodes of a task are alike, so each has what the one with the most needs.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flow.mistakes import Mistake
+from flow.node.layout import compressed, shares
 from flow.slurm.options import Given
 from flow.slurm.values import Gpus
 
@@ -55,7 +55,7 @@ def read_request(values: Mapping[str, Any]) -> Request:
         variables.update({"SLURM_NTASKS": str(tasks), "SLURM_NPROCS": str(tasks)})
     # more CPUs than one task needs are for more tasks, where nothing is said of tasks
     each = per_node or (cpus // of_task if not tasks else None)
-    variables["SLURM_TASKS_PER_NODE"] = counts_text([each] * nodes if each else spread(tasks, nodes))
+    variables["SLURM_TASKS_PER_NODE"] = compressed([each] * nodes if each else shares(tasks, nodes))
     return Request(fields, variables, tuple(notes))
 
 
@@ -99,12 +99,6 @@ def contradictions(values: Mapping[str, Any], held: Mapping[str, Given]) -> list
         for is_so, told, names in refused
         if is_so
     ]
-
-
-def counts_text(counts: Sequence[int]) -> str:
-    """Counts for each node as Slurm writes them: `2(x3),1`."""
-    groups = [(count, len(list(group))) for count, group in itertools.groupby(counts)]
-    return ",".join(f"{count}(x{times})" if times > 1 else str(count) for count, times in groups)
 
 
 def _nodes(values: Mapping[str, Any], notes: list[str]) -> int:
@@ -173,8 +167,3 @@ def _kind(values: Mapping[str, Any], notes: list[str]) -> str:
     if len(kinds) > 1:
         notes.append(f"GPUs of several kinds ({', '.join(kinds)}): any kind is taken")
     return kinds[0] if len(kinds) == 1 else ""
-
-
-def spread(tasks: int, nodes: int) -> list[int]:
-    """Tasks on each node, the first ones having one more."""
-    return [tasks // nodes + (rank < tasks % nodes) for rank in range(nodes)]

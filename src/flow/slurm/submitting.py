@@ -8,8 +8,8 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
-from flow.slurm.patterns import absolute_pattern, fill_pattern
-from flow.slurm.request import counts_text, spread
+from flow.node.layout import compressed, shares
+from flow.node.patterns import absolute_pattern, fill_pattern
 
 SCRIPT = ".flow/batch/slurm_script"  # in the task's copy of the project; Slurm's own copy is called so
 _LOGIN_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
@@ -60,7 +60,7 @@ def variables_of(decided: Mapping[str, str], *, name: str | None, nodes: int) ->
         found["SLURM_JOB_NAME"] = name
     if found.get("SLURM_NNODES", str(nodes)) != str(nodes):
         found.update(SLURM_NNODES=str(nodes), SLURM_JOB_NUM_NODES=str(nodes))
-        found["SLURM_TASKS_PER_NODE"] = counts_text(spread(int(found.get("SLURM_NTASKS", nodes)), nodes))
+        found["SLURM_TASKS_PER_NODE"] = compressed(shares(int(found.get("SLURM_NTASKS", nodes)), nodes))
     return found
 
 

@@ -154,7 +154,7 @@ def _copies(row: Row, plan: Plan, rank: int) -> dict[str, Any]:
     """Where copies of the streams go, with what only the row knows filled in. Of a batch script there is one rank."""
     import getpass
 
-    from flow.slurm.patterns import NO_INDEX, fill_pattern
+    from flow.node.patterns import NO_INDEX, fill_pattern
 
     if plan.batch and rank:
         return {}

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from flow.channel import Channel
+from flow.channel import UNREACHABLE, Channel
 from flow.errors import FlowError, ProviderError, QuotaExceededError, StorageError, ValidationError
 from flow.node import slurm_login
+from flow.providers.slurm.conversation import Conversation, answer_in
 
 _NODE = Path(slurm_login.__file__).parent
 # What slurmctld says that passes; sources: slurm_errno.c of Slurm 22.05.
@@ -43,6 +44,7 @@ class Cluster:
 
     def __init__(self, channel: Channel, folder: str) -> None:
         self.channel, self.folder = channel, folder
+        self._conversation = Conversation(channel, self._program())
 
     def ask(self, verb: str, *words: Any) -> Any:
         """The answer of that function of the program. Raises FlowError for what Slurm refuses."""
@@ -73,8 +75,7 @@ class Cluster:
     def _ask(self, verb: str, root: str, *words: Any) -> Any:
         if self.channel.is_here:
             return self._ask_here(verb, root, *words)
-        question = json.dumps([verb, root, *words]).encode() + b"\n"
-        return self._answer(self.channel.ask(self._program(), stdin=question))
+        return self._answer(self._conversation.ask([verb, root, *words]))
 
     def _ask_here(self, verb: str, root: str, *words: Any) -> Any:
         try:
@@ -98,15 +99,12 @@ class Cluster:
             except BrokenPipeError:
                 pass  # what it says of that comes now
             out, err = process.communicate()
-        if process.returncode == 255:
-            raise self.channel.unreachable(err.decode(errors="replace"))
-        self._answer(subprocess.CompletedProcess(words, process.returncode, out, err))
+        told = answer_in(out.splitlines()[-1]) if out.strip() else None
+        self._answer(told or subprocess.CompletedProcess(words, process.returncode, out, err))
 
-    def _answer(self, done: subprocess.CompletedProcess[bytes]) -> Any:
-        try:
-            told = json.loads(done.stdout.splitlines()[-1])  # a login node may greet first
-        except (ValueError, IndexError):
-            raise self._no_program(done) from None
+    def _answer(self, told: dict[str, Any] | subprocess.CompletedProcess[bytes]) -> Any:
+        if isinstance(told, subprocess.CompletedProcess):
+            raise self._no_program(told)
         if "failed" in told:
             raise self._no_room(*told["failed"])
         if "refused" in told:
@@ -114,6 +112,8 @@ class Cluster:
         return told["answer"]
 
     def _no_program(self, done: subprocess.CompletedProcess[bytes]) -> FlowError:
+        if done.returncode == UNREACHABLE:
+            return self.channel.unreachable(done.stderr.decode(errors="replace"))
         said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"exit {done.returncode}"
         where = f"on `{self.channel.prefix[-1]}`" if self.channel.prefix else "here"
         return ProviderError(

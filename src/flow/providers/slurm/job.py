@@ -29,9 +29,9 @@ _OURS = (
 )  # said otherwise here
 
 
-def comment(plan: Plan) -> str:
+def comment(plan: Plan, plan_hash: str) -> str:
     """By which a job is known for ours, whatever happened to who submitted it."""
-    return f"flow:{plan.task_id}:{plan.hash}"
+    return f"flow:{plan.task_id}:{plan_hash}"
 
 
 def runner_job(plan: Plan) -> dict[str, Any]:
@@ -62,10 +62,10 @@ def runner_job(plan: Plan) -> dict[str, Any]:
     }
 
 
-def meta(plan: Plan) -> dict[str, Any]:
+def meta(plan: Plan, plan_hash: str) -> dict[str, Any]:
     """What is asked of a task that Slurm does not know any more."""
     return {
-        "hash": plan.hash,
+        "hash": plan_hash,
         "created": time.time(),
         "nodes": 1 if plan.batch else plan.nodes,
         "ranks": plan.nodes,
@@ -79,7 +79,7 @@ def meta(plan: Plan) -> dict[str, Any]:
 
 def sbatch_options(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
     """For `sbatch`; of those given twice it takes the last. A batch script's own are all that it asked for."""
-    options = [f"--job-name={plan.name}", f"--comment={comment(plan)}"]
+    options = [f"--job-name={plan.name}"]
     own = {name: plan.options.get(name) or settings.get(name) for name in _NAMED}
     options += [f"--{name}={value}" for name, value in own.items() if value]
     if plan.region and not own["partition"]:

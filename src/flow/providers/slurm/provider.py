@@ -107,17 +107,19 @@ class Slurm:
 
     def allocate(self, plan: Plan, attempt: int = 1) -> int | None:
         """Submit the job, with what it needs in the folder; later attempts are its own doing. The job's number."""
-        version, names = tools()
+        (version, names), plan_hash = tools(), plan.hash
+        known_as = comment(plan, plan_hash)
+        hold = ["--hold"] * self._is_held(plan.task_id)
         secrets = {name: text.decode() for name, text in outbox_files(self.home / "record" / plan.task_id).items()}
         request = {
             "task_id": plan.task_id,
-            "comment": comment(plan),
+            "comment": known_as,
             "job": {**runner_job(plan), "needs": [f"inbox/{name}" for name in secrets]},
-            "meta": meta(plan),
+            "meta": meta(plan, plan_hash),
             "bundle": plan.bundle,
             "version": version,
             "python": self.cluster.channel.python,
-            "options": [*sbatch_options(plan, self._settings), *["--hold"] * self._is_held(plan.task_id)],
+            "options": [f"--comment={known_as}", *sbatch_options(plan, self._settings), *hold],
             "folder": submit_folder(plan),
             "inbox": secrets,
         }

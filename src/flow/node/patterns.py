@@ -1,10 +1,13 @@
-"""Slurm's patterns in the names of output files: `slurm-%A_%a.out`, `%4j`, `%%`. Source: sbatch(1), and trials."""
+"""Slurm's patterns in the names of output files: `slurm-%A_%a.out`, `%4j`, `%%`. Source: sbatch(1), and trials.
+
+Standard library, Python 3.8 and up.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from typing import Mapping
 
 # What sbatch calls the files where nothing is said of them.
 DEFAULT = "slurm-%j.out"
@@ -12,7 +15,7 @@ DEFAULT_OF_ARRAY = "slurm-%A_%a.out"
 NO_INDEX = 2**32 - 2  # what `%a` is where there is no array
 
 _PATTERN = re.compile(r"%(?:%|(\d*)([A-Za-z]?))")
-_NUMBERS = "AajJnt"  # may be filled up with zeros, to ten digits
+_NUMBERS = "AajJnst"  # may be filled up with zeros, to ten digits
 _WIDEST = 10
 
 
@@ -33,7 +36,9 @@ def fill_pattern(pattern: str, values: Mapping[str, str | int]) -> str:
         if letter not in values:
             return found[0]
         value = str(values[letter])
-        return value.rjust(min(int(width), _WIDEST), "0") if width and letter in _NUMBERS else value
+        return (
+            value.rjust(min(int(width), _WIDEST), "0") if width and letter in _NUMBERS and value.isdecimal() else value
+        )
 
     return _PATTERN.sub(filled, pattern)
 

@@ -1,0 +1,97 @@
+"""A program behind a channel that answers one question after the other, so that none waits for its start."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import threading
+import weakref
+from typing import Any
+
+from flow.channel import Channel
+
+_SECONDS = 300  # within which something is said
+
+
+class Conversation:
+    """Questions and answers are lines of JSON. The program starts with the first, in each process anew, and ends with
+    this object; one that was cut off is started again."""
+
+    def __init__(self, channel: Channel, script: str) -> None:
+        self._channel, self._script = channel, script
+        self._begin()
+
+    def ask(self, question: Any) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
+        """The answer, or how the program ended in place of one. Raises ProviderError where nobody can be reached."""
+        if self._owner != os.getpid():  # the parent's are not for us
+            self._begin()
+        with self._lock:
+            was_there = self._process is not None
+            answer = self._exchange(question)
+            if was_there and isinstance(answer, subprocess.CompletedProcess):
+                answer = self._exchange(question)
+            return answer
+
+    def _begin(self) -> None:
+        self._owner, self._lock = os.getpid(), threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._heard = b""
+
+    def _exchange(self, question: Any) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
+        process = self._process = self._process or self._start()
+        assert process.stdin
+        try:
+            process.stdin.write(json.dumps(question).encode() + b"\n")
+            while line := self._line(process):
+                if told := answer_in(line):  # a login node may greet first
+                    return told
+        except BrokenPipeError:
+            pass
+        self._process, self._heard = None, b""
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        words = self._channel.command(self._script)
+        try:
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(words, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe)
+        except OSError as error:
+            raise self._channel.unreachable(f"`{words[0]}`: {error.strerror}") from error
+        weakref.finalize(self, _end, process, os.getpid())
+        return process
+
+    def _line(self, process: subprocess.Popen[bytes]) -> bytes:
+        """The next line; nothing where the program has ended."""
+        assert process.stdout
+        while b"\n" not in self._heard:
+            if not select.select([process.stdout], [], [], _SECONDS)[0]:
+                process.kill()
+                raise self._channel.unreachable(f"no answer within {_SECONDS} s")
+            part = process.stdout.read(1 << 20)
+            if not part:
+                return b""
+            self._heard += part
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line + b"\n"
+
+
+def answer_in(line: bytes) -> dict[str, Any] | None:
+    """The answer that a line of output is; None where it is something else."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+    """Close what it reads from, and it ends."""
+    if process.returncode is None and owner == os.getpid():
+        try:
+            process.communicate(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
