@@ -71,6 +71,7 @@ def _machines(one: Mapping[str, Any], reports: Mapping[int, Report], now: float)
 def _is_awaited(one: Mapping[str, Any], reports: Mapping[int, Report], now: float) -> bool:
     """Whether its runner may have reported what cannot be seen from here yet."""
     is_told = one["ended"] or one["said"] or (one["reports"] and len(reports) == len(one["reports"]))
+    is_told = is_told or (one["cancelled"] and not reports)  # it was ended before its runner was up
     return one["state"] in ("COMPLETED", "FAILED") and not is_told and now - (one["end"] or now) < LOST_SECONDS
 
 
