@@ -56,6 +56,7 @@ def test_a_job_is_shown_as_slurm_shows_it(slurm: Cluster, scripts: Path) -> None
         for words in (["-a", "1-4%1"], ["-H", "-p", "low"], ["-N9"], ["-b", "now+1hour"], ["-N2"])
     ]
     shown = ("-h", "-j", ",".join(numbers), "-o", "%i|%P|%j|%t|%D|%R|%N|%B", "-S", "i")
+    assert wait_until(lambda: "R" in out("squeue", "-h", "-j", numbers[4], "-o", "%t"), seconds=30)
     assert wait_until(lambda: out("squeue", *shown) == slurm.run("squeue", *shown).stdout, seconds=30), out("squeue")
     assert "(Partition" in out("squeue", "-j", numbers[2])  # …NodeLimit or …Config, as Slurm finds first
     out("scancel", "--me")

@@ -22,7 +22,18 @@ MADE_BY = "# Made by `flow slurm install-commands`."  # in commands of ours that
 LOST_SECONDS = 20  # how long the report of a job that ended may take to be seen from here: NFS
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"REVOKED", "TIMEOUT"}
-_FIELDS = ("JobID", "ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "EndTime", "Partition", "Comment")
+_FIELDS = (
+    "JobID",
+    "ArrayJobID",
+    "ArrayTaskID",
+    "State",
+    "Reason",
+    "RestartCnt",
+    "EndTime",
+    "Partition",
+    "NodeList",
+    "Comment",
+)
 _OVER = ("Invalid job id", "already comp", "already finished")  # what is said of a job that has ended
 _WAITS = ("Dependency", "DependencyNeverSatisfied")
 _DONE = {"afterok": (True, False), "afternotok": (False, True), "afterany": (True, True), "after": (True, True)}
@@ -434,7 +445,7 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
 
 
 def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: str) -> dict[str, Any]:
-    row = row or {"State": None, "Reason": "", "JobID": job, "EndTime": "", "Partition": ""}  # type: ignore[dict-item]
+    row = row or {"State": None, "Reason": "", "JobID": job, "EndTime": "", "Partition": "", "NodeList": ""}  # type: ignore[dict-item]
     return {
         "id": task_id,
         "job": job,
@@ -446,6 +457,7 @@ def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: 
         "reason": row["Reason"],
         "end": row["EndTime"],
         "partition": row["Partition"],
+        "node_list": row["NodeList"],
         "attempt": 0,
         "ended": False,
         "cancelled": False,

@@ -49,6 +49,7 @@ def allocation_of(one: Mapping[str, Any], now: float) -> Allocation:
         plan_hash=one["hash"],
         reports=_of_all_ranks(shown, one["ranks"]),
         partition=one["partition"],
+        node_list=one["node_list"],
     )
 
 
