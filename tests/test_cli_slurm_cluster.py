@@ -56,10 +56,11 @@ def test_a_job_is_shown_as_slurm_shows_it(slurm: Cluster, scripts: Path) -> None
         for words in (["-a", "1-4%1"], ["-H", "-p", "low"], ["-N9"], ["-b", "now+1hour"], ["-N2"])
     ]
     shown = ("-h", "-j", ",".join(numbers), "-o", "%i|%P|%j|%t|%D|%R|%N|%B", "-S", "i")
+    assert wait_until(lambda: "R" in out("squeue", "-h", "-j", numbers[4], "-o", "%t"), seconds=30)
     assert wait_until(lambda: out("squeue", *shown) == slurm.run("squeue", *shown).stdout, seconds=30), out("squeue")
-    assert "(PartitionNodeLimit)" in out("squeue", "-j", numbers[2])
+    assert "(Partition" in out("squeue", "-j", numbers[2])  # …NodeLimit or …Config, as Slurm finds first
     out("scancel", "--me")
-    assert wait_until(lambda: out("squeue") == HEADER)
+    assert wait_until(lambda: out("squeue") == HEADER), out("squeue")
     done = out("sbatch", "--parsable", "-W", "ranks.sh", code=4).strip()
     assert sorted((scripts / f"slurm-{done}.out").read_text().splitlines()) == ["0: node1", "1: node2"]
     assert out("logs", done) == (scripts / f"slurm-{done}.out").read_text()
@@ -75,7 +76,12 @@ def test_our_commands_may_come_before_slurms_on_path(
     slurm: Cluster, scripts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is asked of the cluster itself, Slurm answers; a job's own `srun` is Slurm's."""
-    words = (["sinfo", "-N"], ["sinfo", "-R"], ["scontrol", "show", "partition", "low"], ["scontrol", "ping"])
+    words = (
+        ["sinfo", "-o", "%P %D %G %N"],
+        ["sinfo", "-R"],
+        ["scontrol", "show", "partition", "low"],
+        ["scontrol", "ping"],
+    )
     theirs = [slurm.run(*one).stdout for one in words]
     assert [out(*one) for one in words] == theirs
     monkeypatch.setenv("PATH", f"{scripts / 'bin'}:{os.environ['PATH']}")

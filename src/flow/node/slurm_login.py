@@ -22,7 +22,18 @@ MADE_BY = "# Made by `flow slurm install-commands`."  # in commands of ours that
 LOST_SECONDS = 20  # how long the report of a job that ended may take to be seen from here: NFS
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 ENDED |= {"REVOKED", "TIMEOUT"}
-_FIELDS = ("JobID", "ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "EndTime", "Partition", "Comment")
+_FIELDS = (
+    "JobID",
+    "ArrayJobID",
+    "ArrayTaskID",
+    "State",
+    "Reason",
+    "RestartCnt",
+    "EndTime",
+    "Partition",
+    "NodeList",
+    "Comment",
+)
 _OVER = ("Invalid job id", "already comp", "already finished")  # what is said of a job that has ended
 _WAITS = ("Dependency", "DependencyNeverSatisfied")
 _DONE = {"afterok": (True, False), "afternotok": (False, True), "afterany": (True, True), "after": (True, True)}
@@ -437,6 +448,7 @@ def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: 
     one: dict[str, Any] = {"id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created")}
     one.update(attempt=0, ended=False, state=row and row["State"], reason=row["Reason"] if row else "")
     one.update(raw=row["JobID"] if row else job, partition=row["Partition"] if row else "")
+    one.update(node_list=row["NodeList"] if row else "")
     one.update(end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said="")
     one.update(ranks=meta.get("ranks", 1), waits="", never=None)
     return one

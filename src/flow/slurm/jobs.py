@@ -15,7 +15,6 @@ from flow.node.hostlist import expand
 from flow.node.layout import ranges
 from flow.node.patterns import NO_INDEX, fill_pattern
 from flow.plan import Plan
-from flow.status import HELD
 
 # Slurm's words for a state, and its letters. Source: squeue(1), JOB STATE CODES.
 STATES = {
@@ -54,7 +53,6 @@ REASONS = {
     "Dependency": "waits for other jobs",
     "DependencyNeverSatisfied": "what it waits for can never be",
     "BeginTime": "begins later",
-    "JobHeldUser": HELD,
     "JobHeldAdmin": "held in Slurm by an administrator",
     "JobArrayTaskLimit": "its array runs as many as it may",
     "ReqNodeNotAvail": "the nodes that it needs are down, drained or reserved",

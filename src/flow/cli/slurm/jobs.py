@@ -241,7 +241,8 @@ class _Maker:
             env = json.loads((folder / "env.json").read_bytes())["env"]
             return partition or env["SLURM_JOB_PARTITION"], env["SLURM_JOB_NODELIST"]
         except (OSError, ValueError, LookupError):
-            return partition, fold([node.instance_id for node in allocation.nodes]) if allocation else ""
+            nodes = allocation.nodes if allocation else ()
+            return partition, (allocation and allocation.node_list) or fold([node.instance_id for node in nodes])
 
     def _is_here(self, provider: str) -> bool:
         try:

@@ -9,11 +9,12 @@ from typing import Any
 from flow.channel import Channel
 from flow.machines import Allocation, Machines, Node, Report
 from flow.node.slurm_login import ENDED, LOST_SECONDS
-from flow.slurm.jobs import REASONS
+from flow.slurm import jobs
 from flow.status import HELD, report_from_json
 
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _PAUSED = ("SUSPENDED", "STOPPED")
+_REASONS = {**jobs.REASONS, "JobHeldUser": HELD}
 # The end of a job of which its runner says nothing, or only that it was told to end: cause, and in words.
 _ENDS = {
     "BOOT_FAIL": ("lost", "its nodes did not boot"),
@@ -48,6 +49,7 @@ def allocation_of(one: Mapping[str, Any], now: float) -> Allocation:
         plan_hash=one["hash"],
         reports=_of_all_ranks(shown, one["ranks"]),
         partition=one["partition"],
+        node_list=one["node_list"],
     )
 
 
@@ -70,13 +72,14 @@ def _machines(one: Mapping[str, Any], reports: Mapping[int, Report], now: float)
 def _is_awaited(one: Mapping[str, Any], reports: Mapping[int, Report], now: float) -> bool:
     """Whether its runner may have reported what cannot be seen from here yet."""
     is_told = one["ended"] or one["said"] or (one["reports"] and len(reports) == len(one["reports"]))
+    is_told = is_told or (one["cancelled"] and not reports)  # it was ended before its runner was up
     return one["state"] in ("COMPLETED", "FAILED") and not is_told and now - (one["end"] or now) < LOST_SECONDS
 
 
 def _why_waiting(one: Mapping[str, Any]) -> str:
     if one["never"]:
         return f"waits for {one['never']}, which cannot be any more"
-    return f"waits for {one['waits']}" if one["waits"] else REASONS.get(one["reason"], str(one["reason"]))
+    return f"waits for {one['waits']}" if one["waits"] else _REASONS.get(one["reason"], str(one["reason"]))
 
 
 def _why_gone(one: Mapping[str, Any]) -> str:
