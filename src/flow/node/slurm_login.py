@@ -445,29 +445,12 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
 
 
 def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: str) -> dict[str, Any]:
-    row = row or {"State": None, "Reason": "", "JobID": job, "EndTime": "", "Partition": "", "NodeList": ""}  # type: ignore[dict-item]
-    return {
-        "id": task_id,
-        "job": job,
-        "raw": row["JobID"],
-        "hash": meta["hash"],
-        "created": meta.get("created"),
-        "ranks": meta.get("ranks", 1),
-        "state": row["State"],
-        "reason": row["Reason"],
-        "end": row["EndTime"],
-        "partition": row["Partition"],
-        "node_list": row["NodeList"],
-        "attempt": 0,
-        "ended": False,
-        "cancelled": False,
-        "nodes": [],
-        "reports": [],
-        "folder": "",
-        "said": "",
-        "waits": "",
-        "never": None,
-    }
+    one: dict[str, Any] = {"id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created")}
+    one.update(attempt=0, ended=False, state=row and row["State"], reason=row["Reason"] if row else "")
+    one.update(raw=row["JobID"] if row else job, partition=row["Partition"] if row else "")
+    one.update(end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said="")
+    one.update(node_list=row["NodeList"] if row else "", ranks=meta.get("ranks", 1), waits="", never=None)
+    return one
 
 
 def _look_at_waits(root: str, one: dict[str, Any], meta: dict[str, Any], never: dict[str, Any] | None) -> None:

@@ -43,12 +43,18 @@ class Conversation:
         process = self._process = self._process or self._start()
         assert process.stdin
         try:
-            process.stdin.write(json.dumps(question).encode() + b"\n")
+            left = json.dumps(question).encode() + b"\n"
+            while left:
+                left = left[process.stdin.write(left) :]
             while line := self._line(process):
                 if told := answer_in(line):  # a login node may greet first
                     return told
         except BrokenPipeError:
             pass
+        except BaseException:  # as Ctrl-C: what it would answer is not to be taken for an answer to the next
+            self._process, self._heard = None, b""
+            process.kill()
+            raise
         self._process, self._heard = None, b""
         out, err = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -66,9 +72,10 @@ class Conversation:
     def _line(self, process: subprocess.Popen[bytes]) -> bytes:
         """The next line; nothing where the program has ended."""
         assert process.stdout
+        said = select.poll()
+        said.register(process.stdout, select.POLLIN)
         while b"\n" not in self._heard:
-            if not select.select([process.stdout], [], [], _SECONDS)[0]:
-                process.kill()
+            if not said.poll(_SECONDS * 1000):
                 raise self._channel.unreachable(f"no answer within {_SECONDS} s")
             part = process.stdout.read(1 << 20)
             if not part:
