@@ -450,7 +450,7 @@ def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: 
     one.update(raw=row["JobID"] if row else job, partition=row["Partition"] if row else "")
     one.update(node_list=row["NodeList"] if row else "")
     one.update(end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said="")
-    one.update(ranks=meta.get("ranks", 1), waits="", never=None)
+    one.update(node_list=row["NodeList"] if row else "", ranks=meta.get("ranks", 1), waits="", never=None)
     return one
 
 
