@@ -420,13 +420,15 @@ def both(scripts: Path, slurm: Cluster) -> Iterator[tuple[Callable[..., str], Ca
     def ask_us(*words: str) -> str:
         return _renumbered(out(*(word.format(",".join(ours)) for word in words)), ours)
 
-    for ask in (ask_slurm, ask_us):
-        assert wait_until(lambda ask=ask: _is_settled(ask), seconds=30), ask("squeue", "-t", "all", "-j", "{}")
-    yield ask_slurm, ask_us
-    (scripts / "stop").touch()
-    slurm.run("scancel", *real)
-    out("scancel", "--me")
-    assert wait_until(lambda: out("squeue", "-h") == "")
+    try:
+        for ask in (ask_slurm, ask_us):
+            assert wait_until(lambda ask=ask: _is_settled(ask), seconds=60), _told(ask)
+        yield ask_slurm, ask_us
+    finally:
+        (scripts / "stop").touch()
+        slurm.run("scancel", *real)
+        out("scancel", "--me")
+        assert wait_until(lambda: out("squeue", "-h") == "")
 
 
 def _submit(run: Callable[..., str]) -> list[str]:
@@ -444,6 +446,10 @@ def _renumbered(text: str, numbers: list[str]) -> str:
     places = {number: f"job{place}" for place, number in enumerate(numbers, 1)}
     own = re.compile(r"(^ *|after\w+:)(\d+)(?=[_|. (]|$)", flags=re.MULTILINE)
     return own.sub(lambda found: found[1] + places.get(found[2], found[2]), text)
+
+
+def _told(ask: Callable[..., str]) -> str:
+    return ask("squeue", "-t", "all", "-j", "{}") + ask("sacct", "-nPX", "-j", "{}", "-o", "jobid,jobname,state")
 
 
 def _is_settled(ask: Callable[..., str]) -> bool:
