@@ -11,6 +11,7 @@ from flow.config import Batch, TaskConfig
 from flow.errors import ValidationError
 from flow.settings import Settings
 from flow.slurm.modules import read_modules, with_image
+from tests.support.commands import flow
 
 SCRIPT = (
     "#!/usr/bin/env python3\n# \xe9: no UTF-8\nimport os, sys\nprint(os.getcwd(), sys.argv[1:], file=open('seen', 'w'))"
@@ -106,3 +107,14 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "modules.yaml").write_text(text)
     with pytest.raises(ValidationError, match=r"modules\.yaml"):
         read_modules(tmp_path / "modules.yaml")
+
+
+def test_a_script_with_arguments_is_told_to_be_for_sbatch(here: Path) -> None:
+    (here / "job.slurm").write_text("#!/bin/sh\n")
+    told = flow("run", "job.slurm", "a b")
+    assert told.returncode == 2
+    assert told.stderr.splitlines() == [
+        "error: a Slurm script with arguments is for `sbatch`",
+        "",
+        "hint: type `flow sbatch job.slurm 'a b'`",
+    ]

@@ -153,7 +153,7 @@ def _emulated(asked: str, gpu: Gpu | None, offers: list[Offer], notes: list[str]
     have = max((one.gpu.count or 0 for one in offers if one.gpu), default=0)
     given = min((gpu.count or 1) if gpu else 0, have)
     what = f"{given} of its GPUs" if given else "no GPU"
-    notes.append(f"this machine has no `{asked}`: emulated with {what} (`local.strict` refuses this)")
+    notes.append(f"this machine has no `{gpu or asked}`: emulated with {what} (`local.strict` refuses this)")
     return _Machine(str(gpu) if gpu else asked, gpu, given)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from flow.cli.group import FlowCommand, UsageError
-from flow.operand import TASK_FILES
+from flow.operand import TASK_FILES, is_slurm
 
 ARGV = "flow.argv"  # in the context's `meta`: the words after `--`, or None
 
@@ -40,6 +40,11 @@ class OperandCommand(FlowCommand):
                 suggestions=[f"quote it all as one command: `flow run {shlex.quote(_joined([words[0], *after]))}`"],
             )
         if len(words) > 1 and not (_is_whole(words[0]) and _is_option(words[1])):
+            if is_slurm(Path(words[0])):
+                raise UsageError(
+                    "a Slurm script with arguments is for `sbatch`",
+                    suggestions=[f"type `flow sbatch {shlex.join(words)}`"],
+                )
             raise UsageError("a command of several words must be quoted", suggestions=_quoted_forms(args, words))
 
     def _loose_words(self, ctx: click.Context, args: list[str]) -> list[str]:
