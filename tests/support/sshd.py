@@ -52,7 +52,9 @@ def sshd(folder: Path, variables: Mapping[str, str]) -> Iterator[Sshd]:
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where Debian's drops its privileges to
-    given = "SetEnv " + " ".join(f"{key}={value}" for key, value in variables.items()) if variables else ""
+    (folder / "home").mkdir(exist_ok=True)  # so that no session reads what this user's shell does at its start
+    variables = {"HOME": str(folder / "home"), **variables}
+    given = "SetEnv " + " ".join(f"{key}={value}" for key, value in variables.items())
     server = Sshd("far-away", folder / "config")
     port = free_port()
     (folder / "sshd_config").write_text(_SERVER.format(port=port, folder=folder, variables=given))
