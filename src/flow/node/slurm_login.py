@@ -173,15 +173,6 @@ def send_signal(root: str, task_id: str, number: int, to: str) -> None:
     _scancel("--state=RUNNING", *words, job)
 
 
-def forget(root: str, task_ids: Sequence[str]) -> None:
-    """Remove what is kept of tasks that have ended."""
-    root = os.path.join(os.path.expanduser(root), "tasks")
-    names = set(_listed(root)) if task_ids else ()
-    for name in names:
-        if name.partition("_")[0] in task_ids:
-            shutil.rmtree(os.path.join(root, name), ignore_errors=True)
-
-
 def sinfo() -> str:
     """The nodes of each partition: its name (`*`: the default), GPUs and the like, CPUs, memory in MB, count, state."""
     code, out, err = call(["sinfo", "-h", "-o", "%P|%G|%c|%m|%D|%T"])

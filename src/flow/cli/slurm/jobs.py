@@ -88,7 +88,6 @@ def load_jobs(
     chosen: Chosen | None = None,
     *,
     unfinished: bool = False,
-    since: float | None = None,
     expand: bool = False,
 ) -> list[Job]:
     """The jobs as they are now, newest first; `chosen`: only these, `unfinished`: only what has not ended.
@@ -96,10 +95,10 @@ def load_jobs(
     Those of an array that wait for the same are one, unless `expand`.
     """
     with _no_collection():
-        return _load(client, chosen, unfinished=unfinished, since=since, expand=expand)
+        return _load(client, chosen, unfinished=unfinished, expand=expand)
 
 
-def _load(client: Flow, chosen: Chosen | None, *, unfinished: bool, since: float | None, expand: bool) -> list[Job]:
+def _load(client: Flow, chosen: Chosen | None, *, unfinished: bool, expand: bool) -> list[Job]:
     client.finish_interrupted()
     if chosen is None:
         waiting = client.records.rows(unfinished=True)
@@ -111,7 +110,7 @@ def _load(client: Flow, chosen: Chosen | None, *, unfinished: bool, since: float
     elif unfinished:
         rows = waiting
     else:
-        rows = client.records.rows(since=since)
+        rows = client.records.rows()
     rows = [row for row in rows if row.number is not None or not row.state.is_final]  # what Slurm refused is no job
     ended = [row for row in rows if row.elements and row.task_id not in looks]
     looks |= client.look_at(ended) if ended else {}
