@@ -14,6 +14,8 @@ from tests.support.containers import IMAGE, podman
 from tests.support.processes import end, end_scheduler, processes_of, wait_until
 from tests.support.slurm import Cluster
 
+pytest.register_assert_rewrite("tests.support.contract")
+
 # What Flow or a task would read; FLOW_TEST_* is for the tests themselves.
 _OURS = (
     "FLOW_",

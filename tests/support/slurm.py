@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import random
 import signal
 import socket
@@ -20,7 +21,9 @@ _WHY = "Slurm's words and a Slurm cluster are tried on the real one"
 DEFAULT_MEMORY_MB = 500  # of each CPU
 # A node has processes and a name of its own: when its first process is killed, all end, as when a machine loses power.
 _NODE = ("unshare", "--fork", "--kill-child", "--pid", "--mount-proc", "--propagation", "slave", "--uts")
-_BOOT = 'hostname "$1" && mount --bind "$2" /etc/hosts && { slurmd -D & wait; }'
+_BOOT = """
+hostname "$1" && mount --bind "$2/hosts" /etc/hosts && mount --bind "$2/passwd" /etc/passwd && { slurmd -D & wait; }
+"""
 _SLURM = """\
 ClusterName=lab
 SlurmctldHost={host}(127.0.0.1)
@@ -51,7 +54,7 @@ MailProg=/bin/true
 GresTypes=gpu
 JobAcctGatherType=jobacct_gather/linux
 PriorityType=priority/basic
-KillWait=2
+KillWait=5
 SlurmdTimeout=10
 InactiveLimit=0
 MinJobAge=300
@@ -203,6 +206,9 @@ class Cluster:
             lines += f"NodeName=node{number} NodeAddr=127.0.0.1 Port={port}\n"
             hosts += f"127.0.0.1{number} node{number}\n"
         (folder / "hosts").write_text(hosts)
+        (folder / "home").mkdir(exist_ok=True)  # where --export=NONE reads what a login sets up
+        home = pwd.getpwuid(0).pw_dir
+        (folder / "passwd").write_text(Path("/etc/passwd").read_text().replace(f":{home}:", f":{folder}/home:"))
         (folder / "slurm.conf").write_text(lines)
         (folder / "gres.conf").write_text(f"Name=gpu Type=a100 File={folder}/nvidia[0-{self.gpus - 1}]\n")
         for number in range(self.gpus):  # the digit is what CUDA_VISIBLE_DEVICES gets
@@ -222,7 +228,7 @@ class Cluster:
         for name in names:
             (self.folder / name).mkdir(exist_ok=True)
             (self.folder / "log" / name).unlink(missing_ok=True)
-            self._launch(name, *_NODE, "sh", "-c", _BOOT, "sh", name, self.folder / "hosts")
+            self._launch(name, *_NODE, "sh", "-c", _BOOT, "sh", name, self.folder)
         for name in names:
             self._wait_for(name, partial(self._is_up, name))
 
