@@ -105,6 +105,7 @@ class Machines(enum.Enum):
     UP = "up"
     PREEMPTED = "preempted"  # taken away, to be given back
     PAUSED = "paused"
+    SILENT = "silent"  # they cannot be asked now: the task is as it was last seen
     GONE = "gone"  # let go, ended or never had
 
 

@@ -79,6 +79,11 @@ SETTINGS: tuple[Known, ...] = (
         "slurm.modules", Path, None, "file of what `module load` gives in a Slurm script elsewhere: image, env, path"
     ),
     Known("slurm.ssh_config", Path, None, "file that ssh reads in place of ~/.ssh/config"),
+    Known("ssh.hosts", str, None, "machines that run tasks, as ssh knows them, beside those of `flow host add`"),
+    Known("ssh.folder", str, "~/.flow-host", "folder for tasks on each host"),
+    Known("ssh.lost_after_minutes", float, 30.0, "how long a host may be out of reach before its tasks are lost"),
+    Known("ssh.python", str, "python3", "Python 3.8 or newer of the hosts"),
+    Known("ssh.ssh_config", Path, None, "file that ssh reads in place of ~/.ssh/config"),
 )
 _KNOWN = {known.name: known for known in SETTINGS}
 _SECTIONS = {name.partition(".")[0] for name in _KNOWN if "." in name}
