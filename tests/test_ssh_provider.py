@@ -1,23 +1,20 @@
-"""Tasks on hosts that ssh reaches."""
+"""Tasks on hosts that ssh reaches: a fleet of four machines."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from flow.client import Flow
 from tests.support.contract import ProviderContract
-from tests.support.sshd import sshd
+from tests.support.fleet import Fleet
+
+
+@pytest.fixture
+def client(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Flow:
+    monkeypatch.setenv("FLOW_SSH_HOSTS", ",".join(fleet.hosts))
+    monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(fleet.config))
+    return Flow("ssh")
 
 
 class TestContract(ProviderContract):
-    """Through a real sshd, to one host."""
-
-    @pytest.fixture
-    def client(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
-        with sshd(tmp_path / "sshd", {}) as server:
-            monkeypatch.setenv("FLOW_SSH_HOSTS", server.name)
-            monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(server.config))
-            yield Flow("ssh")
+    """On four machines."""
