@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from flow.providers.local.inventory import Card, parse_nvidia_smi
+
 from tests.support.fleet import Fleet, Host
 from tests.support.processes import wait_until
 

@@ -176,8 +176,6 @@ def _check_abilities(config: TaskConfig, provider: Provider) -> None:
         "mounts": bool(config.mounts) and not can.volumes,
         "image": config.image is not None and not can.containers,
         "array": config.array is not None and not can.arrays,
-        "depends_on": bool(config.depends_on) and not can.dependencies,
-        "singleton": config.singleton and not can.dependencies,
     }
     for field, is_refused in refused.items():
         if is_refused:

@@ -42,8 +42,9 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
             answers.write(os.path.join(root, "queue"), request["task_id"], "")  # nothing, until the rest is there
             answers.write(base, "job.json", json.dumps(job), durably=True)
             meta = {**request["meta"], "arrived": time.time_ns(), "not_before": time.time() + request["begin_seconds"]}
-            if request["held"]:
-                answers.write(base, "hold", "")
+            for name, mark in request["marks"]:
+                os.makedirs(os.path.join(root, "tasks", name), mode=0o700, exist_ok=True)
+                answers.write(os.path.join(root, "tasks", name), mark, "")
             answers.write(base, "meta.json", json.dumps(meta), durably=True)
     _wake(root, tools, request["task_id"])
     return {}
@@ -71,6 +72,17 @@ def hold(root: str, task_id: str, is_held: bool) -> None:
     """Keep what waits from starting, or let it go."""
     for one in _known(root, [task_id]):
         _note(root, one, "hold", is_set=is_held)
+
+
+def lease(root: str, task_id: str) -> None:
+    """Let a node of a task of several have its turn: it then waits for the others, and `deliver`."""
+    _note(root, task_id, "lease", is_set=True)
+
+
+def deliver(root: str, task_id: str, name: str, text: str) -> None:
+    """Put a file into the inbox of what has its turn."""
+    for folder in _ranks(os.path.join(os.path.expanduser(root), "tasks", task_id)):
+        answers.write(os.path.join(folder, "inbox"), name, text)
 
 
 def ask(root: str, task_id: str, line: str) -> None:

@@ -29,7 +29,7 @@ def facts(root: str) -> dict[str, Any]:
         "engines": [one for one in ENGINES if shutil.which(one)],
         "python": ".".join(map(str, sys.version_info[:3])),
         "disk_free_gb": round(_free_bytes(root) / 1e9, 1),
-        "address": _address(),
+        "address": address(),
         "host": socket.gethostname(),
         "user": os.environ.get("USER") or str(os.getuid()),
     }
@@ -60,7 +60,7 @@ def _free_bytes(root: str) -> int:
     return shutil.disk_usage(root).free
 
 
-def _address() -> str:
+def address() -> str:
     """By which other machines of its network reach this one: no packet is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         try:

@@ -76,7 +76,8 @@ class Turn:
         folder = self.folders()[-1] if self.folders() else ""
         if not folder or self.last().get("phase") == "ended":
             return
-        if not answers.read(folder, "task.json") or not (self.last() or os.path.exists(folder + "/log.idx")):
+        is_begun = self.last().get("phase", "waiting") != "waiting" or os.path.exists(folder + "/log.idx")
+        if not answers.read(folder, "task.json") or not is_begun:
             shutil.rmtree(os.path.dirname(folder))  # it has provably run nothing: the same attempt starts again
             return
         while remains.kill_left_over(folder) or not remains.remove_container(folder):
@@ -95,8 +96,27 @@ class Turn:
         number = len(self.folders()) + 1
         folder = os.path.join(self.folder, str(number), str(self.rank))
         gpu_locks = self._lock_gpus(gpus)
-        self._write_task(folder, number, gpus)
-        runner.run(folder, keep=gpu_locks)
+        meeting = {"peers": [], "master_port": _free_port()} if self.task["nodes"] == 1 else self._meet(folder)
+        if meeting:
+            self._write_task(folder, number, gpus, meeting)
+            runner.run(folder, keep=gpu_locks)
+
+    def _meet(self, folder: str) -> dict[str, Any]:
+        """Where all nodes of the task meet, which a client says once all have their turn; {} where it is cancelled."""
+        os.makedirs(os.path.join(folder, "inbox"), mode=0o700)
+        lock = open(os.path.join(folder, "runner.lock"), "w")  # noqa: SIM115  # held for as long as this process lives
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        own = {"address": facts.address(), "ports": [_free_port(), _free_port()]}
+        status = {"v": 1, "phase": "waiting", "needs": ["inbox/peers.json"], "runner_pid": os.getpid(), **own}
+        answers.write(folder, "status.json", json.dumps(status))
+        while not host.is_noted(self.folder, "cancel"):
+            if answers.read(folder, "inbox/peers.json"):
+                lock.close()
+                return json.loads(answers.read(folder, "inbox/peers.json"))  # type: ignore[no-any-return]
+            time.sleep(0.1)
+        lock.close()
+        shutil.rmtree(os.path.dirname(folder))
+        return {}
 
     def _lock_gpus(self, gpus: list[int] | None) -> int | None:
         """Held for as long as this process lives, against other users' tasks. Raises OSError where one has them."""
@@ -111,14 +131,15 @@ class Turn:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, one)
         return fd
 
-    def _write_task(self, folder: str, number: int, gpus: list[int] | None) -> None:
+    def _write_task(self, folder: str, number: int, gpus: list[int] | None, meeting: dict[str, Any]) -> None:
         task, limit = dict(self.task), self.task["limit_total_seconds"]
         used = sum(answers.read_status(one).get("ran_seconds") or 0 for one in self.folders())
         before = os.path.join(self.folder, str(number - 1), str(self.rank), "output")
         task.update(task_id=os.path.basename(self.folder), array_index=self.index, attempt=number)
         task.update(limit_seconds=limit and max(limit - used, 0.001), given_gpus=gpus or [])
         task.update(previous_output=before if os.path.isdir(before) else None)
-        task["env"] = {"MASTER_PORT": str(_free_port()), **task["env"]}
+        task.update(peers=meeting["peers"], control_port=meeting.get("control_port"), token=meeting.get("token"))
+        task["env"] = {"MASTER_PORT": str(meeting["master_port"]), **task["env"]}
         if gpus is not None and "CUDA_VISIBLE_DEVICES" not in task["env"]:
             task["gpu_ids"] = gpus
         if task["image"]:

@@ -186,7 +186,9 @@ class Keeper:
     def _waits(self, unit: Unit, running: int) -> bool:
         limit = unit.meta["at_once"]
         is_full = limit is not None and running >= limit
-        return is_full or unit.not_before > time.time() or host.is_noted(unit.folder, "hold")
+        is_kept = host.is_noted(unit.folder, "hold")
+        is_kept = is_kept or (unit.meta["is_gang"] and not os.path.exists(os.path.join(unit.folder, "lease")))
+        return is_full or is_kept or unit.not_before > time.time()
 
     def _of_kind(self, cards: list[int], kind: str | None) -> list[int]:
         kinds = {one.index: one.kind for one in self.machine.cards}

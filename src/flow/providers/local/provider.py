@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from flow.channel import Channel
+from flow.dependencies import STARTED
 from flow.durable import is_damage, is_full, leave_to_parent, storage_error, writing
 from flow.errors import StorageError
 from flow.gpus import Gpu
@@ -30,7 +31,6 @@ from flow.providers.local.queue import WAITS_FOR_USER, Queue, Row, suspect_path
 from flow.providers.local.rank import loopback, rank_folder
 from flow.providers.local.restore import note_given
 from flow.providers.local.volumes import LocalVolumes
-from flow.providers.local.waiting import STARTED
 from flow.providers.local.wake import start_scheduler, wake_scheduler
 from flow.record_format import later_intent, read_intent
 from flow.status import HELD, Want

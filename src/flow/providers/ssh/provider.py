@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -49,7 +50,7 @@ class Ssh:
     @property
     def capabilities(self) -> Capabilities:
         """What the hosts do by themselves."""
-        return Capabilities(max_nodes=1, containers=True, arrays=True, retries=True, divides_machines=True)
+        return Capabilities(containers=True, arrays=True, retries=True, divides_machines=True, gathers=True)
 
     @property
     def volumes(self) -> None:
@@ -97,6 +98,8 @@ class Ssh:
             self._submit(remote, plan, {**meta, "at_once": limit})
 
         self._each(list(places), submit)
+        if plan.nodes > 1:
+            self._gather(plan, places)
 
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """What the hosts say of them, all asked at once; what is on a host that does not answer is as last seen."""
@@ -165,6 +168,32 @@ class Ssh:
         write_durably(folder / _PLACES, json.dumps(places).encode())
         return places
 
+    def _gather(self, plan: Plan, places: Mapping[str, list[int]]) -> None:
+        """Let one host after the other, always in the same order, give its node a turn; then tell all where they meet.
+
+        In this order two tasks never wait for each other. Called until all nodes run.
+        """
+        entries = {}
+        for name in sorted(places):
+            found = self.fleet.remote(name).ask("look", [plan.task_id])["tasks"]
+            status = json.loads(found[0]["reports"].get(str(places[name][0])) or "{}") if found else {}
+            if not status:
+                if found and not found[0]["ended"]:
+                    self.fleet.remote(name).ask("lease", plan.task_id)
+                return
+            entries[places[name][0]] = status
+        waiting = {rank for rank, status in entries.items() if status.get("phase") == "waiting"}
+        if not waiting:
+            return
+        file = self.home / "record" / plan.task_id / "meeting.json"
+        if not file.exists():
+            master, control = entries[0]["ports"]
+            meeting = {"peers": [entries[rank]["address"] for rank in sorted(entries)], "token": os.urandom(16).hex()}
+            write_durably(file, json.dumps({**meeting, "master_port": master, "control_port": control}).encode())
+        meeting_text = file.read_text()
+        told = [name for name in places if places[name][0] in waiting]
+        self._each(told, lambda _, remote: remote.ask("deliver", plan.task_id, "peers.json", meeting_text))
+
     def _places(self, task_id: str) -> dict[str, list[int]]:
         """What of a task is on which host: places of elements, or ranks; nothing before it was placed."""
         try:
@@ -186,7 +215,7 @@ class Ssh:
             "meta": {**part, **_meta(plan)},
             "inbox": secrets,
             "begin_seconds": max((plan.not_before or 0) - time.time(), 0),
-            "held": self._is_held(plan.task_id),
+            "marks": self._marks(plan),
         }
         if remote.ask("submit", request).get("missing"):
             remote.send(self._files(plan, version, names))
@@ -202,11 +231,16 @@ class Ssh:
             files[f"manifests/{plan.bundle}.json"] = manifest_path(self.home, plan.bundle)
         return files
 
-    def _is_held(self, task_id: str) -> bool:
+    def _marks(self, plan: Plan) -> list[tuple[str, str]]:
+        """Which of the task and its elements are held or cancelled already: names, each with `hold` or `cancel`."""
+        record = self.home / "record"
+        names = [f"{plan.task_id}_{one}" for one in plan.elements.indices] if plan.elements else []
+        known = [plan.task_id, *(name for name in names if (record / name / "intent.json").exists())]
         try:
-            return Records(self.home).intent(task_id).want is Want.HOLD
+            wants = [(name, Records(self.home).intent(name).want) for name in known]
         except TaskNotFoundError:  # allocated by who keeps no records
-            return False
+            return []
+        return [(name, want.value) for name, want in wants if want is not Want.RUN]
 
     def _ask_all(self, task_id: str, verb: str, *words: Any) -> None:
         self._each(list(self._places(task_id.partition("_")[0])), lambda _, remote: remote.ask(verb, *words))
@@ -238,4 +272,5 @@ def _meta(plan: Plan) -> dict[str, Any]:
         "memory_gb": plan.memory_gb,
         "gpus": plan.gpus,
         "gpu_kind": plan.gpu_kind,
+        "is_gang": plan.nodes > 1,
     }

@@ -43,9 +43,12 @@ def _machines(entries: Mapping[str, Mapping[str, Any]], reports: Mapping[int, Re
     all_ = list(entries.values())
     if all(entry["ended"] for entry in all_):
         return Machines.GONE, ""
-    if any(entry["runs"] or entry["ended"] for entry in all_):
+    begun = [report for report in reports.values() if report.phase != "waiting"]
+    if any(entry["runs"] or entry["ended"] for entry in all_) and (len(entries) == 1 or begun):
         return (Machines.UP if reports else Machines.STARTING), ""
-    host, one = next(iter(entries.items()))
+    host, one = next((each for each in entries.items() if not each[1]["runs"]), next(iter(entries.items())))
+    if len(entries) > 1 and not begun and not one["held"]:
+        return Machines.QUEUED, f"waits for {host}, to have all of its {len(entries)} nodes at once"
     reason = _why_waiting(host, one)
     if any(report.cause in ("requeue", "lost") for report in reports.values()):
         return Machines.PREEMPTED, reason
