@@ -27,6 +27,7 @@ COMMANDS = {
     "ssh": Entry("flow.cli.ssh:ssh", "A shell, or one command, where a task runs.", _TASKS),
     "mount": Entry("flow.cli.mount:mount", "Give a running task one more volume.", _TASKS),
     "offers": Entry("flow.cli.offers:offers", "The machines to be had now, and their price.", _MACHINES),
+    "host": Entry("flow.cli.host:host", "Machines of your own, over SSH: add, list, check, remove.", _MACHINES),
     "volume": Entry("flow.cli.volume:volume", "Storage that outlives tasks: create, list, info, delete.", _MACHINES),
     "sbatch": Entry("flow.cli.slurm.sbatch:sbatch", "Submit a batch script.", _SLURM),
     "srun": Entry("flow.cli.slurm.srun:srun", "Run a command, and wait for its end.", _SLURM),
@@ -46,7 +47,7 @@ SYNONYMS = {
     "delete": "cancel", "describe": "info", "exec": "ssh", "kill": "cancel", "launch": "run", "list": "status",
     "log": "logs", "ls": "status", "ps": "status", "rm": "cancel", "shell": "ssh",
     "show": "info", "stop": "cancel", "submit": "run", "tail": "logs",
-    "volumes": "volume",
+    "hosts": "host", "volumes": "volume",
 }  # fmt: skip
 
 flow = TaskGroup(

@@ -15,6 +15,7 @@ from flow.errors import FlowError, ProviderError, ValidationError, did_you_mean
 from flow.node import host as program
 from flow.remote import Remote
 
+SETTING = "ssh.hosts"
 HOSTS_FILE = "hosts"  # below Flow's home: a line each, `target` or `target as name`
 _TARGET = re.compile(r"(?:[\w.-]+@)?(?:[\w.-]+|\[[0-9a-fA-F:]+\])(?::\d+)?")
 _NEEDS = ("remains", "inventory", "asked", "host_facts")
@@ -45,6 +46,10 @@ def parse_host(text: str, origin: str = "") -> Host:
     return Host(name, words[0], origin)
 
 
+def _is_line(line: str) -> bool:
+    return bool(line.strip()) and not line.startswith("#")
+
+
 class Fleet:
     """All hosts, by name, in the order in which they were named."""
 
@@ -56,11 +61,37 @@ class Fleet:
     def hosts(self) -> dict[str, Host]:
         """Those that `ssh.hosts` names and those that `flow host add` did. Raises ValidationError."""
         named = re.split(r"[,\n]", str(self._settings.get("hosts") or ""))
-        found = [parse_host(text, "ssh.hosts") for text in named if text.strip()]
-        file = self._home / HOSTS_FILE
-        lines = file.read_text().splitlines() if file.exists() else []
-        found += [parse_host(line, str(file)) for line in lines if line.strip() and not line.startswith("#")]
+        found = [parse_host(text, SETTING) for text in named if text.strip()]
+        found += [parse_host(line, str(self._home / HOSTS_FILE)) for line in self._lines() if _is_line(line)]
         return {one.name: one for one in found}
+
+    def add(self, host: Host) -> None:
+        """Write a host down. Raises ValidationError where its name is taken."""
+        known = self.hosts.get(host.name)
+        if known:
+            raise ValidationError(
+                f"the fleet has a host `{host.name}` already: `{known.target}`, by {known.origin}",
+                suggestions=[f"give it another name: `flow host add {host.target} --as NAME`"],
+            )
+        self._write([*self._lines(), host.target if host.name == host.target else f"{host.target} as {host.name}"])
+
+    def remove(self, name: str) -> Host:
+        """Take a host out of the list. Raises ValidationError where it is not in it."""
+        host = self.hosts.get(name)
+        if host is None:
+            raise ValidationError(f"no host `{name}` in the fleet", suggestions=did_you_mean(name, list(self.hosts)))
+        if host.origin == SETTING:
+            raise ValidationError(f"`{name}` is named by `{SETTING}`", suggestions=["take it out of the settings"])
+        self._write([line for line in self._lines() if not _is_line(line) or parse_host(line).name != name])
+        return host
+
+    def _lines(self) -> list[str]:
+        file = self._home / HOSTS_FILE
+        return file.read_text().splitlines() if file.exists() else []
+
+    def _write(self, lines: Sequence[str]) -> None:
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(self._home / HOSTS_FILE, "".join(f"{line}\n" for line in lines).encode())
 
     def remote(self, name: str) -> Remote:
         """The host of that name. Raises ValidationError where there is none."""
