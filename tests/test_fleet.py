@@ -61,12 +61,13 @@ def test_a_cut_is_silent_and_heals(fleet: Fleet) -> None:
 
 
 def test_a_reboot_ends_processes_and_keeps_the_disk_and_who_it_is(fleet: Fleet) -> None:
-    host = fleet.hosts["gpu1"]
-    begin = "echo kept >~/file; touch /tmp/file; nohup sleep 1000 >/dev/null 2>&1 & cat /proc/sys/kernel/random/boot_id"
-    assert ssh(host, begin).returncode == 0
-    assert ssh(host, "pgrep -c sleep").stdout == "1\n"
+    host, boot_id = fleet.hosts["gpu1"], "cat /proc/sys/kernel/random/boot_id"
+    ssh(host, "echo kept >~/file; touch /tmp/file; nohup sleep 1000 >/dev/null 2>&1 &")
+    before = ssh(host, f"pgrep -c sleep; {boot_id}").stdout.splitlines()
     host.reboot()
-    assert ssh(host, "cat ~/file; pgrep -c sleep; ls -A /tmp").stdout == "kept\n0\n"
+    after = ssh(host, f"pgrep -c sleep; {boot_id}; cat ~/file; ls -A /tmp", "-oStrictHostKeyChecking=yes").stdout
+    assert before[0] == "1" and before[1] not in after
+    assert after.splitlines()[::2] == ["0", "kept"]
 
 
 def test_a_machine_that_is_off_does_not_answer_and_one_reaped_comes_back_as_another(own: Fleet) -> None:
@@ -114,7 +115,10 @@ def test_a_machine_is_as_it_is_asked_for(own: Fleet) -> None:
     full = ssh(host, "dd if=/dev/zero of=file bs=1M count=20")
     assert "No space left on device" in full.stderr
     assert ssh(host, "bash -c 'all=$(yes | head -c 200M)'; echo $?").stdout == "137\n"
+    host.cut()
     host.reboot()
+    assert ssh(host, "true", "-oConnectTimeout=1").returncode == 255  # as before
+    host.heal()
     assert ssh(host, "ls").stdout == "file\nlost+found\n"
     shared = ("-oControlMaster=auto", f"-oControlPath={own.folder}/c")
     argv = ["ssh", "-q", "-F", str(own.config), *shared, host.name, "echo; cat"]

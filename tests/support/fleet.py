@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -44,6 +45,8 @@ done
 mount --bind local root/usr/local
 [ ! -e disk ] || mount -o loop disk "root$home"
 mount -t proc proc root/proc
+cat /proc/sys/kernel/random/uuid >boot_id
+mount --bind boot_id root/proc/sys/kernel/random/boot_id
 mount -t sysfs sysfs root/sys
 mount -t tmpfs -o mode=755 tmpfs root/sys/fs/cgroup
 for group; do
@@ -76,6 +79,7 @@ mkdir /run/sshd
 /usr/sbin/sshd
 exec env -i PATH="$PATH" bash -c 'while read -r; do :; done' init
 """
+_FOLDERS = ("dev", "proc", "sys", "run", "mnt", "srv", "opt", "root", "home", "usr", "etc")
 _SSHD = """\
 HostKey /etc/ssh/host
 AuthorizedKeysFile /etc/ssh/authorized_keys
@@ -209,6 +213,7 @@ class Host:
     disk_mb: int | None = None  # of the user's home, where it is to get full
     without: tuple[str, ...] = ()
     sshd: Mapping[str, str | int] = field(default_factory=dict)  # MaxSessions and the like
+    _link: str = "up"
     _shell: subprocess.Popen[str] | None = None
     _slow: subprocess.Popen[str] | None = None
 
@@ -229,10 +234,10 @@ class Host:
 
     def cut(self) -> None:
         """No frame gets to it or from it any more, and nobody is told."""
-        _ip(f"link set {self._cable} down")
+        self._set_link("down")
 
     def heal(self) -> None:
-        _ip(f"link set {self._cable} up")
+        self._set_link("up")
 
     def slow(self, ms: float, loss_percent: float = 0) -> None:
         """So much longer there and back, of which each way loses so much; connections stay. `slow(0)`: as before."""
@@ -268,9 +273,9 @@ class Host:
         """At once, so that nobody hears of it."""
         if not self._shell:
             return
-        self.cut()
-        with suppress(ProcessLookupError):
-            os.kill(int(self._init()), signal.SIGKILL)
+        if first := self._init():
+            _ip(f"link set {self._cable} down")
+            os.kill(int(first), signal.SIGKILL)
         self._shell.communicate(timeout=20)
         self._shell = None
         _delete_link(self._cable)
@@ -290,9 +295,9 @@ class Host:
     def clean(self) -> None:
         """As it was, but for what was changed outside of the user's home and of places for temporary files."""
         self.slow(0)
-        if not self._shell:
-            self.start()
         self.heal()
+        if not self._init():
+            self.reboot()
         self.run(_CLEAN + _SERVE, self.home)
 
     def plug_in(self) -> None:
@@ -319,7 +324,7 @@ class Host:
         bridge = f"{self.fleet.bridge}s{self.number}" if self._slow else self.fleet.bridge
         _ip(
             f"link add {self._cable} type veth peer name eth0 address {self._mac} netns {self._init()}",
-            f"link set {self._cable} master {bridge} up",
+            f"link set {self._cable} master {bridge} {self._link}",
             f"neigh replace {self.address} lladdr {self._mac} dev {self.fleet.bridge} nud permanent",
         )
         self._shell.stdin.write("\n")
@@ -330,12 +335,17 @@ class Host:
         answers = Path(f"/proc/{self._init()}/root/run/sshd.pid")
         assert wait_until(answers.exists, seconds=30), f"{self.name} does not boot:\n{self._console()}"
 
+    def _set_link(self, state: str) -> None:
+        self._link = state
+        if self._init():
+            _ip(f"link set {self._cable} {state}")
+
     def _console(self) -> str:
         return (self.folder / "console").read_text()
 
     def _init(self) -> str:
         """The pid of its first process, as this machine counts; empty while there is none."""
-        pid = self._shell.pid
+        pid = self._shell.pid if self._shell else 0
         with suppress(OSError):
             return Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
         return ""
@@ -343,23 +353,7 @@ class Host:
     def _install(self) -> None:
         """Its disk: plain folders, and layers over those of this machine."""
         root, etc = self.folder / "root", self.folder / "etc.new"
-        empty = (
-            "dev",
-            "proc",
-            "sys",
-            "run",
-            "mnt",
-            "srv",
-            "opt",
-            "root",
-            "home",
-            "var/lib",
-            "var/log",
-            "var/cache",
-            "usr",
-            "etc",
-        )
-        for name in (*empty, self.home[1:]):
+        for name in (*_FOLDERS, "var/lib", "var/log", "var/cache", self.home[1:]):
             (root / name).mkdir(parents=True, exist_ok=True)
         for name in ("tmp", "var/tmp"):
             (root / name).mkdir()
@@ -382,6 +376,8 @@ class Host:
         (etc / "group").write_text(groups)
         (etc / "shadow").write_text("".join(f"{name}:*:20000::::::\n" for name in names))
         (etc / "hostname").write_text(f"{self.name}\n")
+        (etc / "machine-id").write_text(f"{secrets.token_hex(16)}\n")
+        (etc / "resolv.conf").touch()  # no name is asked for in vain
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         (etc / "ssh/sshd_config").write_text(_SSHD + "".join(f"{key} {value}\n" for key, value in self.sshd.items()))
         (self.folder / "init").write_text(_BOOT)
