@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.support import slow_link
 from tests.support.components import require
+from tests.support.containers import IMAGE, image_archive
 from tests.support.fleet_disk import ACCOUNTS, Machine, install
 from tests.support.fleet_kernel import claim_network, delete_link, ip, mac, make_groups, remove_groups, sweep
 from tests.support.processes import wait_until
@@ -24,12 +25,12 @@ _FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 _NAMESPACES = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child=SIGKILL")
 _JOIN = 'for group; do echo 0 >"$group/cgroup.procs"; done; exec unshare --cgroup bash -e init "$@"'
 _CLIENT = """\
-Host {name}
-  HostName {address}
-  User {user}
-  IdentityFile {folder}/user
+Host {0}
+  HostName {1}
+  User {2}
+  IdentityFile {3}/user
   IdentitiesOnly yes
-  UserKnownHostsFile {folder}/known_hosts
+  UserKnownHostsFile {3}/known_hosts
   StrictHostKeyChecking accept-new
 """
 _SET_CLOCK = """
@@ -37,6 +38,13 @@ rm -f /etc/ld.so.preload
 kill "$(cat /run/sshd.pid)"
 echo "$1" >/etc/faketimerc
 echo "$2" >/etc/ld.so.preload
+"""
+_START_DOCKER = """
+dockerd --bridge=none --iptables=false --ip-forward=false </dev/null >/var/log/docker.log 2>&1 &
+until docker version; do
+  kill -0 $! || { tail -3 /var/log/docker.log; exit 1; }
+  sleep 0.05
+done
 """
 _CLEAN = """
 rm -f /etc/ld.so.preload
@@ -98,13 +106,15 @@ class Fleet:
             host.plug_in()
         for host in hosts:
             host.wait()
-        words = {"folder": self.folder}
-        entries = [
-            _CLIENT.format(name=one.name, address=one.address, user=one.machine.user, **words)
-            for one in self.hosts.values()
-        ]
-        self.config.write_text("".join(entries))
+        words = [(host.name, host.address, host.machine.user, self.folder) for host in self.hosts.values()]
+        self.config.write_text("".join(_CLIENT.format(*one) for one in words))
         return hosts
+
+    def clean(self) -> None:
+        """Every machine as it was, see `Host.clean`, and unknown to everybody."""
+        for host in self.hosts.values():
+            host.clean()
+        (self.folder / "known_hosts").unlink(missing_ok=True)
 
 
 class Host:
@@ -114,11 +124,8 @@ class Host:
         self.fleet, self.machine = fleet, machine
         self.name, self.address, self.home = machine.name, machine.address, machine.home
         self.folder = fleet.folder / machine.name
-        self._cable, self._group = f"{fleet.bridge}h{number}", f"{fleet.bridge}-{number}"
-        self._slow_bridge, self._slow_ends = (
-            f"{fleet.bridge}s{number}",
-            [f"{fleet.bridge}{end}{number}" for end in "ab"],
-        )
+        self._group = f"{fleet.bridge}-{number}"
+        self._cable, self._slow_bridge, *self._slow_ends = (f"{fleet.bridge}{kind}{number}" for kind in "hsab")
         self._mac = mac(fleet.number, number)
         self._link = "up"
         self._shell: subprocess.Popen[str] | None = None
@@ -141,14 +148,14 @@ class Host:
         self._set_link("up")
 
     def slow(self, ms: float, loss_percent: float = 0) -> None:
-        """So much longer there and back, of which each way loses so much; connections stay. `slow(0)`: as before."""
+        """So much longer there and back, and each way loses so much; connections stay. `slow(0)`: as before."""
         if self._slow:
-            ip(f"link set {self._cable} master {self.fleet.bridge}", f"link del {self._slow_bridge}")
             self._slow.kill()
             self._slow.communicate()
             self._slow = None
+            ip(f"link del {self._slow_bridge}")
         if ms or loss_percent:
-            argv = [sys.executable, slow_link.__file__, *self._slow_ends, str(ms / 2000), str(loss_percent / 100)]
+            argv = [sys.executable, "-I", slow_link.__file__, *self._slow_ends, str(ms / 2000), str(loss_percent / 100)]
             self._slow = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             assert self._slow.stdout and self._slow.stdout.readline() == "ready\n"
             ip(
@@ -156,13 +163,23 @@ class Host:
                 f"link set {self._slow_bridge} up",
                 f"link set {self._slow_ends[0]} master {self.fleet.bridge} up",
                 f"link set {self._slow_ends[1]} master {self._slow_bridge} up",
-                f"link set {self._cable} master {self._slow_bridge}",
             )
+        if self._init():
+            self._attach()
 
     def set_clock(self, seconds: float) -> None:
         """So far off for whatever starts from now on, until `clean`; but the kernel writes the right time to files."""
         require("libfaketime", "clocks are set wrong", found=Path(_FAKETIME).exists())
         self.run(_SET_CLOCK + _SERVE, f"{seconds:+}", _FAKETIME)
+
+    def start_docker(self) -> None:
+        """A real one, until it reboots, with IMAGE in it; its containers have the host's network or none."""
+        why = "containers run on machines that are reached by ssh"
+        require("dockerd", why)
+        done = self.run(_START_DOCKER, check=False)
+        require("working Docker", f"{why}; it says: {done.stdout}", found=done.returncode == 0)
+        (self.folder / "root/image.tar").write_bytes(image_archive())
+        self.run('docker import /image.tar "$1"; rm /image.tar', IMAGE)
 
     def reboot(self) -> None:
         """All its processes are killed, with /tmp; its disk, address and host key stay. Returns when it answers."""
@@ -188,8 +205,8 @@ class Host:
 
     def reap(self) -> None:
         """Gone for good, and its disk with it; `start` would make another with its name and address."""
-        self.power_off()
         self.slow(0)
+        self.power_off()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def clean(self) -> None:
@@ -213,30 +230,22 @@ class Host:
             "gateway": self.fleet.gateway,
             "gateway_mac": self.fleet.mac,
         }
-        argv = [
-            "unshare",
-            *_NAMESPACES,
-            "bash",
-            "-ec",
-            _JOIN,
-            "bash",
-            *make_groups(self._group, self.machine.memory_mb),
-        ]
+        groups = make_groups(self._group, self.machine.memory_mb)
+        argv = ["unshare", *_NAMESPACES, "bash", "-ec", _JOIN, "bash", *map(str, groups)]
         with (self.folder / "console").open("ab") as console:
-            self._shell = subprocess.Popen(
+            shell = self._shell = subprocess.Popen(
                 argv, stdin=subprocess.PIPE, stdout=console, stderr=console, cwd=self.folder, env=environment, text=True
             )
-        assert wait_until(lambda: bool(self._init() or self._shell.poll()), every=0.001) and self._init(), (
-            self._console()
-        )
-        bridge = self._slow_bridge if self._slow else self.fleet.bridge
+        wait_until(lambda: bool(self._init()) or shell.poll() is not None, every=0.001)
+        assert self._init(), self._console()
         ip(
             f"link add {self._cable} type veth peer name eth0 address {self._mac} netns {self._init()}",
-            f"link set {self._cable} master {bridge} {self._link}",
             f"neigh replace {self.address} lladdr {self._mac} dev {self.fleet.bridge} nud permanent",
         )
-        self._shell.stdin.write("\n")
-        self._shell.stdin.flush()
+        self._attach()
+        assert shell.stdin
+        shell.stdin.write("\n")
+        shell.stdin.flush()
 
     def wait(self) -> None:
         """Until its sshd answers, to whom there is a way to it."""
@@ -246,7 +255,11 @@ class Host:
     def _set_link(self, state: str) -> None:
         self._link = state
         if self._init():
-            ip(f"link set {self._cable} {state}")
+            self._attach()
+
+    def _attach(self) -> None:
+        bridge = self._slow_bridge if self._slow else self.fleet.bridge
+        ip(f"link set {self._cable} master {bridge} {self._link}")
 
     def _console(self) -> str:
         return (self.folder / "console").read_text()

@@ -143,7 +143,7 @@ def install(machine: Machine, folder: Path, key: Path) -> None:
     (etc / "machine-id").write_text(f"{secrets.token_hex(16)}\n")
     (etc / "resolv.conf").touch()  # no name is asked for in vain
     (etc / "hosts").write_text(f"127.0.0.1 localhost\n{machine.address} {machine.name}\n")
-    (etc / "ssh/sshd_config").write_text(_SSHD + "".join(f"{key} {value}\n" for key, value in machine.sshd.items()))
+    (etc / "ssh/sshd_config").write_text(_SSHD + "".join(f"{word} {value}\n" for word, value in machine.sshd.items()))
     (folder / "init").write_text(_BOOT)
     shutil.copy(key, etc / "ssh/authorized_keys")
     for program in (path for name in machine.without for path in Path("/usr").glob(f"*bin/{name}*")):
@@ -166,7 +166,7 @@ def _add_accounts(machine: Machine, root: Path, etc: Path) -> None:
     groups = (ACCOUNTS / "group.master").read_text()
     if machine.user != "root":
         accounts += f"{machine.user}:*:1000:1000::{machine.home}:/bin/bash\n"
-        groups += f"{machine.user}:*:1000:\n"
+        groups += f"{machine.user}:*:1000:\ndocker:*:999:{machine.user}\n"
         os.chown(root / machine.home[1:], 1000, 1000)
     names = [line.partition(":")[0] for line in accounts.splitlines()]
     (etc / "passwd").write_text(accounts)
