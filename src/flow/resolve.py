@@ -75,7 +75,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         cpus=_cpus(config, provider),
         memory_gb=config.memory_gb,
         nodes=config.num_instances,
-        region=machine.offer.region if machine.offer else None,
+        region=_region(config, provider, machine.offer),
         ports=tuple(config.ports),
         mounts=plan_mounts(config, provider, task_id=task_id, name=name, notes=notes) if _has_mounts(config) else (),
         price_per_hour=_price(config, machine.offer),
@@ -139,6 +139,13 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
         f"no instance type `{asked}` at {provider.name}",
         suggestions=[*did_you_mean(asked, names), "list what there is with `flow offers`"],
     )
+
+
+def _region(config: TaskConfig, provider: Provider, offer: Offer | None) -> str | None:
+    """That of the offer; of a fleet the host that is named, if any: which ones it is to be is found out when given."""
+    if provider.capabilities.gathers:
+        return config.region
+    return offer.region if offer else None
 
 
 def _cpus(config: TaskConfig, provider: Provider) -> float:

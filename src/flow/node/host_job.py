@@ -93,19 +93,28 @@ class Turn:
 
     def attempt(self, gpus: list[int] | None) -> None:
         """Run it, in this process."""
-        number = len(self.folders()) + 1
+        number = (answers.attempts(self.folder) or [0])[-1] + 1
         folder = os.path.join(self.folder, str(number), str(self.rank))
         gpu_locks = self._lock_gpus(gpus)
-        meeting = {"peers": [], "master_port": _free_port()} if self.task["nodes"] == 1 else self._meet(folder)
-        if meeting:
-            self._write_task(folder, number, gpus, meeting)
-            runner.run(folder, keep=gpu_locks)
+        if self.task["nodes"] == 1:
+            meeting: dict[str, Any] = {"peers": [], "master_port": _free_port()}
+        else:
+            meeting = self._meet(folder, keep=gpu_locks)
+            if not meeting:
+                return
+            if meeting["attempt"] != number:  # another node has had one that never began here
+                os.rename(os.path.join(self.folder, str(number)), os.path.join(self.folder, str(meeting["attempt"])))
+                number = meeting["attempt"]
+                folder = os.path.join(self.folder, str(number), str(self.rank))
+        self._write_task(folder, number, gpus, meeting)
+        runner.run(folder, keep=gpu_locks)
 
-    def _meet(self, folder: str) -> dict[str, Any]:
+    def _meet(self, folder: str, *, keep: int | None) -> dict[str, Any]:
         """Where all nodes of the task meet, which a client says once all have their turn; {} where it is cancelled."""
         os.makedirs(os.path.join(folder, "inbox"), mode=0o700)
         lock = open(os.path.join(folder, "runner.lock"), "w")  # noqa: SIM115  # held for as long as this process lives
         fcntl.flock(lock, fcntl.LOCK_EX)
+        runner.close_inherited({lock.fileno(), keep})  # this may take long: the keeper's lock is not to outlive it here
         own = {"address": facts.address(), "ports": [_free_port(), _free_port()]}
         status = {"v": 1, "phase": "waiting", "needs": ["inbox/peers.json"], "runner_pid": os.getpid(), **own}
         answers.write(folder, "status.json", json.dumps(status))
