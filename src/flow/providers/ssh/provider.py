@@ -35,7 +35,7 @@ class Ssh:
 
     name: ClassVar[str] = "ssh"
     options: ClassVar[tuple[Option, ...]] = (
-        Option("hosts", str, "the machines, as ssh knows them, with commas between"),
+        Option("hosts", list, "the machines, as ssh knows them"),
         Option("folder", str, "the folder for tasks on each host", "~/.flow-host"),
         Option("lost_after_minutes", float, "how long a host may be out of reach before its tasks are lost", 30.0),
         Option("python", str, "Python 3.8 or newer of the hosts", "python3"),
