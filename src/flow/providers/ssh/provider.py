@@ -79,7 +79,7 @@ class Ssh:
         self._ask_all(task_id, "ask", task_id, f"signal {number} {to}")
 
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:
-        """Each host that answers, without its GPUs and with 1, 2, … of them; its region is its name."""
+        """What the hosts that answer have, those that are alike as one."""
         facts, missing = self._facts()
         if not facts and missing:
             raise ProviderError("no host of the fleet answers", suggestions=list(missing.values())[:3])
