@@ -142,10 +142,8 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
 
 
 def _region(config: TaskConfig, provider: Provider, offer: Offer | None) -> str | None:
-    """That of the offer; of a fleet the host that is named, if any: which ones it is to be is found out when given."""
-    if provider.capabilities.gathers:
-        return config.region
-    return offer.region if offer else None
+    """The one asked for, or that of the offer; but a fleet's hosts are chosen for each node when it is given to them."""
+    return config.region or (offer.region if offer and not provider.capabilities.gathers else None)
 
 
 def _cpus(config: TaskConfig, provider: Provider) -> float:

@@ -65,7 +65,8 @@ def _why_waiting(host: str, one: Mapping[str, Any], ahead: float) -> str:
     until = one["waits_until"] - (ahead if abs(ahead) > _CLOCKS_AGREE else 0)
     if until > time.time() + _CLOCKS_AGREE:
         return f"waits until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(until))}"
-    before = f", after {one['before']} others" if one["before"] else ""
+    count = one["before"]
+    before = f", after {count} other{'s' * (count > 1)}" if count else ""
     return f"waits for its turn on {host}{before}"
 
 
