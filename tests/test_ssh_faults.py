@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from flow.client import Flow
+from flow.errors import ProviderError
 from flow.node.remains import is_locked
 from flow.task import Task
 from tests.support.fleet import Fleet, Host
@@ -115,3 +118,162 @@ def test_a_keeper_is_killed_while_a_node_waits_for_the_others(client: Flow, flee
 
 def processes_waiting(host: Host) -> bool:
     return '"waiting"' in host.run("cat /root/.flow-host/tasks/*/1/*/status.json", check=False).stdout
+
+
+AGAIN = "[ $FLOW_ATTEMPT = 1 ] && sleep 1000; echo again"  # runs until it is started a second time
+
+
+def attempts(task: Task) -> list[str]:
+    return [str(one.status) for one in task.attempts]
+
+
+def test_a_host_is_rebooted(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    ended = submitted(client, "echo ended; exit 3", "gpu1")
+    assert ended.wait(timeout=_SECONDS) == "failed"
+    unseen = submitted(client, "echo unseen; exit 4", "gpu1")
+    assert wait_until(lambda: (host_folder(host, unseen) / "ended").exists(), seconds=_SECONDS)
+    lost, again = running(client, "sleep 1000", "gpu1"), running(client, AGAIN, "gpu1", retries=1)
+    waiting = submitted(client, "echo waited", "gpu1", cpus=2)
+    assert waiting.refresh().status == "pending"
+    host.reboot()
+    tasks = {task.task_id: task for task in client.tasks()}  # what waits starts by the next command
+    assert again.wait(timeout=_SECONDS) == waiting.wait(timeout=_SECONDS) == "completed"
+    assert (lost.wait(timeout=_SECONDS), lost.reason) == ("lost", "its runner died without a report")
+    assert (unseen.wait(timeout=_SECONDS), unseen.exit_code, unseen.logs()) == ("failed", 4, "unseen\n")
+    assert (tasks[ended.task_id].status, tasks[ended.task_id].exit_code) == ("failed", 3)
+    assert [attempts(task) for task in (lost, again, waiting)] == [["lost"], ["lost", "completed"], ["completed"]]
+    assert again.logs() == "up\nup\nagain\n"
+
+
+def host_folder(host: Host, task: Task) -> Path:
+    return host.folder / "root" / "root" / ".flow-host" / "tasks" / task.task_id
+
+
+def test_a_link_is_cut_while_tasks_run_and_end(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    task = running(client, "until [ -e /tmp/go ]; do sleep 0.05; done; echo over; exit 5", "gpu1")
+    waiting = submitted(client, "true", "gpu1", cpus=2)
+    assert waiting.refresh().status == "pending"
+    host.cut()
+    assert "cannot be reached" in client.get_task(task.task_id).refresh().reason
+    assert [str(one.refresh().status) for one in (task, waiting)] == ["running", "pending"]  # as last seen
+    host.run("touch /tmp/go")
+    assert wait_until(lambda: (host_folder(host, waiting) / "ended").exists(), seconds=_SECONDS)
+    host.heal()
+    assert (task.wait(timeout=_SECONDS), task.exit_code, task.logs()) == ("failed", 5, "up\nover\n")
+    assert waiting.wait(timeout=_SECONDS) == "completed"
+
+
+def test_a_host_that_was_given_up_ends_what_it_runs_when_it_is_back(
+    client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_SSH_LOST_AFTER_MINUTES", "0.1")
+    client, host = Flow("ssh"), fleet.hosts["gpu1"]
+    task, waiting = running(client, "sleep 1000", "gpu1"), submitted(client, "sleep 1000", "gpu1", cpus=2)
+    gang = running(client, "sleep 1000", num_instances=2, gpu="a100:4")
+    gone_too = [one for one in gang.get_instances() if one.instance_id != "gpu1"]
+    host.cut()
+    for one in (task, waiting):
+        becomes(one, "lost")
+        assert one.reason == "gpu1 was out of reach for 0.1 minutes"
+    if len(gone_too) < 2:
+        becomes(gang, "lost")
+        (other,) = gone_too
+        assert wait_until(lambda: not processes_on(fleet.hosts[other.instance_id]), seconds=_SECONDS)
+    assert processes_on(host)
+    host.heal()
+    Flow("ssh").offers()  # any question to it
+    assert wait_until(lambda: not processes_on(host), seconds=_SECONDS)
+    assert wait_until(lambda: (host_folder(host, waiting) / "ended").exists(), seconds=_SECONDS)
+    assert [str(Flow("ssh").get_task(one.task_id).status) for one in (task, waiting)] == ["lost", "lost"]
+
+
+def test_a_silence_that_nobody_watched_does_not_count(
+    client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = running(client, "sleep 1000", "gpu1")
+    fleet.hosts["gpu1"].cut()
+    assert task.refresh().status == "running"
+    noted = client.home / "ssh" / "silent" / "gpu1"
+    noted.write_text(str(time.time() - 50000))
+    os.utime(noted, (time.time() - 40000,) * 2)  # the machine slept meanwhile
+    assert (task.refresh().status, task.refresh().status) == ("running", "running")
+    noted.write_text(str(time.time() - 50000))  # it did not
+    assert task.refresh().status == "lost"
+
+
+def test_what_is_cancelled_while_its_host_is_out_of_reach_ends_when_it_is_back(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    task = running(client, "sleep 1000", "gpu1")
+    host.cut()
+    with pytest.raises(ProviderError, match="cannot be reached"):
+        task.cancel()
+    host.heal()
+    assert task.wait(timeout=_SECONDS) == "cancelled"
+    assert wait_until(lambda: not processes_on(host), seconds=_SECONDS)
+
+
+def test_a_runner_is_killed(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    hidden = "env -i setsid sleep 1111 & setsid sleep 1111 & "
+    lost, again = (
+        running(client, f"{hidden} sleep 1000", "gpu1"),
+        running(client, f"{hidden} {AGAIN}", "gpu1", retries=1),
+    )
+    for task in (lost, again):
+        status = json.loads((host_folder(host, task) / "1/0/status.json").read_text())
+        host.run("kill -9 $1", str(status["runner_pid"]))
+    assert (lost.wait(timeout=_SECONDS), again.wait(timeout=_SECONDS)) == ("lost", "completed")
+    assert attempts(again) == ["lost", "completed"]
+    assert host.run("pgrep -fx 'sleep 1111'", check=False).stdout == ""
+
+
+def test_only_the_elements_on_a_lost_host_are_lost(client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOW_SSH_LOST_AFTER_MINUTES", "0.1")
+    client = Flow("ssh")
+    array = submitted(client, "echo $FLOW_ARRAY_INDEX; until [ -e /tmp/go ]; do sleep 0.1; done", array="1-8")
+    becomes(array, "running")
+    fleet.hosts["gpu1"].cut()
+    becomes(array, "running")
+    gone = [n for n in range(1, 9) if (host_folder(fleet.hosts["gpu1"], array).with_name(f"{array}_{n}")).exists()]
+    assert len(gone) == 2
+    becomes(client.get_task(f"{array}_{gone[0]}"), "lost")
+    assert array.refresh().status == "running"
+    for name in ("gpu2", "gpu3", "gpu4"):
+        fleet.hosts[name].run("touch /tmp/go")
+    assert array.wait(timeout=_SECONDS) == "lost"
+    states = [str(client.get_task(f"{array}_{n}").refresh().status) for n in range(1, 9)]
+    assert states == ["lost" if n in gone else "completed" for n in range(1, 9)]
+
+
+def test_a_host_that_was_installed_anew_has_lost_its_tasks(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    task = running(client, "sleep 1000", "gpu1")
+    host.clean()
+    assert (task.wait(timeout=_SECONDS), task.reason) == ("lost", "gpu1 knows nothing of it any more")
+
+
+def test_pruned_tasks_leave_nothing_on_their_hosts(client: Flow, fleet: Fleet) -> None:
+    task = submitted(client, "true", "gpu1")
+    assert task.wait(timeout=_SECONDS) == "completed"
+    client.prune(keep=0)
+    assert not host_folder(fleet.hosts["gpu1"], task).exists()
+
+
+def test_a_clock_that_is_wrong_is_seen_through(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    host.set_clock(-600)
+    began = time.time()
+    task = submitted(client, "true", "gpu1")
+    assert task.wait(timeout=_SECONDS) == "completed"
+    assert task.started_at and task.ended_at
+    assert began - 3 < task.started_at.timestamp() < task.ended_at.timestamp() < time.time() + 3
+    later = submitted(client, "true", "gpu1", begin="now+1hour")
+    shown = later.refresh().reason.removeprefix("waits until ")
+    assert abs(time.mktime(time.strptime(shown, "%Y-%m-%d %H:%M:%S")) - began - 3600) < 10
+    soon = submitted(client, "true", "gpu1", begin="now+3")
+    assert soon.wait(timeout=_SECONDS) == "completed"
+    assert soon.started_at and soon.started_at.timestamp() - began < 30
+    later.cancel()
+    assert later.wait(timeout=_SECONDS) == "cancelled"

@@ -142,7 +142,7 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
 
 
 def _region(config: TaskConfig, provider: Provider, offer: Offer | None) -> str | None:
-    """The one asked for, or that of the offer; but a fleet's hosts are chosen for each node when it is given to them."""
+    """The one asked for, or that of the offer; but a fleet's hosts are chosen when the task is given to them."""
     return config.region or (offer.region if offer and not provider.capabilities.gathers else None)
 
 
