@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
+from flow.attend import start_attendant
 from flow.client import Flow
-from flow.errors import ProviderError
+from flow.errors import ProviderError, StorageError
 from flow.node.remains import is_locked
 from flow.task import Task
 from tests.support.fleet import Fleet, Host
@@ -132,7 +138,7 @@ def test_a_host_is_rebooted(client: Flow, fleet: Fleet) -> None:
     ended = submitted(client, "echo ended; exit 3", "gpu1")
     assert ended.wait(timeout=_SECONDS) == "failed"
     unseen = submitted(client, "echo unseen; exit 4", "gpu1")
-    assert wait_until(lambda: (host_folder(host, unseen) / "ended").exists(), seconds=_SECONDS)
+    assert wait_until((host_folder(host, unseen) / "ended").exists, seconds=_SECONDS)
     lost, again = running(client, "sleep 1000", "gpu1"), running(client, AGAIN, "gpu1", retries=1)
     waiting = submitted(client, "echo waited", "gpu1", cpus=2)
     assert waiting.refresh().status == "pending"
@@ -159,7 +165,7 @@ def test_a_link_is_cut_while_tasks_run_and_end(client: Flow, fleet: Fleet) -> No
     assert "cannot be reached" in client.get_task(task.task_id).refresh().reason
     assert [str(one.refresh().status) for one in (task, waiting)] == ["running", "pending"]  # as last seen
     host.run("touch /tmp/go")
-    assert wait_until(lambda: (host_folder(host, waiting) / "ended").exists(), seconds=_SECONDS)
+    assert wait_until((host_folder(host, waiting) / "ended").exists, seconds=_SECONDS)
     host.heal()
     assert (task.wait(timeout=_SECONDS), task.exit_code, task.logs()) == ("failed", 5, "up\nover\n")
     assert waiting.wait(timeout=_SECONDS) == "completed"
@@ -185,7 +191,7 @@ def test_a_host_that_was_given_up_ends_what_it_runs_when_it_is_back(
     host.heal()
     Flow("ssh").offers()  # any question to it
     assert wait_until(lambda: not processes_on(host), seconds=_SECONDS)
-    assert wait_until(lambda: (host_folder(host, waiting) / "ended").exists(), seconds=_SECONDS)
+    assert wait_until((host_folder(host, waiting) / "ended").exists, seconds=_SECONDS)
     assert [str(Flow("ssh").get_task(one.task_id).status) for one in (task, waiting)] == ["lost", "lost"]
 
 
@@ -277,3 +283,164 @@ def test_a_clock_that_is_wrong_is_seen_through(client: Flow, fleet: Fleet) -> No
     assert soon.started_at and soon.started_at.timestamp() - began < 30
     later.cancel()
     assert later.wait(timeout=_SECONDS) == "cancelled"
+
+
+def test_several_nodes_are_gathered_though_a_link_is_cut(client: Flow, fleet: Fleet) -> None:
+    gone = fleet.hosts["gpu3"]
+    blocker = running(client, "sleep 1000", "gpu2", cpus=2)
+    gang = submitted(client, "echo met", num_instances=4)
+    waits = "waits for gpu2, to have all of its 4 nodes at once"
+    assert wait_until(lambda: gang.refresh().reason == waits, seconds=_SECONDS), gang.reason
+    gone.cut()
+    blocker.cancel()
+    assert blocker.wait(timeout=_SECONDS) == "cancelled"
+    assert "cannot be reached" in gang.refresh().reason
+    assert gang.status == "pending"
+    gone.heal()
+    assert gang.wait(timeout=_SECONDS) == "completed"
+    assert gang.logs() == "met\n" * 4
+
+
+def test_a_node_is_told_though_its_link_was_cut_when_the_others_were(client: Flow, fleet: Fleet) -> None:
+    late, ssh = fleet.hosts["gpu4"], client.provider()
+    gang = submitted(client, "echo met; until [ -e /tmp/go ]; do sleep 0.05; done", num_instances=4)
+    assert wait_until(lambda: "waiting" in states_of(late), seconds=_SECONDS)
+    end_attendant(client.home)
+    meeting = next((client.home / "record" / gang.task_id).glob("meeting-*"), None)
+    if meeting is None:  # else it was quick
+        with pytest.raises(ProviderError):
+            late.cut()
+            ssh.allocate(gang.plan)
+        late.heal()
+    start_attendant(client.home)
+    assert wait_until(lambda: "running" in states_of(late), seconds=_SECONDS)
+    for host in fleet.hosts.values():
+        host.run("touch /tmp/go")
+    assert gang.wait(timeout=_SECONDS) == "completed"
+
+
+def states_of(host: Host) -> list[str]:
+    """The phases of what is on it."""
+    return [
+        json.loads(file.read_text())["phase"]
+        for file in host.folder.glob("root/root/.flow-host/tasks/*/*/*/status.json")
+    ]
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_host_of_several_is_rebooted_while_they_run(client: Flow, fleet: Fleet, retries: int) -> None:
+    gang = running(client, AGAIN, num_instances=2, retries=retries)
+    assert wait_until(lambda: gang.logs() == "up\nup\n", seconds=_SECONDS)
+    fleet.hosts[gang.get_instances()[1].instance_id].reboot()
+    assert gang.wait(timeout=_SECONDS) == ("completed" if retries else "lost"), gang.reason
+    assert attempts(gang) == (["lost", "completed"] if retries else ["lost"])
+
+
+def test_a_full_disk_is_told_and_what_runs_there_goes_on(
+    client: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Fleet(tmp_path / "f") as fleet:
+        host = fleet.boot("small", disk_mb=16, gpus=1)
+        client = at(monkeypatch, fleet)
+        task = running(client, "until [ -e /tmp/go ]; do sleep 0.05; done; exit 3")
+        retried = running(client, "until [ -e /tmp/go ]; do sleep 0.05; done; exit 4", retries=1)
+        host.run("dd if=/dev/zero of=/root/fill bs=64k || cat /dev/zero > /root/fill2 || true", check=False)
+        (tmp_path / "code").mkdir()
+        (tmp_path / "code" / "data").write_bytes(os.urandom(1 << 20))
+        monkeypatch.chdir(tmp_path / "code")
+        said = "cannot write to `ssh.folder`, `~/.flow-host` on `small`: no space left on device"
+        with pytest.raises(StorageError, match=said):
+            client.run("true", name="big", upload_code=True)
+        host.run("touch /tmp/go")
+        assert not wait_until(lambda: len(said_by_keeper(host).splitlines()) > 20, seconds=3)
+        host.run("rm /root/fill*")
+        assert (task.wait(timeout=_SECONDS), task.exit_code) == ("failed", 3)
+        assert (retried.wait(timeout=_SECONDS), attempts(retried)) == ("failed", ["failed", "failed"])
+        assert client.get_task("big").wait(timeout=_SECONDS) == "completed"
+        assert host.run("find /root/.flow-host -name '*.[0-9]*' -type f").stdout == ""
+
+
+def at(monkeypatch: pytest.MonkeyPatch, fleet: Fleet) -> Flow:
+    """A client of another fleet."""
+    monkeypatch.setenv("FLOW_SSH_HOSTS", ",".join(fleet.hosts))
+    monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(fleet.config))
+    return Flow("ssh")
+
+
+@pytest.mark.parametrize("sshd", [{"MaxSessions": 1}, {"MaxStartups": "1:50:3"}])
+def test_an_sshd_that_takes_few_connections(
+    client: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sshd: dict[str, str | int]
+) -> None:
+    with Fleet(tmp_path / "f") as fleet:
+        fleet.boot("few", sshd=sshd)
+        client = at(monkeypatch, fleet)
+        monkeypatch.chdir(Path(__file__).parent / "support")
+        tasks = [client.run("seq 100000; exit 3", upload_code=True) for _ in range(3)]
+        with ThreadPoolExecutor() as threads:
+            followed = list(threads.map(lambda task: sum(1 for _ in task.logs(follow=True)), tasks))
+        assert followed == [100000] * 3
+        assert [(str(task.wait(timeout=_SECONDS)), task.exit_code) for task in tasks] == [("failed", 3)] * 3
+
+
+def test_two_users_never_have_one_gpu(client: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Fleet(tmp_path / "f") as fleet:
+        host = fleet.boot("shared", gpus=2)
+        host.run(
+            "echo 'ann:*:1001:1001::/home/ann:/bin/bash' >> /etc/passwd; mkdir -m 700 /home/ann; chown 1001 /home/ann"
+        )
+        at(monkeypatch, fleet)
+        root = Flow("ssh")
+        monkeypatch.setenv("FLOW_SSH_HOSTS", "ann@shared")
+        monkeypatch.setenv("FLOW_HOME", str(tmp_path / "ann"))
+        ann = Flow("ssh")
+        command = "echo $CUDA_VISIBLE_DEVICES; [ -z $WAIT ] || sleep 1000"
+        first = submitted(ann, command, gpu="a100:1", env={"WAIT": "1"})
+        assert wait_until(lambda: first.logs() == "0\n", seconds=_SECONDS), first.refresh().reason
+        second = submitted(root, command, gpu="a100:1", env={"WAIT": "1"})
+        assert wait_until(lambda: second.logs() == "1\n", seconds=_SECONDS), second.refresh().reason
+        third = submitted(root, command, gpu="a100:1")
+        assert third.refresh().status == "pending"
+        first.cancel()
+        assert (third.wait(timeout=_SECONDS), third.logs()) == ("completed", "0\n")
+
+
+def test_logs_are_followed_through_cuts_and_over_a_slow_link(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    host.slow(100, 1)
+    program = (
+        "i=0; while [ $i -lt 400 ]; do echo $i $(head -c 300 /dev/urandom | base64 -w0); i=$((i+1)); sleep 0.02; done"
+    )
+    task = submitted(client, f"({program}) | tee $FLOW_OUTPUT/all", "gpu1")
+    seen = hashlib.sha256()
+    for number, line in enumerate(task.logs(follow=True)):
+        seen.update(line.encode() + b"\n")
+        if number in (100, 250):
+            host.cut()
+            Timer(3 if number == 100 else 0.5, host.heal).start()
+    assert task.wait(timeout=_SECONDS) == "completed"
+    written = task.outputs("all")
+    assert written and seen.hexdigest() == hashlib.sha256(written.read_bytes()).hexdigest()
+    assert hashlib.sha256(task.logs().encode()).hexdigest() == seen.hexdigest()
+
+
+def test_an_upload_that_is_cut_goes_on(
+    client: Flow, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = fleet.hosts["gpu1"]
+    (tmp_path / "code").mkdir()
+    for number in range(40):
+        (tmp_path / "code" / f"{number}").write_bytes(os.urandom(1 << 19))
+    monkeypatch.chdir(tmp_path / "code")
+    host.slow(100, 1)
+    monkeypatch.setenv("FLOW_SSH_HOSTS", "gpu1")
+    words = [sys.executable, "-m", "flow", "run", "--provider", "ssh", "--name", "cut", "ls | wc -l"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert wait_until(lambda: len(list(host.folder.glob("root/root/.flow-host/blobs/*/*"))) > 3, seconds=_SECONDS)
+        process.kill()
+    host.slow(0)
+    before = len(list(host.folder.glob("root/root/.flow-host/blobs/*/*")))
+    assert before < 40
+    task = client.get_task("cut")
+    assert task.wait(timeout=_SECONDS) == "completed"
+    assert task.logs() == "40\n"
+    assert host.run("find /root/.flow-host/blobs -name '*.*'").stdout == ""

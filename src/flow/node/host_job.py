@@ -110,7 +110,7 @@ class Turn:
         runner.run(folder, keep=gpu_locks)
 
     def _meet(self, folder: str, *, keep: int | None) -> dict[str, Any]:
-        """Where all nodes of the task meet, which a client says once all have their turn; {} where it is cancelled."""
+        """Where all nodes of the task meet, told once all have their turn; {} where that is taken back."""
         os.makedirs(os.path.join(folder, "inbox"), mode=0o700)
         lock = open(os.path.join(folder, "runner.lock"), "w")  # noqa: SIM115  # held for as long as this process lives
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -118,7 +118,7 @@ class Turn:
         own = {"address": facts.address(), "ports": [_free_port(), _free_port()]}
         status = {"v": 1, "phase": "waiting", "needs": ["inbox/peers.json"], "runner_pid": os.getpid(), **own}
         answers.write(folder, "status.json", json.dumps(status))
-        while not host.is_noted(self.folder, "cancel"):
+        while host.is_noted(self.folder, "lease") and not host.is_noted(self.folder, "cancel"):
             if answers.read(folder, "inbox/peers.json"):
                 lock.close()
                 return json.loads(answers.read(folder, "inbox/peers.json"))  # type: ignore[no-any-return]

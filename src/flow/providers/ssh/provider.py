@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from flow.blobs import blob_path, manifest_path
 from flow.bundle import read_manifest
 from flow.channel import Channel
-from flow.durable import create_durably, write_durably
+from flow.durable import create_durably
 from flow.errors import FlowError, ProviderError, TaskNotFoundError, ValidationError
 from flow.gpus import Gpu
 from flow.job import runner_job
@@ -164,34 +164,49 @@ class Ssh:
         facts, missing = self._facts()
         if not facts:
             raise ProviderError("no host of the fleet answers", suggestions=list(missing.values())[:3])
-        places = place(plan, facts, missing=missing)
+        try:
+            places = place(plan, facts, missing=missing)
+        except ValidationError as error:
+            if missing:  # one of them might take it
+                raise ProviderError(error.message, suggestions=list(error.suggestions)) from error
+            raise
         folder = self.home / "record" / plan.task_id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_durably(folder / _PLACES, json.dumps(places).encode())
-        return places
+        with suppress(FileExistsError):  # somebody else gives it away at the same time: it goes where they say
+            create_durably(folder / _PLACES, json.dumps(places).encode())
+        return self._places(plan.task_id)
 
     def _gather(self, plan: Plan, places: Mapping[str, list[int]]) -> None:
         """Let one host after the other, always in the same order, give its node a turn; then tell all where they meet.
 
-        In this order two tasks never wait for each other. Called until all nodes run.
+        In this order two tasks never wait for each other; for that, who lost its turn on one host gives back those that
+        it has on later ones. Called until all nodes run.
         """
-        statuses, attempts, waiting, is_over = {}, {}, [], False
+        statuses, attempts, waiting, is_over, has_all = {}, {}, [], False, True
         for name in sorted(places):
             found = self._ask(name, "look", [plan.task_id])["tasks"]
             rank = places[name][0]
             status = json.loads(found[0]["reports"].get(str(rank)) or "{}") if found else {}
-            if not status:
+            has_turn = bool(status) and (found[0]["runs"] or status["phase"] != "waiting")
+            if not has_all:
+                if has_turn and status["phase"] == "waiting":
+                    self._ask(name, "lease", plan.task_id, False)
+                continue
+            if not has_turn:
                 if found and not found[0]["ended"]:
-                    self._ask(name, "lease", plan.task_id)
-                return
+                    self._ask(name, "lease", plan.task_id, True)
+                has_all = False
+                continue
             statuses[rank], attempts[name] = status, found[0]["attempt"]
             waiting += [name] if status.get("phase") == "waiting" else []
-            is_over |= bool(found[0]["ended"])
+            is_over |= rank == 0 and bool(found[0]["ended"])
+        if not has_all:
+            return
         newest = max(attempts.values())
         if any(attempts[name] < newest for name in places if name not in waiting):
             return  # it is about to end, as another node did
         for name in waiting:
-            if is_over:  # some node ended for good before this one began
+            if is_over:  # the first node ended for good before this one began
                 self._ask(name, "release", [plan.task_id])
                 continue
             self._ask(name, "deliver", plan.task_id, "peers.json", self._meeting(plan, newest, statuses))
