@@ -105,6 +105,51 @@ def end_attendant(home: Path) -> None:
         end([int((home / "attend.lock").read_text())])
 
 
+def race(count: int, fleet: Fleet, folder: Path) -> list[str]:
+    """Two clients and two users race for the last GPUs, `count` times; what went wrong."""
+    with surroundings(fleet, folder):
+        hosts = list(fleet.hosts.values())
+        for host in hosts:
+            host.run("grep -q ann /etc/passwd || echo 'ann:*:1001:1001::/home/ann:/bin/bash' >> /etc/passwd")
+            host.run("rm -rf /home/ann; mkdir -m 700 /home/ann; chown 1001 /home/ann; mkdir -p -m 777 /tmp/race")
+        names = {"one": "root", "two": "root", "ann": "ann"}
+        clients = []
+        for name, user in names.items():
+            os.environ.update(
+                FLOW_HOME=str(folder / name),
+                FLOW_SSH_HOSTS=",".join(f"{user}@{host.name} as {host.name}" for host in hosts),
+            )
+            clients.append(Flow())
+        try:
+            with ThreadPoolExecutor(len(hosts)) as threads:
+                return [
+                    one
+                    for found in threads.map(lambda n: _race_once(hosts[n % len(hosts)], n, clients), range(count))
+                    for one in found
+                ]
+        finally:
+            for name in names:
+                end_attendant(folder / name)
+
+
+# No two tasks make the same folder; a lock of another user's could not be opened.
+_HOLD = """
+for one in $(echo "$CUDA_VISIBLE_DEVICES" | tr , ' '); do mkdir "/tmp/race/$one" || exit 1; done
+sleep 0.05
+rmdir /tmp/race/*
+"""
+
+
+def _race_once(host: Host, number: int, clients: list[Flow]) -> list[str]:
+    """Each client wants four GPUs, or three, at once: no two find room."""
+    fields: dict[str, Any] = {"gpu": f"a100:{3 + number % 2}", "region": host.name, "upload_code": False}
+    with ThreadPoolExecutor(len(clients)) as threads:
+        tasks = list(threads.map(lambda client: client.run(_HOLD, **fields), clients))
+        ends = list(threads.map(lambda task: str(task.wait(timeout=60)), tasks))
+    each = zip(tasks, ends, strict=True)
+    return [f"race {number}: {task} {end_} ({task.reason})" for task, end_ in each if end_ != "completed"]
+
+
 class _Story:
     def __init__(self, seed: int, fleet: Fleet, folder: Path) -> None:
         self.random = random.Random(seed)
