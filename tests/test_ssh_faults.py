@@ -56,7 +56,7 @@ def becomes(task: Task, *states: str) -> None:
 def running(client: Flow, command: str, on: str | None = None, **fields: object) -> Task:
     task = submitted(client, f"echo up; {command}", on, **fields)
     assert wait_until(lambda: "up" in task.logs(), seconds=_SECONDS, every=0.1), f"{task.refresh().status}"
-    assert task.refresh().status == "running"
+    becomes(task, "running")
     return task
 
 

@@ -96,10 +96,15 @@ class Turn:
         number = (answers.attempts(self.folder) or [0])[-1] + 1
         folder = os.path.join(self.folder, str(number), str(self.rank))
         gpu_locks = self._lock_gpus(gpus)
+        own_lock = None
         if self.task["nodes"] == 1:
             meeting: dict[str, Any] = {"peers": [], "master_port": _free_port()}
         else:
-            meeting = self._meet(folder, keep=gpu_locks)
+            os.makedirs(os.path.join(folder, "inbox"), mode=0o700)
+            own_lock = os.open(os.path.join(folder, "runner.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(own_lock, fcntl.LOCK_EX)
+            runner.close_inherited({own_lock, gpu_locks})  # as the keeper's: this may take long, and outlive it
+            meeting = self._meet(folder)
             if not meeting:
                 return
             if meeting["attempt"] != number:  # another node has had one that never began here
@@ -107,23 +112,17 @@ class Turn:
                 number = meeting["attempt"]
                 folder = os.path.join(self.folder, str(number), str(self.rank))
         self._write_task(folder, number, gpus, meeting)
-        runner.run(folder, keep=gpu_locks)
+        runner.run(folder, lock_fd=own_lock, keep=gpu_locks)
 
-    def _meet(self, folder: str, *, keep: int | None) -> dict[str, Any]:
+    def _meet(self, folder: str) -> dict[str, Any]:
         """Where all nodes of the task meet, told once all have their turn; {} where that is taken back."""
-        os.makedirs(os.path.join(folder, "inbox"), mode=0o700)
-        lock = open(os.path.join(folder, "runner.lock"), "w")  # noqa: SIM115  # held for as long as this process lives
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        runner.close_inherited({lock.fileno(), keep})  # this may take long: the keeper's lock is not to outlive it here
         own = {"address": facts.address(), "ports": [_free_port(), _free_port()]}
         status = {"v": 1, "phase": "waiting", "needs": ["inbox/peers.json"], "runner_pid": os.getpid(), **own}
         answers.write(folder, "status.json", json.dumps(status))
         while host.is_noted(self.folder, "lease") and not host.is_noted(self.folder, "cancel"):
-            if answers.read(folder, "inbox/peers.json"):
-                lock.close()
-                return json.loads(answers.read(folder, "inbox/peers.json"))  # type: ignore[no-any-return]
             time.sleep(0.1)
-        lock.close()
+            if answers.read(folder, "inbox/peers.json"):
+                return json.loads(answers.read(folder, "inbox/peers.json"))  # type: ignore[no-any-return]
         shutil.rmtree(os.path.dirname(folder))
         return {}
 
