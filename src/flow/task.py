@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from flow.channel import Channel
     from flow.config import TaskConfig
     from flow.endpoints import Endpoints
+    from flow.forwarding import Forwarding
     from flow.logs import Block, Folder, Line, LogChoice
     from flow.observe import Instance
     from flow.users import User
@@ -407,6 +408,35 @@ class Task:
         if not allocation or not allocation.nodes_up:
             return None
         return self._provider.channel(allocation, 0), allocation.nodes[0].folder
+
+    def forward(
+        self, port: int, local: int | None = None, *, node: int = 0, tell: Callable[[str], None] = lambda _: None
+    ) -> Forwarding:
+        """Make a port of its machine one of this machine's loopback, whose `address` it has, until `close()`.
+
+        local: the port here; None for the same, or the next that is free. A machine that is this one is reached as it
+        is. `tell` is called with what goes wrong meanwhile. Raises ValidationError where it does not run, or `local`
+        is taken.
+        """
+        from flow.forwarding import Forwarding
+
+        return Forwarding(self, self._running, port, local, node=node, tell=tell)
+
+    def copy_from(self, path: str, into: str | Path = ".", *, node: int = 0) -> Path:
+        """Copy a file or folder of the task to this machine, as `scp -r` does; where it lies now.
+
+        A relative path begins at its workspace; `output/…` is its `$FLOW_OUTPUT`, also when it has ended. A folder that
+        is there takes the copy in; `folder/.` is what is in it. Raises ResourceNotFoundError where there is none.
+        """
+        from flow.transfer import copy_from
+
+        return copy_from(self, self._running(), self._records, path, into, node=node)
+
+    def copy_to(self, source: str | Path, path: str = "", *, node: int = 0) -> None:
+        """Copy a file or folder of this machine to the running task, in the same way; by default to its workspace."""
+        from flow.transfer import copy_to
+
+        copy_to(self, self._running(), self._records, source, path, node=node)
 
     def mount(self, volume: Volume, store: VolumeStore) -> str:
         """Give the running task one more volume, on each of its nodes; the path at which it is seen.

@@ -25,6 +25,8 @@ COMMANDS = {
     "hold": Entry("flow.cli.hold:hold", "Keep tasks from starting.", _TASKS),
     "resume": Entry("flow.cli.hold:resume", "Let held tasks start.", _TASKS),
     "ssh": Entry("flow.cli.ssh:ssh", "A shell, or one command, where a task runs.", _TASKS),
+    "cp": Entry("flow.cli.cp:cp", "Copy files to and from a task.", _TASKS),
+    "forward": Entry("flow.cli.forward:forward", "Make ports of a task ports of this machine.", _TASKS),
     "mount": Entry("flow.cli.mount:mount", "Give a running task one more volume.", _TASKS),
     "offers": Entry("flow.cli.offers:offers", "The machines to be had now, and their price.", _MACHINES),
     "volume": Entry("flow.cli.volume:volume", "Storage that outlives tasks: create, list, info, delete.", _MACHINES),
@@ -43,9 +45,9 @@ COMMANDS = {
 }
 
 SYNONYMS = {
-    "delete": "cancel", "describe": "info", "exec": "ssh", "kill": "cancel", "launch": "run", "list": "status",
-    "log": "logs", "ls": "status", "ps": "status", "rm": "cancel", "shell": "ssh",
-    "show": "info", "stop": "cancel", "submit": "run", "tail": "logs",
+    "copy": "cp", "delete": "cancel", "describe": "info", "exec": "ssh", "kill": "cancel", "launch": "run",
+    "list": "status", "log": "logs", "ls": "status", "port-forward": "forward", "ps": "status", "rm": "cancel",
+    "scp": "cp", "shell": "ssh", "show": "info", "stop": "cancel", "submit": "run", "tail": "logs",
     "volumes": "volume",
 }  # fmt: skip
 
