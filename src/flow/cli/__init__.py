@@ -27,6 +27,8 @@ COMMANDS = {
     "ssh": Entry("flow.cli.ssh:ssh", "A shell, or one command, where a task runs.", _TASKS),
     "cp": Entry("flow.cli.cp:cp", "Copy files to and from a task.", _TASKS),
     "forward": Entry("flow.cli.forward:forward", "Make ports of a task ports of this machine.", _TASKS),
+    "upload-code": Entry("flow.cli.upload_code:upload_code", "Bring a running task's code up to date.", _TASKS),
+    "jupyter": Entry("flow.cli.jupyter:jupyter", "Open notebooks in a running task.", _TASKS),
     "mount": Entry("flow.cli.mount:mount", "Give a running task one more volume.", _TASKS),
     "offers": Entry("flow.cli.offers:offers", "The machines to be had now, and their price.", _MACHINES),
     "volume": Entry("flow.cli.volume:volume", "Storage that outlives tasks: create, list, info, delete.", _MACHINES),
@@ -46,9 +48,9 @@ COMMANDS = {
 
 SYNONYMS = {
     "copy": "cp", "delete": "cancel", "describe": "info", "exec": "ssh", "kill": "cancel", "launch": "run",
-    "list": "status", "log": "logs", "ls": "status", "port-forward": "forward", "ps": "status", "rm": "cancel",
-    "scp": "cp", "shell": "ssh", "show": "info", "stop": "cancel", "submit": "run", "tail": "logs",
-    "volumes": "volume",
+    "lab": "jupyter", "list": "status", "log": "logs", "ls": "status", "notebook": "jupyter",
+    "port-forward": "forward", "ps": "status", "rm": "cancel", "scp": "cp", "shell": "ssh", "show": "info",
+    "stop": "cancel", "submit": "run", "tail": "logs", "upload": "upload-code", "volumes": "volume",
 }  # fmt: skip
 
 flow = TaskGroup(
