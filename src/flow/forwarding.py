@@ -51,7 +51,10 @@ class Forwarding:
         self._is_closed = False
         self.is_direct = local is None and is_own(self._place)
         if self.is_direct:  # to listen would take its port from the server that is still to come
-            self.address = f"{self._place.node.address}:{port}"
+            nodes_differ = (
+                self._place.channel.is_here
+            )  # by their loopback addresses, which a server of theirs may be bound to
+            self.address = f"{self._place.node.address if nodes_differ else LOOPBACK}:{port}"
             return
         self._listener = _listener(port, local)
         self._listener.settimeout(_LOOK_SECONDS)
