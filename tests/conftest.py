@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from tests.support.processes import end, end_scheduler, processes_of, wait_until
 from tests.support.slurm import Cluster
 
 pytest.register_assert_rewrite("tests.support.contract")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell that began the tests with `&`
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # What Flow or a task would read; FLOW_TEST_* is for the tests themselves.
 _OURS = (
