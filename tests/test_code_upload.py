@@ -15,6 +15,7 @@ from flow.errors import FlowError, ValidationError
 from flow.node import sync
 from tests.support.commands import flow
 from tests.support.processes import wait_until
+from tests.support.pythons import old_pythons
 from tests.test_transfer import end, running, tree
 
 
@@ -111,12 +112,13 @@ def test_a_home_is_not_uploaded(project: Path) -> None:
     end(task)
 
 
-def test_an_upload_that_is_cut_off_leaves_what_was_there(project: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("python", [sys.executable, *old_pythons()])
+def test_an_upload_that_is_cut_off_leaves_what_was_there(tmp_path: Path, python: str) -> None:
     (tmp_path / "workspace").mkdir()
     (tmp_path / "workspace/file").write_text("old")
     request = b'{"manifest": {"files": [["file", 420, "0", 9]], "links": [], "dirs": []}, "was": {"file": null}}\n'
     for given, code in ((request + b"half", 1), (request + b"the whole", 0)):
-        ended = subprocess.run([sys.executable, sync.__file__, tmp_path], input=given, capture_output=True)
+        ended = subprocess.run([python, sync.__file__, tmp_path], input=given, capture_output=True)
         assert ended.returncode == code, ended.stderr
         assert (tmp_path / "workspace/file").read_text() == ("old" if code else "the whole")
         assert [one.name for one in (tmp_path / "workspace").iterdir()] == ["file"]
