@@ -82,13 +82,18 @@ def test_a_file_becomes_a_folder_and_a_link_a_file(project: Path, tmp_path: Path
 
 def test_a_task_without_code_is_given_a_project_and_another_one_after_it(project: Path, tmp_path: Path) -> None:
     task = running(upload_code=False, num_instances=2, name="box")
-    write(project, a="1")
+    write(project, a="1", same="1")
+    task.copy_to("same")
     assert task.upload_code() == Upload(("a",), (), ())
+    (project / "same").unlink()
     other = tmp_path / "other"
     other.mkdir()
     write(other, b="1")
     ended = flow("upload-code", "box", "--all-nodes", "--source", str(other))
-    assert (ended.returncode, ended.stdout) == (0, "[0] updated  b\n[0] removed  a\n[1] updated  b\n"), ended.stderr
+    assert (ended.returncode, ended.stdout) == (
+        0,
+        "[0] updated  b\n[0] removed  a\n[0] removed  same\n[1] updated  b\n",
+    ), ended.stderr
     assert ended.stderr == f"[0] `{task}` has {other} as it is now\n[1] `{task}` has {other} as it is now\n"
     assert flow("upload-code", "box", "--node", "1").stdout == "updated  a\nremoved  b\n"
     assert flow("upload-code", "box", "--node", "1", "--all-nodes").returncode == 2
@@ -99,8 +104,10 @@ def test_what_a_function_is_called_by_stays(project: Path) -> None:
     (project / "app.py").write_text("import time\ndef f(): time.sleep(300)\n")
     task = submit(target_in("app.py", "f"), encode_arguments([], {}), {"name": "call"})
     assert wait_until(lambda: task.refresh().status == "running")
+    (project / ".flow").mkdir()
+    (project / ".flow/config.yaml").write_text("name: mine\n")
     write(project, more="1")
-    assert task.upload_code() == Upload(("more",), (), ())
+    assert task.upload_code() == Upload((".flow/config.yaml", "more"), (), ())
     assert task.shell("test -e .flow/call/call.json") == 0
     end(task)
 
