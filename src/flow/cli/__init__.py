@@ -31,6 +31,7 @@ COMMANDS = {
     "jupyter": Entry("flow.cli.jupyter:jupyter", "Open notebooks in a running task.", _TASKS),
     "mount": Entry("flow.cli.mount:mount", "Give a running task one more volume.", _TASKS),
     "offers": Entry("flow.cli.offers:offers", "The machines to be had now, and their price.", _MACHINES),
+    "host": Entry("flow.cli.host:host", "Machines of your own, over SSH: add, list, check, remove.", _MACHINES),
     "volume": Entry("flow.cli.volume:volume", "Storage that outlives tasks: create, list, info, delete.", _MACHINES),
     "sbatch": Entry("flow.cli.slurm.sbatch:sbatch", "Submit a batch script.", _SLURM),
     "srun": Entry("flow.cli.slurm.srun:srun", "Run a command, and wait for its end.", _SLURM),
@@ -47,8 +48,8 @@ COMMANDS = {
 }
 
 SYNONYMS = {
-    "copy": "cp", "delete": "cancel", "describe": "info", "exec": "ssh", "kill": "cancel", "launch": "run",
-    "lab": "jupyter", "list": "status", "log": "logs", "ls": "status", "notebook": "jupyter",
+    "copy": "cp", "delete": "cancel", "describe": "info", "exec": "ssh", "hosts": "host", "kill": "cancel",
+    "lab": "jupyter", "launch": "run", "list": "status", "log": "logs", "ls": "status", "notebook": "jupyter",
     "port-forward": "forward", "ps": "status", "rm": "cancel", "scp": "cp", "shell": "ssh", "show": "info",
     "stop": "cancel", "submit": "run", "tail": "logs", "upload": "upload-code", "volumes": "volume",
 }  # fmt: skip

@@ -6,17 +6,19 @@ files are in docs/ARCHITECTURE.md.
 
 from __future__ import annotations
 
-import fcntl
 import getpass
+import importlib
 import json
 import os
 import shlex
-import shutil
 import subprocess
-import sys
-import tarfile
 import time
 from typing import Any, Sequence
+
+_PACKAGE = f"{__package__}." if __package__ else ""  # else it lies beside this file, or came along with it
+answers = importlib.import_module(_PACKAGE + "answers")
+Refused: Any = answers.Refused
+attempts, read, write = answers.attempts, answers.read, answers.write
 
 MADE_BY = "# Made by `flow slurm install-commands`."  # in commands of ours that have Slurm's names
 LOST_SECONDS = 20  # how long the report of a job that ended may take to be seen from here: NFS
@@ -43,10 +45,6 @@ class NeverMet(Exception):  # noqa: N818  # an end of its own
     """What a task waits for can never be: the dependency."""
 
 
-class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
-    """What a command of Slurm said, and which: ("sbatch", "sbatch: error: …")."""
-
-
 def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     """Have Slurm run a task: {"number": its job's}; or {"missing": true} where code of it is not here yet.
 
@@ -62,7 +60,7 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
         return {"missing": True}
     os.makedirs(base, mode=0o700, exist_ok=True)
     with open(os.path.join(base, "lock"), "w") as lock:  # sbatch inherits it: it is free when that has ended, too
-        _lock(lock)
+        answers.lock(lock)
         if read(base, "never"):
             return {"number": None}
         number = read(base, "number") or (_find(request["comment"]) if read(base, "meta.json") else "")
@@ -90,32 +88,11 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     return {"number": int(number)}
 
 
-def missing(root: str, names: Sequence[str]) -> list[str]:
-    """Which of these files are not in the folder yet."""
-    root = os.path.expanduser(root)
-    return [name for name in names if not os.path.exists(os.path.join(root, name))]
-
-
-def receive(root: str, files: tarfile.TarFile) -> int:
-    """Take in files that are missing; each has its name once it is whole, in the order in which they come. How many."""
-    root, count = os.path.expanduser(root), 0
-    for one in files:
-        source = files.extractfile(one)
-        if source is not None:
-            path = os.path.join(root, one.name)
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            with open(f"{path}.{os.getpid()}", "wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-            os.rename(f"{path}.{os.getpid()}", path)
-            count += 1
-    return count
-
-
 def look(root: str, ids: Sequence[str] | None) -> list[dict[str, Any]]:
     """What Slurm and the folders say of tasks, elements one by one; unknown ids are left out. Raises Refused."""
     root = os.path.join(os.path.expanduser(root), "tasks")
     if ids is None:
-        ids = [name for name in sorted(_listed(root), reverse=True) if "_" not in name]
+        ids = [name for name in sorted(answers.listed(root), reverse=True) if "_" not in name]
     rows = _squeue(root, ids) if ids else {}
     found = [one for task_id in ids for one in _entries(root, task_id, rows)]
     gone = [one for one in found if one["state"] is None and not one["ended"]]
@@ -187,49 +164,6 @@ def call(words: Sequence[str]) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-# -- files
-
-
-def read(folder: str, name: str) -> str:
-    """The text of a small file; "" where there is none."""
-    try:
-        with open(os.path.join(folder, name), encoding="utf-8") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-
-
-def write(folder: str, name: str, text: str, *, durably: bool = False) -> None:
-    """Put a whole file in place; `durably`: what must survive a power cut, as nobody could find it out again."""
-    path = os.path.join(folder, name)
-    fd = os.open(f"{path}.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-        if durably:
-            file.flush()
-            os.fsync(fd)
-    os.rename(f"{path}.{os.getpid()}", path)
-
-
-def attempts(folder: str) -> list[int]:
-    """The starts that have a folder, oldest first."""
-    return sorted(int(name) for name in _listed(folder) if name.isdigit())
-
-
-def _listed(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _lock(file: Any) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks: then two clients at once may clash
-        pass
-
-
 # -- Slurm's commands
 
 
@@ -281,7 +215,7 @@ def _scancel(*words: str) -> None:
 def _job(root: str, task_id: str) -> str:
     """What Slurm calls a task, an array or an element; "" where it was not given to it."""
     base, _, index = task_id.partition("_")
-    number = read(os.path.join(root, base), "number")
+    number: str = read(os.path.join(root, base), "number")
     return number + ("_" + index if number and index else "")
 
 
@@ -476,23 +410,5 @@ def _look_into(folder: str, one: dict[str, Any], nodes: int) -> None:
         one["said"] = said.strip().rpartition("\n")[2]
 
 
-def main() -> None:
-    """Answer the questions, a line of standard input each, by one of JSON: {"answer": …}, or {"refused": [...]}."""
-    for line in iter(sys.stdin.buffer.readline, b""):
-        print(json.dumps(_told(*json.loads(line))), flush=True)  # noqa: T201
-
-
-def _told(verb: str, root: str, *rest: Any) -> dict[str, Any]:
-    try:
-        if verb == "receive":
-            with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as files:
-                return {"answer": receive(root, files)}
-        return {"answer": globals()[verb](*([root] if root else []), *rest)}
-    except Refused as refused:
-        return {"refused": refused.args}
-    except OSError as error:
-        return {"failed": [error.errno, error.strerror, error.filename]}
-
-
 if __name__ == "__main__":
-    main()
+    answers.answer(globals())

@@ -35,34 +35,6 @@ def comment(plan: Plan, plan_hash: str) -> str:
     return f"flow:{plan.task_id}:{plan_hash}"
 
 
-def runner_job(plan: Plan) -> dict[str, Any]:
-    """What is the same for every rank and attempt; the batch step adds the rest to make a `task.json` of it."""
-    is_batch = plan.batch is not None
-    return {
-        "v": 1,
-        "name": plan.name,
-        "nodes": 1 if is_batch else plan.nodes,
-        "argv": plan.argv,
-        "env": dict(plan.env),
-        "user_env": list(plan.env),
-        "clean_env": False,
-        "cwd": plan.working_dir,
-        "code": None,
-        "image": plan.image,
-        "ports": plan.ports,
-        "memory_gb": plan.memory_gb,
-        "limit_total_seconds": None if is_batch else plan.limit_seconds,
-        "grace_seconds": plan.grace_seconds,
-        "signal": None
-        if is_batch or not plan.signal
-        else {"number": plan.signal.number, "before_seconds": plan.signal.seconds},
-        "retries": plan.retries,
-        "is_batch": is_batch,
-        "stdout": plan.stdout,
-        "stderr": plan.stderr,
-    }
-
-
 def meta(plan: Plan, plan_hash: str) -> dict[str, Any]:
     """What is asked of a task that Slurm does not know any more."""
     return {

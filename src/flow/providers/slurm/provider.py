@@ -14,18 +14,18 @@ from flow.bundle import read_manifest
 from flow.channel import Channel, ssh
 from flow.errors import TaskNotFoundError, ValidationError
 from flow.gpus import Gpu
+from flow.job import runner_job
 from flow.machines import Allocation, Capabilities, Offer
 from flow.outbox import outbox_files
 from flow.plan import Plan
 from flow.providers import Option
-from flow.providers.slurm.cluster import Cluster, tools
-from flow.providers.slurm.job import comment, meta, runner_job, sbatch_options, submit_folder
+from flow.providers.slurm.cluster import Cluster
+from flow.providers.slurm.job import comment, meta, sbatch_options, submit_folder
 from flow.providers.slurm.partitions import offers_of
 from flow.providers.slurm.states import allocation_of
 from flow.record import Records
+from flow.remote import NODE, tools
 from flow.status import Want
-
-_NODE = Path(__file__).parents[2] / "node"
 
 
 class Slurm:
@@ -154,8 +154,8 @@ class Slurm:
 
     def _files(self, plan: Plan, version: str, names: Collection[str]) -> dict[str, Path]:
         """What the job needs in the folder, by name there; what says that something is whole comes last."""
-        files = {f"node/{version}/{name}": _NODE / name for name in names}
-        files[f"node/{version}/whole"] = _NODE / "__init__.py"
+        files = {f"node/{version}/{name}": NODE / name for name in names}
+        files[f"node/{version}/whole"] = NODE / "__init__.py"
         if plan.bundle:
             digests = {digest for _, _, digest, _ in read_manifest(self.home, plan.bundle)["files"]}
             files.update({f"blobs/{one[:2]}/{one}": blob_path(self.home, one) for one in sorted(digests)})
