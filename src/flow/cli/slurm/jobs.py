@@ -43,6 +43,7 @@ def chosen_tasks(client: Flow, words: Iterable[str]) -> tuple[dict[str, frozense
 
     Raises NotAJob for what is not written like one.
     """
+    client.finish_interrupted()
     found: dict[str, frozenset[int] | None] = {}
     unknown = []
     for word in words:
