@@ -88,6 +88,24 @@ def test_a_submitted_script_is_seen_while_it_waits_runs_and_has_ended(scripts: P
     assert (scripts / "slurm-1.out").exists()
 
 
+def test_a_job_may_be_called_anything(scripts: Path) -> None:
+    out("sbatch", "-H", "-J", "my job é", "long.sh")
+    assert out("squeue", "-h", "-n", "my job é,x", "-o", "%i|%j") == "1|my job é\n"
+    assert "JobName=my job é\n" in out("scontrol", "show", "job", "1")
+    out("scancel", "-n", "my job é")
+    assert wait_until(is_ended("1"))
+    assert out("sacct", "-X", "-n", "-P", "--name", "my job é", "-o", "JobName") == "my job é\n"
+
+
+def test_what_programs_that_submit_to_a_cluster_ask_is_answered(scripts: Path) -> None:
+    out("sbatch", "-W", "ok.sh")
+    since = ("-X", "--parsable2", "--clusters", "all", "--noheader", "--format=JobIdRaw,State", "--endtime", "now")
+    assert out("sacct", *since, "--starttime", "2026-01-01T00:00") == "1|COMPLETED\n"
+    assert out("sacct", *since, "-N", "elsewhere") == out("scancel", "-w", HERE, "--clusters=all") == ""
+    commands = ("sbatch", "squeue", "scancel", "sacct", "sinfo", "scontrol", "srun")
+    assert {out(command, "--version") for command in commands} == {out("--version")}
+
+
 def test_elements_are_shown_folded_and_one_by_one(scripts: Path) -> None:
     out("sbatch", "--parsable", "-H", "-a", "0-8:4", "-J", "arr", "ok.sh")
     assert out("squeue", "-h", "-o", "%i|%A|%F|%K") == "1_[0-8:4]|1|1|0-8:4\n"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flow.cli import output
-from flow.cli.slurm.command import Refused, SlurmCommand, words_of
-from flow.cli.slurm.jobs import NotAJob, chosen_tasks, load_jobs, split_list
+from flow.cli.slurm.command import Refused, SlurmCommand
+from flow.cli.slurm.jobs import NotAJob, chosen_tasks, load_jobs, matching, split_list
 from flow.slurm.account_fields import BRIEF, DEFAULT, LONG, columns, entries, help_text, table
 from flow.slurm.jobs import NOT_ELIGIBLE, Job, state_named
 from flow.slurm.times import parse_moment
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=SlurmCommand)
-@click.option("-A", "--accounts", metavar="LIST", help="Only of these accounts.")
+@click.option("-A", "--accounts", "account", metavar="LIST", help="Only of these accounts.")
 @click.option("-X", "--allocations", is_flag=True, help="The jobs alone, without their steps.")
 @click.option("-a", "--allusers", is_flag=True, help="Of all users, which are you.")
 @click.option("-b", "--brief", is_flag=True, help="The id, the state and the exit code alone.")
@@ -87,14 +87,7 @@ def _jobs(client: Flow, asked: dict[str, Any]) -> list[Job]:
     jobs = [job for job in load_jobs(client, chosen) if _is_within(job, begin, end)]
     if chosen is None:
         jobs = [job for job in jobs if job.reason not in NOT_ELIGIBLE or not job.is_pending]
-    kept = {"partition": words_of(asked["partition"]), "name": words_of(asked["name"]), "state": states}
-    for field, some in kept.items():
-        if some is not None:
-            jobs = [job for job in jobs if getattr(job, field) in some]
-    for field, option in (("accounts", "account"), ("qos", "qos")):
-        if (some := words_of(asked[field])) is not None:
-            jobs = [job for job in jobs if job.details.option(option, "") in some]
-    return sorted(jobs, key=lambda job: job.place)
+    return sorted(matching(jobs, asked, states=states), key=lambda job: job.place)
 
 
 def _is_within(job: Job, begin: float, end: float) -> bool:
