@@ -248,6 +248,7 @@ def test_scontrol_shows_a_job_line_by_line_and_on_one_line(scripts: Path) -> Non
     assert (
         out("scontrol", "-o", "show", "job", "1") == " ".join(line.strip() for line in text.splitlines()).strip() + "\n"
     )
+    assert text == out("scontrol", "show", "jobid", "1") == out("scontrol", "show", "Job=1")
 
 
 SHOWN = """\
