@@ -118,6 +118,7 @@ def test_elements_are_shown_folded_and_one_by_one(scripts: Path) -> None:
     assert out("squeue", "-h", "-o", "%i") == "1_[0,8]\n"
     out("scancel", "1")
     assert wait_until(lambda: out("squeue", "-h") == "")
+    assert out("sacct", "-n", "-S", "now+1hour", "-E", "now+2hours") == ""
 
 
 def test_sbatch_waits_and_exits_with_the_scripts_code(scripts: Path) -> None:
