@@ -185,7 +185,7 @@ def test_test_only_submits_nothing(scripts: Path) -> None:
         (["srun"], 1, "srun: fatal: No command given to execute.\n"),
         (
             ["srun", "--bogus", "x"],
-            1,
+            255,
             "srun: unrecognized option '--bogus'\nTry \"srun --help\" for more information\n",
         ),
     ],
@@ -295,6 +295,12 @@ def test_sinfo_lists_this_machine(project: Path, monkeypatch: pytest.MonkeyPatch
         "NODELIST   NODES PARTITION STATE \n"
         f"{HERE:9}      1    local* idle  \n"
     ).replace("   local*", "local*   ")  # fmt: skip
+
+
+def test_srun_reads_its_options_as_in_a_job(scripts: Path) -> None:
+    assert sorted(out("srun", "-ln2", "--lab", "-I5", "-K1", "--no-k", "echo", "x").splitlines()) == ["0: x", "1: x"]
+    assert out("srun", "-n2", "-o", "%x-%t.txt", "-J", "two", "sh", "-c", "echo $SLURM_PROCID") == ""
+    assert [(scripts / f"two-{rank}.txt").read_text() for rank in (0, 1)] == ["0\n", "1\n"]
 
 
 def test_srun_shows_the_output_and_has_the_exit_code(scripts: Path) -> None:
