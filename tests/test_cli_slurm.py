@@ -297,6 +297,11 @@ def test_sinfo_lists_this_machine(project: Path, monkeypatch: pytest.MonkeyPatch
     ).replace("   local*", "local*   ")  # fmt: skip
 
 
+def test_srun_passes_its_input_on_to_each_task(scripts: Path) -> None:
+    assert sorted(out("srun", "-ln2", "cat", stdin=b"a\nb\n").splitlines()) == ["0: a", "0: b", "1: a", "1: b"]
+    assert out("srun", "--input=none", "cat", stdin=b"a\n") == ""
+
+
 def test_srun_reads_its_options_as_in_a_job(scripts: Path) -> None:
     assert sorted(out("srun", "-ln2", "--lab", "-I5", "-K1", "--no-k", "echo", "x").splitlines()) == ["0: x", "1: x"]
     assert out("srun", "-n2", "-o", "%x-%t.txt", "-J", "two", "sh", "-c", "echo $SLURM_PROCID") == ""

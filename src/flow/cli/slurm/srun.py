@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
+import stat
 import sys
 import threading
 import time
@@ -40,7 +42,7 @@ def srun() -> int:
     """Run COMMAND as a task with the options of Slurm's `srun`, and wait for it; its output comes here.
 
     Its exit code is ours. Ctrl-C twice within a second ends it. With `--pty` it is a shell, or one command, at this
-    terminal. It reads no standard input otherwise.
+    terminal. A task on this machine reads our standard input.
 
     Example:
       flow srun -n 4 --label hostname
@@ -55,7 +57,7 @@ def srun() -> int:
     from flow.config import TaskConfig
 
     client = Flow()
-    fields = _fields(own, given, command)
+    fields = _fields(own, given, command, stdin=_stdin(client))
     attach()
     task = client.run(TaskConfig.from_dict(fields))
     return _at_terminal(client, task, command) if "--pty" in own else _watched(client, task)
@@ -88,12 +90,23 @@ def _read(words: Sequence[str]) -> tuple[list[str], list[Given], list[str]]:
     return [word for name, word in written.items() if name in own], given, command
 
 
-def _fields(own: Sequence[str], given: list[Given], command: Sequence[str]) -> dict[str, Any]:
+def _stdin(client: Flow) -> str:
+    """Where a task on this machine finds our standard input; "" for a terminal, and a file that was read in part."""
+    path = Path(f"/proc/{os.getpid()}/fd/0")
+    with contextlib.suppress(OSError):
+        mode = path.stat().st_mode
+        is_whole = stat.S_ISFIFO(mode) or (stat.S_ISREG(mode) and os.lseek(0, 0, os.SEEK_CUR) == 0)
+        if is_whole and client.provider().capabilities.same_machine:
+            return f" <{path}"
+    return ""
+
+
+def _fields(own: Sequence[str], given: list[Given], command: Sequence[str], *, stdin: str) -> dict[str, Any]:
     """Those of a task whose batch script is one `srun`; with `--pty` it waits, for the terminal enters it."""
     from flow.slurm.options import Given
     from flow.slurm.script import read_script
 
-    step = "tail -f /dev/null" if "--pty" in own else shlex.join(["srun", *own]) + ' "$@"'
+    step = "tail -f /dev/null" if "--pty" in own else shlex.join(["srun", *own]) + f' "$@"{stdin}'
     named = {one.name for one in given}
     defaults = {
         "job-name": Path(command[0]).name if command else "interactive",
