@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from flow.cli.slurm.command import Refused
+from flow.cli.slurm.command import Refused, words_of
 from flow.errors import FlowError
+from flow.node import hostlist
 from flow.node.hostlist import fold, names_of
 from flow.plan import Plan
 from flow.references import split_element
@@ -43,6 +44,7 @@ def chosen_tasks(client: Flow, words: Iterable[str]) -> tuple[dict[str, frozense
 
     Raises NotAJob for what is not written like one.
     """
+    client.finish_interrupted()
     found: dict[str, frozenset[int] | None] = {}
     unknown = []
     for word in words:
@@ -127,6 +129,23 @@ def _load(client: Flow, chosen: Chosen | None, *, unfinished: bool, expand: bool
     return [job for job in jobs if not job.is_finished] if unfinished else jobs
 
 
+def matching(
+    jobs: list[Job], asked: Mapping[str, Any], *, states: frozenset[str] | None, users: frozenset[str] | None = None
+) -> list[Job]:
+    """Those that have the names, partitions, nodes, accounts and so on that a command's options ask for; None: any."""
+    names, partitions = words_of(asked["name"]), words_of(asked["partition"])
+    for field, some in {"name": names, "partition": partitions, "state": states, "user": users}.items():
+        if some is not None:
+            jobs = [job for job in jobs if getattr(job, field) in some]
+    for option in ("account", "qos"):
+        if (some := words_of(asked[option])) is not None:
+            jobs = [job for job in jobs if job.details.option(option, "") in some]
+    if nodes := words_of(asked.get("nodelist")):
+        wanted = {name for part in nodes for name in hostlist.expand(part)}
+        jobs = [job for job in jobs if wanted & set(hostlist.expand(job.node_list))]
+    return jobs
+
+
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
     """All that is made is kept: looking for garbage in it, again and again, would be a fifth of the time."""
@@ -175,7 +194,7 @@ class _Maker:
             number=(number if element else row.number) or 0,
             array=row.number if element else None,
             element=element,
-            name=row.name,
+            name=row.job_name or row.name,
             user=self.user,
             partition=partition or row.partition or row.provider,
             state=state,
