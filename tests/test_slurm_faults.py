@@ -257,6 +257,36 @@ def test_a_runner_that_is_killed_is_a_lost_attempt_that_counts(client: Flow) -> 
     assert [one.reason for one in task.attempts] == ["its runner died without a report", ""]
 
 
+def test_a_rank_that_dies_without_a_word_ends_the_others_and_its_task_is_lost(client: Flow, slurm: Cluster) -> None:
+    task = running(client, "sleep 1000", num_instances=2)
+    _kill(f"run\0{client.settings.get('slurm.folder')}/tasks/{task.task_id}/1/1", "slurmstepd: [%d.0]" % task.number)
+    assert task.wait(timeout=120) == "lost", told_of(task)
+    assert task.reason == "its runner died without a report (node 1)"
+
+
+def test_a_task_that_hangs_for_a_rank_that_died_is_cancelled(client: Flow) -> None:
+    task = running(client, "sleep 1000", num_instances=2)
+    folder = f"{client.settings.get('slurm.folder')}/tasks/{task.task_id}/1"
+    _kill(f"run\0{folder}/1", "slurmstepd: [%d.0]" % task.number)
+    status = Path(folder, "0", "status.json")
+    assert wait_until(lambda: '"ended"' in status.read_text(), seconds=60)
+    task.cancel()
+    assert task.wait(timeout=30) == "cancelled", told_of(task)
+
+
+def _kill(*commands: str) -> None:
+    """Those whose command lines have one of these in them; all at once, so that none can tell of another."""
+    found = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if any(one.encode() in _read(path) for one in commands)
+    ]
+    for pid in found:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

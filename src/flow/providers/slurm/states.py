@@ -98,8 +98,8 @@ def _with_ends(one: Mapping[str, Any], reports: Mapping[int, Report]) -> dict[in
     cause, reason = _ENDS.get(state, ("", ""))
     if one["cancelled"] and state == "CANCELLED":
         reason = "cancelled"
-    if not one["attempt"] and state == "FAILED":
-        cause, reason = "start", one["said"] or "the job's script could not be run"
+    if not one["attempt"] and state == "FAILED" and not one["cancelled"]:  # else it had no time to hear that
+        cause, reason = "start", one["said"] or "the job could not start: does its node see `slurm.folder`?"
     if state in ("COMPLETED", "FAILED") and not one["cancelled"] and any(r.cause == "cancel" for r in reports.values()):
         cause, reason = "lost", f"job {one['job']} was told to end and ended as {state}"
     found = dict(reports)
