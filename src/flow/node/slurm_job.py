@@ -335,9 +335,11 @@ def _has_ended(process: subprocess.Popen[bytes], *, seconds: float) -> bool:
 
 def _notice_seconds() -> float:
     """How long Slurm takes to see that a node has died, with time to spare."""
-    done = subprocess.run([login.program("scontrol"), "show", "config"], stdout=subprocess.PIPE, encoding="utf-8", check=False)
+    done = subprocess.run(
+        [login.program("scontrol"), "show", "config"], stdout=subprocess.PIPE, encoding="utf-8", check=False
+    )
     found = re.search(r"SlurmdTimeout\s*=\s*(\d+)", done.stdout)
-    return 2.0 * int(found.group(1) if found else 300) + 20
+    return 1.5 * int(found.group(1) if found else 300) + 10
 
 
 def _address(name: str) -> str:

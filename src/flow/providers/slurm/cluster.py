@@ -125,15 +125,17 @@ class Cluster:
         advice = "set `slurm.folder` to a folder that you can write to and that all nodes share"
         if number in (errno.ENOSPC, errno.EDQUOT):
             advice = "make room there: `flow prune` removes what old tasks left"
+        at = f" (`{path}`)" if path else ""
         return StorageError(
-            f"cannot write to `slurm.folder`, `{self.folder}`: {(why or 'failed').lower()} (`{path}`)",
+            f"cannot write to `slurm.folder`, `{self.folder}`: {(why or 'failed').lower()}{at}",
             suggestions=[advice],
         )
 
 
 def refusal(program: str, said: str) -> FlowError:
     """What a command of Slurm said, as the error that fits: one that passes is a ProviderError, others are not."""
-    lines = [line.partition("error: ")[2] or line for line in said.strip().splitlines()]
+    told = [line for line in said.strip().splitlines() if not line.startswith("Try ")]  # `sbatch --help`
+    lines = [line.partition("error: ")[2] or line for line in told]
     text = lines[-1] if lines else "failed"
     if len(lines) > 1 and "submission failed" in text:
         text = f"{lines[0]} ({text})"
