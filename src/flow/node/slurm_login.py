@@ -338,6 +338,7 @@ def _dependency(root: str, request: dict[str, Any]) -> list[str]:
     asked = [one["task_id"] for one in meta["after"]]
     states = {one["id"]: one["state"] for one in (look(os.path.dirname(root), asked) if asked else ())}
     found = [(one, _is_met(root, one, states)) for one in meta["after"]]
+    found = [(one, None if one["minutes"] and is_met else is_met) for one, is_met in found]  # and Slurm counts those
     unmet = [one for one, is_met in found if is_met is False]
     if unmet and len(unmet) >= (len(found) if meta["after_any"] else 1):
         raise NeverMet(unmet[0])
