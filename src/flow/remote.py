@@ -125,8 +125,9 @@ class Remote:
         advice = f"set `{self.setting}` to a folder that you can write to"
         if number in (errno.ENOSPC, errno.EDQUOT):
             advice = "make room there: `flow prune` removes what old tasks left"
+        at = f" (`{path}`)" if path else ""
         return StorageError(
-            f"cannot write to `{self.setting}`, `{self.folder}`: {(why or 'failed').lower()} (`{path}`)",
+            f"cannot write to `{self.setting}`, `{self.folder}`: {(why or 'failed').lower()}{at}",
             suggestions=[advice],
         )
 
