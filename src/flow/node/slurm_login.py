@@ -408,14 +408,20 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
 
 
 def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: str) -> dict[str, Any]:
-    one: dict[str, Any] = {"id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created")}
-    one.update(attempt=0, ended=False, state=row and row["State"], reason=row["Reason"] if row else "")
-    one.update(raw=row["JobID"] if row else job, partition=row["Partition"] if row else "")
-    one.update(
-        unknown=False, end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said=""
-    )
-    one.update(node_list=row["NodeList"] if row else "", ranks=meta.get("ranks", 1), waits="", never=None)
-    return one
+    known: dict[str, Any] = row or {
+        "State": None,
+        "Reason": "",
+        "JobID": job,
+        "Partition": "",
+        "NodeList": "",
+        "EndTime": "",
+    }
+    return {
+        "id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created"), "ranks": meta.get("ranks", 1),
+        "attempt": 0, "unknown": False, "ended": False, "cancelled": False, "said": "", "waits": "", "never": None,
+        "nodes": [], "reports": [], "folder": "", "state": known["State"], "reason": known["Reason"],
+        "raw": known["JobID"], "partition": known["Partition"], "node_list": known["NodeList"], "end": known["EndTime"],
+    }  # fmt: skip
 
 
 def _look_at_waits(root: str, one: dict[str, Any], meta: dict[str, Any], never: dict[str, Any] | None) -> None:
