@@ -143,9 +143,10 @@ class RecordIndex:
         found = self.read("SELECT value FROM meta WHERE key = 'next_number'")
         return int(found[0][0]) if found else 1
 
-    def set_number(self, task_id: str, number: int) -> None:
-        """What the provider's own commands call the task."""
-        self.write(lambda db: db.execute("UPDATE tasks SET number = ? WHERE task_id = ?", (number, task_id)))
+    def mark_allocated(self, task_id: str, number: int | None) -> None:
+        """It was handed to a provider; `number`: what that one's own commands call it, where they do."""
+        sql = "UPDATE tasks SET allocated = 1, number = ifnull(?, number) WHERE task_id = ?"
+        self.write(lambda db: db.execute(sql, (number, task_id)))
 
     def put(self, entry: Entry) -> None:
         """Add one record, or replace what was known of it."""

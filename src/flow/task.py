@@ -301,9 +301,7 @@ class Task:
             self._outcome = self._records.set_final(self.task_id, Outcome(TaskStatus.FAILED, reason=error.message))
             self._records.mark_allocated(self.task_id)
             raise
-        if number is not None:
-            self._records.set_number(self.task_id, number)
-        self._records.mark_allocated(self.task_id)
+        self._records.mark_allocated(self.task_id, number)
         if self._records.intent(self.task_id).want is Want.CANCEL:  # by somebody else, with nothing there to release
             self._provider.release(self.task_id)
 
