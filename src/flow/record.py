@@ -97,10 +97,11 @@ class Records:
 
         number: what the provider's own commands call it.
         """
+        name, text = ("allocated", "") if number is None else ("number", str(number))
         with writing(self.home), contextlib.suppress(FileNotFoundError):
-            if number is not None:
-                self._path(task_id, "number").write_text(str(number))
-            os.close(os.open(self._path(task_id, "allocated"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            handle = os.open(self._path(task_id, name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.write(handle, text.encode())
+            os.close(handle)
         self._index.mark_allocated(task_id, number)
 
     def note_wait(self, task_id: str, reason: str) -> None:
@@ -384,14 +385,16 @@ class Records:
             return None
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             return Entry(task_id, None, damage=(str(path), why(error)))
-        entry = dataclasses.replace(entry, allocated=self._path(task_id, "allocated").exists())
+        number = self.number(task_id)
+        is_allocated = number is not None or self._path(task_id, "allocated").exists()
+        entry = dataclasses.replace(entry, allocated=is_allocated)
         try:
             intent, final = self._own_intent(task_id), self.final(task_id)
         except StorageError as error:
             return dataclasses.replace(entry, damage=(str(path.parent), error.message))
         row = dataclasses.replace(entry.row, **dataclasses.asdict(final)) if entry.row and final else entry.row
         if row and row.number is None:
-            row = dataclasses.replace(row, number=self.number(task_id))
+            row = dataclasses.replace(row, number=number)
         return dataclasses.replace(entry, row=row, want=intent.want.value if intent else entry.want)
 
     def _own_intent(self, task_id: str) -> Intent | None:
