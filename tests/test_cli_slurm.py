@@ -356,11 +356,13 @@ def test_a_script_that_calls_slurms_commands_runs_unchanged(scripts: Path, tmp_p
         scontrol show hostnames 'n[1-2]'
         sinfo -h -o %P
         scancel $id
+        exported() { echo from a function; }; export -f exported
+        sbatch -Q -W -o function.out <<< $'#!/bin/bash\nexported'; cat function.out
     """
     path = f"{scripts}/bin:{os.environ['PATH']}"
     ran = subprocess.run(["bash", "-euc", driver], env={**os.environ, "PATH": path}, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout == "1_1|FAILED|3:0\n1_2|FAILED|3:0\nfrom srun\nn1\nn2\nlocal*\n"
+    assert ran.stdout == "1_1|FAILED|3:0\n1_2|FAILED|3:0\nfrom srun\nn1\nn2\nlocal*\nfrom a function\n"
 
 
 COMMANDS = ("sbatch", "squeue", "scancel", "sacct", "sinfo", "srun", "scontrol")
