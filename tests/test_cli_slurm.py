@@ -233,6 +233,8 @@ def test_scontrol_holds_releases_and_runs_again(scripts: Path) -> None:
     assert wait_until(lambda: states()["2"] == "RUNNING")
     out("scontrol", "requeue", "2")
     assert wait_until(lambda: "Restarts=1" in out("scontrol", "show", "job", "2"))
+    out("sbatch", "-H", "-d", "after:1+5", "long.sh")
+    assert out("squeue", "-h", "-j", "3", "-o", "%E") == "after:1+5(unfulfilled)\n"
     (scripts / "stop").touch()
 
 
