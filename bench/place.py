@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flow.node.remains import is_locked
 from flow.providers.local.burial import signal_runner
 from flow.providers.local.queue import Queue
 from flow.providers.local.rank import rank_folder
-from flow.providers.local.wake import is_locked
 
 _NOT_MEASURED = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")  # an installed program is compiled and buffers
 _made: list[Path] = []

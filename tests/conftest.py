@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -11,10 +12,14 @@ import pytest
 
 from tests.support.aws import Aws, aws_server
 from tests.support.containers import IMAGE, podman
+from tests.support.fleet import Fleet
 from tests.support.processes import end, end_scheduler, processes_of, wait_until
 from tests.support.slurm import Cluster
 
 pytest.register_assert_rewrite("tests.support.contract")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell that began the tests with `&`
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # What Flow or a task would read; FLOW_TEST_* is for the tests themselves.
 _OURS = (
@@ -120,3 +125,24 @@ def slurm(slurm_at: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluste
         monkeypatch.setenv(name, value)
     yield slurm_at
     slurm_at.run("scancel", "--user=root")
+
+
+@pytest.fixture(scope="session")
+def fleet_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with Fleet(tmp_path_factory.mktemp("fleet")) as fleet:
+        fleet.boot_all("gpu1", "gpu2", "gpu3", "gpu4", gpus=4)
+        yield fleet
+
+
+@pytest.fixture
+def fleet(fleet_at: Fleet) -> Iterator[Fleet]:
+    """Four machines with 4 pretend GPUs each, `gpu1` to `gpu4`, with nothing on them; skips where there can be none."""
+    yield fleet_at
+    fleet_at.clean()
+
+
+@pytest.fixture
+def empty_fleet(tmp_path: Path) -> Iterator[Fleet]:
+    """One for machines that are asked for otherwise; skips where there can be none."""
+    with Fleet(tmp_path / "fleet") as fleet:
+        yield fleet

@@ -16,7 +16,7 @@ import pytest
 import flow as flow_module
 from flow.client import Flow
 from flow.errors import ValidationError
-from flow.providers.local.inventory import Card, card_kind, parse_nvidia_smi, visible_cards
+from flow.node.inventory import Card, card_kind, parse_nvidia_smi, visible_cards
 from flow.providers.local.queue import Queue
 from flow.status import TaskStatus, Want
 from flow.task import Task

@@ -19,9 +19,9 @@ from flow.client import Flow
 from flow.durable import NoRoomError
 from flow.errors import FlowError, ValidationError
 from flow.machines import Machines
+from flow.node.remains import is_locked
 from flow.providers.local import mend
 from flow.providers.local.queue import Queue
-from flow.providers.local.wake import is_locked
 from flow.record import Records
 from flow.task import Task
 from tests.support.hardship import small_disk

@@ -13,10 +13,10 @@ import pytest
 from flow.client import Flow
 from flow.errors import ValidationError
 from flow.machines import Report
+from flow.node.remains import is_locked
 from flow.plan import Dependency, Elements, Plan
 from flow.providers.local.queue import Queue
 from flow.providers.local.waiting import Waiting
-from flow.providers.local.wake import is_locked
 from flow.status import HELD, Want
 from flow.task import Task
 from tests.support.processes import wait_until

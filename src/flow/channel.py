@@ -40,6 +40,11 @@ class Channel:
         """The argv that runs `script` by `sh` on the machine."""
         return self._wrapped(["sh", "-c", script], terminal=terminal)
 
+    def python_command(self, program: str, *words: str, terminal: bool = False) -> list[str]:
+        """The argv that runs the text of a Python program on the machine: its standard input is the caller's own."""
+        python = sys.executable if self.is_here else self.python
+        return self.command(shlex.join(["exec", python, "-c", program, *words]), terminal=terminal)
+
     def through(self, beyond: Channel | None) -> Channel:
         """The channel that goes on from this machine by another."""
         return self if beyond is None else replace(self, beyond=beyond)
@@ -68,6 +73,11 @@ class Channel:
         """The error for a machine that does not answer."""
         last = said.strip().rpartition("\n")[2].strip() or "the connection was cut"
         where = self.prefix[-1] if self.prefix else "this machine"
+        if "IDENTIFICATION HAS CHANGED" in said:
+            return ProviderError(
+                f"`{where}` shows another host key than before: it was installed anew, or is somebody else",
+                suggestions=[f"if you know why, forget the old key: `ssh-keygen -R {where.rpartition('@')[2]}`"],
+            )
         way = f"try `{shlex.join([self.prefix[0], where])}` yourself" if self.prefix else "try again"
         return ProviderError(f"`{where}` cannot be reached: {last}", suggestions=[way])
 
@@ -80,13 +90,24 @@ class Channel:
 def ssh(host: str, *, config: str | None = None) -> Channel:
     """The channel to `host` as the user's own ssh config has it, over one connection that is kept for ten minutes.
 
-    config: another file in its place. Asks for nothing where there is nobody to answer.
+    host: as ssh takes it, or with `:port` behind it; its key is pinned on first use. config: another file in its place.
+    Asks for nothing where there is nobody to answer.
     """
-    options = ["ConnectTimeout=15", "ServerAliveInterval=15", "ServerAliveCountMax=4", "ControlMaster=auto"]
+    address, _, port = host.rpartition(":")
+    if not port.isdigit():
+        address, port = host, ""
+    options = [
+        "StrictHostKeyChecking=accept-new",
+        "ConnectTimeout=15",
+        "ServerAliveInterval=15",
+        "ServerAliveCountMax=4",
+        "ControlMaster=auto",
+    ]
     options += ["ControlPersist=10m", f"ControlPath={_socket_folder()}/%C"]
     options += ["BatchMode=yes"] if not (sys.stdin and sys.stdin.isatty()) else []
+    options += [f"Port={port}"] if port else []
     words = [*(["-F", config] if config else []), *(word for one in options for word in ("-o", one))]
-    return Channel(("ssh", *words, "--", host), joins_words=True, terminal=("ssh", "-t", *words, "--", host))
+    return Channel(("ssh", *words, "--", address), joins_words=True, terminal=("ssh", "-t", *words, "--", address))
 
 
 def _socket_folder() -> Path:

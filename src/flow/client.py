@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flow.chores import give
 from flow.durable import NoRoomError, is_full
 from flow.errors import FlowError, QuotaExceededError, ResourceNotFoundError, StorageError, ValidationError
 from flow.importing import refuse_while_importing
@@ -132,11 +133,11 @@ class Flow:
                 continue
         else:
             raise ValidationError("ten new task ids in a row were taken", suggestions=["is the clock right?"])
-        made = self._task(submission.task_id, submission)
+        made = self.task_of(submission.task_id, submission)
         is_kept_there = config.hold and self.provider(submission.plan.provider).capabilities.own_numbers
         if is_kept_there or submission.task_id in self.records.unallocated():
             try:
-                made.allocate()
+                give(self, made)
             except (ValidationError, QuotaExceededError):
                 raise  # and it has ended
             except FlowError as error:
@@ -207,7 +208,7 @@ class Flow:
     def get_task(self, reference: str) -> Task:
         """The task that an id, a unique prefix, a number, a name, `:1` or `@last` names. Raises TaskNotFoundError."""
         self.finish_interrupted()
-        task = self._task(self._find(reference))
+        task = self.task_of(self._find(reference))
         try:
             task.refresh()
         except StorageError as error:  # part of its record is damaged: it can still be seen, and cancelled
@@ -238,7 +239,7 @@ class Flow:
         tasks = []
         for row in rows:
             try:
-                task = self._task(row.task_id, row=row)
+                task = self.task_of(row.task_id, row=row)
                 if row.task_id in looks:
                     task.recall(row.outcome, looks[row.task_id].elements)
             except ResourceNotFoundError:
@@ -266,7 +267,7 @@ class Flow:
         except FlowError:
             for task_id in task_ids:
                 try:
-                    self._task(task_id).cancel()
+                    self.task_of(task_id).cancel()
                 except FlowError as error:
                     failed.append(error)
         if failed:
@@ -285,7 +286,7 @@ class Flow:
         by_provider: dict[str, list[str]] = {}
         for task_id in live:
             base = task_id.partition("_")[0]
-            by_provider.setdefault(providers.get(base) or self._task(base).plan.provider, []).append(task_id)
+            by_provider.setdefault(providers.get(base) or self.task_of(base).plan.provider, []).append(task_id)
         for name, some in by_provider.items():
             self.provider(name).release(*some)
 
@@ -395,7 +396,8 @@ class Flow:
             self._providers[name] = open_provider(name, self.home, self.settings)
         return self._providers[name]
 
-    def _task(self, task_id: str, submission: Submission | None = None, row: Row | None = None) -> Task:
+    def task_of(self, task_id: str, submission: Submission | None = None, row: Row | None = None) -> Task:
+        """The task of an id, as it was last seen. Raises TaskNotFoundError."""
         submission = submission or self.records.get(task_id)
         task = Task(submission, self.records, self.provider(submission.plan.provider), task_id=task_id)
         row = row or next(iter(self.records.rows_of([task_id])), None)
@@ -480,6 +482,6 @@ class Flow:
                 (self.home / "local" / "spare").unlink()
         for task_id in self.records.unallocated():
             try:
-                self._task(task_id).allocate()
+                give(self, self.task_of(task_id))
             except FlowError as error:  # what stands in the way of one must not hide the others
                 self.notes.append(f"`{task_id}` is recorded, and not yet given to its provider: {error.message}")

@@ -27,8 +27,9 @@ class Capabilities:
     shared_folder: bool = False
     ends_itself: bool = False
     reruns_boot_script: bool = False
-    arrays: bool = False  # takes an array whole; elsewhere the attendant expands it
-    dependencies: bool = False
+    arrays: bool = False  # takes an array whole
+    dependencies: bool = False  # holds tasks back for others; elsewhere the attendant does
+    gathers: bool = False  # several nodes are got one after the other, by `allocate` called again
     divides_machines: bool = False  # gives a task some CPUs, memory and GPUs: no kind of machine need be named
     emulates: bool = False  # runs an instance type that it does not have on what there is, with a note
     own_numbers: bool = False  # its own commands call tasks by numbers, which `allocate` returns
@@ -105,6 +106,7 @@ class Machines(enum.Enum):
     UP = "up"
     PREEMPTED = "preempted"  # taken away, to be given back
     PAUSED = "paused"
+    SILENT = "silent"  # they cannot be asked now: the task is as it was last seen
     GONE = "gone"  # let go, ended or never had
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flow.channel import Channel
@@ -29,7 +29,10 @@ def observe(
     elif outcomes:
         outcome = fold(outcomes.values())
     else:
-        outcome = derive(records.intent(task_id), None, {}, nodes)
+        final = records.final(task_id)  # by whoever gave it up
+        outcome = final or derive(records.intent(task_id), None, {}, nodes)
+        if outcome.state is TaskStatus.PENDING and not outcome.reason:
+            outcome = replace(outcome, reason=records.wait_reason(task_id.partition("_")[0]))
     if outcome.state.is_final and not provider.capabilities.same_machine:
         collect(provider, records, allocations)
         outcome = records.set_final(task_id, outcome)

@@ -97,6 +97,19 @@ class Records:
             os.close(os.open(self._path(task_id, "allocated"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._index.write(lambda db: db.execute("UPDATE tasks SET allocated = 1 WHERE task_id = ?", (task_id,)))
 
+    def note_wait(self, task_id: str, reason: str) -> None:
+        """What a task waits for that its provider was not given yet; "": nothing."""
+        if reason != self.wait_reason(task_id):
+            with writing(self.home), contextlib.suppress(FileNotFoundError):
+                self._path(task_id, "waits").write_text(reason)
+
+    def wait_reason(self, task_id: str) -> str:
+        """What `note_wait` was told last."""
+        try:
+            return self._path(task_id, "waits").read_text()
+        except OSError:
+            return ""
+
     def set_number(self, task_id: str, number: int) -> None:
         """What the provider's own commands call the task. Asked again the provider would say the same."""
         with writing(self.home), contextlib.suppress(FileNotFoundError):

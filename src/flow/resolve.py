@@ -75,7 +75,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         cpus=_cpus(config, provider),
         memory_gb=config.memory_gb,
         nodes=config.num_instances,
-        region=machine.offer.region if machine.offer else None,
+        region=config.region or (machine.offer.region if machine.offer else None),
         ports=tuple(config.ports),
         mounts=plan_mounts(config, provider, task_id=task_id, name=name, notes=notes) if _has_mounts(config) else (),
         price_per_hour=_price(config, machine.offer),
@@ -176,8 +176,6 @@ def _check_abilities(config: TaskConfig, provider: Provider) -> None:
         "mounts": bool(config.mounts) and not can.volumes,
         "image": config.image is not None and not can.containers,
         "array": config.array is not None and not can.arrays,
-        "depends_on": bool(config.depends_on) and not can.dependencies,
-        "singleton": config.singleton and not can.dependencies,
     }
     for field, is_refused in refused.items():
         if is_refused:

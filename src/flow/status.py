@@ -115,6 +115,7 @@ def derive(intent: Intent, allocation: Allocation | None, reports: Mapping[int, 
     if allocation.machines is Machines.GONE:
         return _gone(intent, allocation, started)
     state = {
+        Machines.SILENT: TaskStatus.RUNNING if allocation.attempt else TaskStatus.PENDING,
         Machines.STARTING: TaskStatus.STARTING,
         Machines.PREEMPTED: TaskStatus.PREEMPTED,
         Machines.PAUSED: TaskStatus.PAUSED,

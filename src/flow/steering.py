@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from flow.attend import start_attendant
 from flow.errors import ValidationError
 from flow.machines import Allocation, Machines
 from flow.providers import Provider, Steering
@@ -41,7 +42,9 @@ def resume(task: Task, records: Records, provider: Provider) -> None:
         raise ValidationError(f"`{task.task_id}` was cancelled")
     if was_given and provider.steering:
         provider.steering.resume(task.task_id)
-    if not is_element:
+    if not is_element and task.plan.after and not provider.capabilities.dependencies:
+        start_attendant(records.home)
+    elif not is_element:
         task.allocate()
 
 

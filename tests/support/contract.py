@@ -181,7 +181,6 @@ class ProviderContract:
         ],
     )
     def test_a_task_waits_for_another(self, client: Flow, first: str, state: str, status: str) -> None:
-        self.needs_dependencies(client)
         begin = "now+1hour" if first == "cancelled" else None
         upstream = self.run(client, first if begin is None else "true", begin=begin)
         waiting = self.run(client, "true", depends_on=f"{upstream}:{state}")
@@ -196,7 +195,6 @@ class ProviderContract:
         upstream.wait(timeout=self.patience)
 
     def test_all_of_several_are_waited_for_or_any(self, client: Flow) -> None:
-        self.needs_dependencies(client)
         good, bad = self.run(client, "true"), self.run(client, "false")
         later = self.run(client, "true", begin="now+1hour")
         both = self.run(client, "true", depends_on=[good, f"{bad}:failed"])
@@ -208,7 +206,6 @@ class ProviderContract:
         later.wait(timeout=self.patience)
 
     def test_what_can_never_be_met_may_be_waited_for_in_vain(self, client: Flow) -> None:
-        self.needs_dependencies(client)
         bad = self.finished(client, "false")
         task = self.run(client, "true", depends_on=bad, unmet_dependency="wait")
         told = f"waits for {bad} to be completed, which cannot be any more"
@@ -218,7 +215,6 @@ class ProviderContract:
         assert task.wait(timeout=self.patience) == "cancelled"
 
     def test_an_array_and_its_elements_are_waited_for(self, client: Flow) -> None:
-        self.needs_dependencies(client)
         array = self.run(client, "[ $FLOW_ARRAY_INDEX != 3 ]", array="1,3,7")
         some = self.run(client, "true", depends_on=f"{array}:failed")
         element = self.run(client, "true", depends_on=f"{array}_7")
@@ -234,7 +230,6 @@ class ProviderContract:
         ]
 
     def test_one_of_a_name_at_a_time(self, client: Flow) -> None:
-        self.needs_dependencies(client)
         first = self.running(client, "sleep 1000", name="the-one")
         second = self.run(client, "true", name="the-one", singleton=True)
         other = self.finished(client, "true", name="another-one", singleton=True)
@@ -289,10 +284,6 @@ class ProviderContract:
         assert task.logs() == "up\nheard\n"
         with pytest.raises(ValidationError, match="has ended"):
             task.send_signal(signal.SIGUSR1)
-
-    def needs_dependencies(self, client: Flow) -> None:
-        if not client.provider().capabilities.dependencies:
-            pytest.skip("this provider takes no dependencies, and says so")
 
     def test_what_is_left_in_the_output_is_kept(self, client: Flow) -> None:
         task = self.finished(

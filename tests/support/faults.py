@@ -25,7 +25,7 @@ from typing import Any
 
 from flow.client import Flow
 from flow.errors import ValidationError
-from flow.providers.local.wake import is_locked
+from flow.node.remains import is_locked
 from flow.status import HELD, read_report
 from flow.task import Task
 from tests.support.processes import end, is_alive, processes_of, wait_until

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flow.providers.local.wake import is_locked
+from flow.node.remains import is_locked
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ try:
 except (ImportError, OSError, AttributeError):  # not on Linux: orphans are then found by their process group only
     PRCTL = None
 SET_DEATH_SIGNAL, SET_SUBREAPER = 1, 36  # of prctl(2)
-IGNORED = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP]  # by Python and by the runner; exec resets the others
+# By Python, by the runner, and by a shell's `&` that a scheduler was begun from; exec resets the others.
+IGNORED = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT]
 
 
 class CannotStart(Exception):  # noqa: N818  # what is wrong is the command

@@ -6,17 +6,19 @@ files are in docs/ARCHITECTURE.md.
 
 from __future__ import annotations
 
-import fcntl
 import getpass
+import importlib
 import json
 import os
 import shlex
-import shutil
 import subprocess
-import sys
-import tarfile
 import time
 from typing import Any, Sequence
+
+_PACKAGE = f"{__package__}." if __package__ else ""  # else it lies beside this file, or came along with it
+answers = importlib.import_module(_PACKAGE + "answers")
+Refused: Any = answers.Refused
+attempts, read, write = answers.attempts, answers.read, answers.write
 
 MADE_BY = "# Made by `flow slurm install-commands`."  # in commands of ours that have Slurm's names
 LOST_SECONDS = 20  # how long the report of a job that ended may take to be seen from here: NFS
@@ -43,10 +45,6 @@ class NeverMet(Exception):  # noqa: N818  # an end of its own
     """What a task waits for can never be: the dependency."""
 
 
-class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
-    """What a command of Slurm said, and which: ("sbatch", "sbatch: error: …")."""
-
-
 def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     """Have Slurm run a task: {"number": its job's}; or {"missing": true} where code of it is not here yet.
 
@@ -62,7 +60,7 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
         return {"missing": True}
     os.makedirs(base, mode=0o700, exist_ok=True)
     with open(os.path.join(base, "lock"), "w") as lock:  # sbatch inherits it: it is free when that has ended, too
-        _lock(lock)
+        answers.lock(lock)
         if read(base, "never"):
             return {"number": None}
         number = read(base, "number") or (_find(request["comment"]) if read(base, "meta.json") else "")
@@ -90,34 +88,35 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     return {"number": int(number)}
 
 
-def missing(root: str, names: Sequence[str]) -> list[str]:
-    """Which of these files are not in the folder yet."""
-    root = os.path.expanduser(root)
-    return [name for name in names if not os.path.exists(os.path.join(root, name))]
-
-
-def receive(root: str, files: tarfile.TarFile) -> int:
-    """Take in files that are missing; each has its name once it is whole, in the order in which they come. How many."""
-    root, count = os.path.expanduser(root), 0
-    for one in files:
-        source = files.extractfile(one)
-        if source is not None:
-            path = os.path.join(root, one.name)
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            with open(f"{path}.{os.getpid()}", "wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-            os.rename(f"{path}.{os.getpid()}", path)
-            count += 1
-    return count
-
-
 def look(root: str, ids: Sequence[str] | None) -> list[dict[str, Any]]:
     """What Slurm and the folders say of tasks, elements one by one; unknown ids are left out. Raises Refused."""
     root = os.path.join(os.path.expanduser(root), "tasks")
     if ids is None:
-        ids = [name for name in sorted(_listed(root), reverse=True) if "_" not in name]
-    rows = _squeue(root, ids) if ids else {}
+        ids = [name for name in sorted(answers.listed(root), reverse=True) if "_" not in name]
+    rows = _squeue(_only(root, ids)) if ids else {}
     found = [one for task_id in ids for one in _entries(root, task_id, rows)]
+    return _with_ends(found)
+
+
+def look_at_jobs(root: str, numbers: dict[str, str]) -> list[dict[str, Any]]:
+    """What Slurm alone says of tasks, by the numbers of their jobs: the folder knows nothing of them. Raises Refused.
+
+    "unknown": whether that is not to be relied on, as where the folder is not mounted, or this is another cluster.
+    """
+    has_folder = os.path.isdir(os.path.join(os.path.expanduser(root), "tasks"))
+    rows, found = _squeue(["--job=" + ",".join(numbers.values())]), []
+    for task_id, number in numbers.items():
+        own = rows.get(task_id, [])
+        row = next((one for one in own if one["State"] not in ENDED), own[-1] if own else None)
+        one = _entry(task_id, row, {"hash": ""}, number)
+        one["attempt"] = int(one["state"] != "PENDING")
+        one["unknown"] = row is None or (one["state"] in ENDED - {"CANCELLED"} and not has_folder)
+        found.append(one)
+    return _with_ends(found)
+
+
+def _with_ends(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is known of tasks, with what accounting says of those that `squeue` does not have."""
     gone = [one for one in found if one["state"] is None and not one["ended"]]
     known = _sacct([one["job"] for one in gone]) if gone else {}
     for one in gone:
@@ -127,10 +126,14 @@ def look(root: str, ids: Sequence[str] | None) -> list[dict[str, Any]]:
     return found
 
 
-def release(root: str, task_ids: Sequence[str]) -> None:
-    """End tasks, arrays or elements. What runs is told to, and has its grace time. Raises Refused."""
+def release(root: str, task_ids: Sequence[str], numbers: dict[str, str]) -> list[str]:
+    """End tasks, arrays or elements. What runs is told to, and has its grace time. Raises Refused.
+
+    `numbers`: by which their jobs are ended where the folder does not have them. Which of those are not known here.
+    """
     root = os.path.join(os.path.expanduser(root), "tasks")
-    task_ids = [one for one in task_ids if os.path.isdir(os.path.join(root, one.partition("_")[0]))]
+    lost = [one for one in task_ids if not os.path.isdir(os.path.join(root, one.partition("_")[0]))]
+    task_ids = [one for one in task_ids if one not in lost]
     for one in task_ids:  # before the signal: a job that just starts misses that, or sees this
         os.makedirs(os.path.join(root, one), mode=0o700, exist_ok=True)
         write(os.path.join(root, one), "cancel", "")
@@ -142,6 +145,12 @@ def release(root: str, task_ids: Sequence[str]) -> None:
         _scancel("--state=PENDING", *found)
         _scancel("--state=SUSPENDED", *found)
         _scancel("--state=RUNNING", "--batch", "--signal=TERM", *found)
+    lost = [one for one in lost if one in numbers]
+    rows = _squeue(["--job=" + ",".join(numbers[one].partition("_")[0] for one in lost)] if lost else [])
+    ours = [numbers[one] for one in lost if one.partition("_")[0] in rows]
+    if ours:
+        _scancel(*ours)
+    return [one for one in lost if numbers[one] not in ours]
 
 
 def scontrol(root: str, task_id: str, verb: str) -> None:
@@ -185,49 +194,6 @@ def call(words: Sequence[str]) -> tuple[int, str, str]:
     """Slurm's own command: its exit code and what it said. Raises Refused where it is not there."""
     done = _run(words)
     return done.returncode, done.stdout, done.stderr
-
-
-# -- files
-
-
-def read(folder: str, name: str) -> str:
-    """The text of a small file; "" where there is none."""
-    try:
-        with open(os.path.join(folder, name), encoding="utf-8") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-
-
-def write(folder: str, name: str, text: str, *, durably: bool = False) -> None:
-    """Put a whole file in place; `durably`: what must survive a power cut, as nobody could find it out again."""
-    path = os.path.join(folder, name)
-    fd = os.open(f"{path}.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-        if durably:
-            file.flush()
-            os.fsync(fd)
-    os.rename(f"{path}.{os.getpid()}", path)
-
-
-def attempts(folder: str) -> list[int]:
-    """The starts that have a folder, oldest first."""
-    return sorted(int(name) for name in _listed(folder) if name.isdigit())
-
-
-def _listed(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _lock(file: Any) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks: then two clients at once may clash
-        pass
 
 
 # -- Slurm's commands
@@ -281,7 +247,7 @@ def _scancel(*words: str) -> None:
 def _job(root: str, task_id: str) -> str:
     """What Slurm calls a task, an array or an element; "" where it was not given to it."""
     base, _, index = task_id.partition("_")
-    number = read(os.path.join(root, base), "number")
+    number: str = read(os.path.join(root, base), "number")
     return number + ("_" + index if number and index else "")
 
 
@@ -293,7 +259,8 @@ def _start_sbatch(request: dict[str, Any], base: str, lock: int) -> subprocess.P
             "--output=" + os.path.join(base, "slurm-%A_%a.out" if request["meta"]["indices"] else "slurm-%j.out")
         )
     cwd = request["folder"] if os.path.isdir(request["folder"]) else base
-    return _start(["sbatch", "--parsable", *options], stdin=subprocess.PIPE, cwd=cwd, pass_fds=[lock])
+    environment = {name: value for name, value in os.environ.items() if name not in ("SBATCH_ARRAY_INX", "SBATCH_WAIT")}
+    return _start(["sbatch", "--parsable", *options], stdin=subprocess.PIPE, cwd=cwd, pass_fds=[lock], env=environment)
 
 
 def _dependency(root: str, request: dict[str, Any]) -> list[str]:
@@ -305,6 +272,7 @@ def _dependency(root: str, request: dict[str, Any]) -> list[str]:
     asked = [one["task_id"] for one in meta["after"]]
     states = {one["id"]: one["state"] for one in (look(os.path.dirname(root), asked) if asked else ())}
     found = [(one, _is_met(root, one, states)) for one in meta["after"]]
+    found = [(one, None if one["minutes"] and is_met else is_met) for one, is_met in found]  # and Slurm counts those
     unmet = [one for one, is_met in found if is_met is False]
     if unmet and len(unmet) >= (len(found) if meta["after_any"] else 1):
         raise NeverMet(unmet[0])
@@ -354,14 +322,18 @@ def _is_cancelled(folder: str) -> bool:
     return any(os.path.exists(one + "/cancel") for one in (folder, folder.rpartition("_")[0] or folder))
 
 
-def _squeue(root: str, ids: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+def _only(root: str, ids: Sequence[str]) -> list[str]:
+    """For `squeue`: what these tasks are among; nothing where it knows of none."""
+    if len(ids) > 1:
+        return ["--user=" + getpass.getuser()]
+    number = read(os.path.join(root, ids[0].partition("_")[0]), "number")
+    return ["--job=" + number] if number else []
+
+
+def _squeue(only: Sequence[str]) -> dict[str, list[dict[str, str]]]:
     """What Slurm knows of jobs of ours, by task: those that wait or run, and that ended a while ago."""
-    only = ["--user=" + getpass.getuser()]
-    if len(ids) == 1:
-        number = read(os.path.join(root, ids[0].partition("_")[0]), "number")
-        if not number:
-            return {}
-        only = ["--job=" + number]
+    if not only:
+        return {}
     form = ",".join(one + ":|" for one in _FIELDS)
     done = _run(["squeue", "--noheader", "--array", "--states=all", "--Format=" + form, *only])
     if done.returncode and "Invalid job id" not in done.stderr:
@@ -439,8 +411,9 @@ def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: 
     one: dict[str, Any] = {"id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created")}
     one.update(attempt=0, ended=False, state=row and row["State"], reason=row["Reason"] if row else "")
     one.update(raw=row["JobID"] if row else job, partition=row["Partition"] if row else "")
-    one.update(node_list=row["NodeList"] if row else "")
-    one.update(end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said="")
+    one.update(
+        unknown=False, end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said=""
+    )
     one.update(node_list=row["NodeList"] if row else "", ranks=meta.get("ranks", 1), waits="", never=None)
     return one
 
@@ -476,23 +449,5 @@ def _look_into(folder: str, one: dict[str, Any], nodes: int) -> None:
         one["said"] = said.strip().rpartition("\n")[2]
 
 
-def main() -> None:
-    """Answer the questions, a line of standard input each, by one of JSON: {"answer": …}, or {"refused": [...]}."""
-    for line in iter(sys.stdin.buffer.readline, b""):
-        print(json.dumps(_told(*json.loads(line))), flush=True)  # noqa: T201
-
-
-def _told(verb: str, root: str, *rest: Any) -> dict[str, Any]:
-    try:
-        if verb == "receive":
-            with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as files:
-                return {"answer": receive(root, files)}
-        return {"answer": globals()[verb](*([root] if root else []), *rest)}
-    except Refused as refused:
-        return {"refused": refused.args}
-    except OSError as error:
-        return {"failed": [error.errno, error.strerror, error.filename]}
-
-
 if __name__ == "__main__":
-    main()
+    answers.answer(globals())

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from flow.providers import Provider
     from flow.settings import Settings
 
-PROVIDERS = {"local": "flow.providers.local.provider:Local", "slurm": "flow.providers.slurm.provider:Slurm"}
+PROVIDERS = {
+    "local": "flow.providers.local.provider:Local",
+    "slurm": "flow.providers.slurm.provider:Slurm",
+    "ssh": "flow.providers.ssh.provider:Ssh",
+}
 
 
 def open_provider(name: str, home: Path, settings: Settings) -> Provider:

@@ -11,10 +11,8 @@ from pathlib import Path
 from flow.durable import write_durably
 from flow.machines import Report
 from flow.node.asked import REQUEUE, asked
-from flow.providers.local.wake import is_locked
+from flow.node.remains import is_locked, kill_left_over, remove_container
 from flow.status import read_report
-
-_ENGINE_SECONDS = 20.0  # for one answer of docker or podman
 
 NEVER_RAN = Report("ended", cause="never ran", reason="could not be started")
 
@@ -51,7 +49,7 @@ def last_word(folder: Path, task_id: str, attempt: int, *, cancelled: bool) -> R
         return report
     if _is_untouched(folder) or (report and report.phase == "waiting"):
         return NEVER_RAN
-    if _kill_left_over(folder, task_id, attempt) or not _remove_container(folder, task_id, attempt):
+    if kill_left_over(os.fspath(folder)) or not remove_container(os.fspath(folder)):
         return None  # killed, not gone yet: asked again at the next tick
     try:
         return _write_loss(folder, report, cancelled=cancelled)
@@ -82,68 +80,6 @@ def _runner_pid(folder: Path) -> int | None:
         return int((folder / "runner.lock").read_text() or 0) or None
     except (OSError, ValueError):
         return None
-
-
-def _kill_left_over(folder: Path, task_id: str, attempt: int) -> bool:
-    """SIGKILL every process of this rank: those that carry its marks, or the command's lock. Whether there were any."""
-    marks = {f"FLOW_TASK_ID={task_id}", f"FLOW_ATTEMPT={attempt}", f"FLOW_NODE_RANK={folder.name}"}
-    lock = folder / "command.lock"
-    left = _marked({mark.encode() for mark in marks})
-    if not left and is_locked(lock):
-        left = _holders(lock)
-    for pid in left:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
-    return bool(left) or is_locked(lock)
-
-
-def _marked(marks: set[bytes]) -> list[int]:
-    """Processes started with all of `marks` in their environment (Linux: /proc)."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if marks <= set((entry / "environ").read_bytes().split(b"\0")):
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-def _holders(lock: Path) -> list[int]:
-    """Processes that inherited the lock, whatever environment they gave themselves; not who merely reads the file."""
-    inode = lock.stat().st_ino
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            is_held = (
-                entry.stat().st_ino == inode and b"FLOCK" in (entry.parents[1] / "fdinfo" / entry.name).read_bytes()
-            )
-        except OSError:
-            continue
-        if is_held:
-            found.append(int(entry.parts[2]))
-    return found
-
-
-def _remove_container(folder: Path, task_id: str, attempt: int) -> bool:
-    """Remove the rank's container, if it has one; False until the engine says that there is none."""
-    import subprocess  # see scheduler.py on what is imported there
-
-    try:
-        job = json.loads((folder / "task.json").read_text())
-        if job.get("image") and job.get("engine"):
-            engine, name = job["engine"], f"flow-{task_id}-{attempt}-{job['rank']}"
-            subprocess.run([engine, "rm", "-f", name], capture_output=True, timeout=_ENGINE_SECONDS, check=False)
-            named = [engine, "ps", "--all", "--quiet", "--filter", f"name=^{name}$"]
-            left = subprocess.run(named, capture_output=True, timeout=_ENGINE_SECONDS, check=False)
-            return left.returncode == 0 and not left.stdout.strip()
-    except subprocess.TimeoutExpired:
-        return False
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        pass  # a damaged file, or an engine that is no longer there: nothing more can be done
-    return True
 
 
 def _write_loss(folder: Path, report: Report | None, *, cancelled: bool) -> Report:

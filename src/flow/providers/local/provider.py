@@ -15,22 +15,23 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from flow.channel import Channel
+from flow.dependencies import STARTED
 from flow.durable import is_damage, is_full, leave_to_parent, storage_error, writing
 from flow.errors import StorageError
 from flow.gpus import Gpu
 from flow.machines import Allocation, Capabilities, Machines, Node, Offer
 from flow.node.asked import REQUEUE, ask
+from flow.node.inventory import read_inventory
+from flow.node.remains import is_locked
 from flow.plan import Plan
 from flow.providers import Option
 from flow.providers.local.burial import signal_runner
-from flow.providers.local.inventory import read_inventory
 from flow.providers.local.mend import lacks, mend_queue, needs_mending
 from flow.providers.local.queue import WAITS_FOR_USER, Queue, Row, suspect_path
 from flow.providers.local.rank import loopback, rank_folder
 from flow.providers.local.restore import note_given
 from flow.providers.local.volumes import LocalVolumes
-from flow.providers.local.waiting import STARTED
-from flow.providers.local.wake import is_locked, start_scheduler, wake_scheduler
+from flow.providers.local.wake import start_scheduler, wake_scheduler
 from flow.record_format import later_intent, read_intent
 from flow.status import HELD, Want
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from flow.durable import boot_id, unlock
 from flow.machines import Report
 from flow.mounts import VOLUME
+from flow.node.inventory import Inventory, read_inventory
 from flow.outbox import empty_outbox
 from flow.plan import Plan
 from flow.providers.local import burial
-from flow.providers.local.inventory import Inventory, read_inventory
 from flow.providers.local.queue import Queue, Row, note_damage
 from flow.providers.local.rank import new_meeting, rank_folder, write_job
 from flow.providers.local.volumes import let_go, volume_path

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from pathlib import Path
 
+from flow.dependencies import PAIRED, STARTED, holds, never_met, when_all
 from flow.errors import FlowError
 from flow.plan import Dependency, Plan
 from flow.providers.local.queue import Queue, Row
@@ -15,8 +16,6 @@ from flow.status import TaskStatus, Want, attempt_outcome, read_report
 
 _UNKNOWN_POLL_SECONDS = 2.0  # dependencies on tasks that only their record knows: nothing tells us of their end
 _MOST_DECIDED = 100_000
-_PAIRED = "corresponding"
-STARTED = ("started", "started_or_ended")
 
 
 class Waiting:
@@ -107,12 +106,12 @@ class Waiting:
         settled, self._settled = self._settled, set()
         for one in settled:
             for base, state in self._queue.downstream(one):
-                if state != _PAIRED or not self._queue.is_open(one):
+                if state != PAIRED or not self._queue.is_open(one):
                     bases.add(base)
             array, _, index = one.partition("_")
             if index:
                 pairs = self._queue.downstream(array)
-                elements.update(f"{base}_{index}" for base, state in pairs if state == _PAIRED)
+                elements.update(f"{base}_{index}" for base, state in pairs if state == PAIRED)
         return bases, elements
 
     def _look_at(self, base: str, rows: Collection[Row] | None = None) -> list[tuple[Row, str]]:
@@ -121,7 +120,7 @@ class Waiting:
         The elements of an array all wait for the same, and move together, unless each has its own to wait for.
         """
         plan = self._queue.plan(base)
-        pairs = [one for one in plan.after if one.state == _PAIRED]
+        pairs = [one for one in plan.after if one.state == PAIRED]
         found = {one: self._met_at(one) for one in plan.after if one not in pairs}
         if not pairs:
             return self._decide(plan, found, None)
@@ -147,7 +146,7 @@ class Waiting:
 
     def _decide(self, plan: Plan, found: Mapping[Dependency, float | None], row: Row | None) -> list[tuple[Row, str]]:
         """Move on a row, or all that wait of its task; those that are to end. `found`: when each dependency is met."""
-        when = self._when_any(plan, found) if plan.after_any else _when_all(found.values())
+        when = self._when_any(plan, found) if plan.after_any else when_all(found.values())
         seq = None if row is None else row.seq
         if when is None:
             return []
@@ -155,8 +154,7 @@ class Waiting:
             when = max(when, plan.not_before or 0.0)
             self._queue.let_on(plan.task_id, self._next_state(plan, when), not_before=when, seq=seq)
             return []
-        never = [one for one, met in found.items() if met == inf]
-        what = " or ".join(map(str, never)) if plan.after_any else str(never[0])
+        what = never_met(plan, found)
         if plan.waits_in_vain:
             reason = f"waits for {what}, which cannot be any more"
             self._queue.let_on(plan.task_id, "stuck", not_before=0.0, seq=seq, reason=reason)
@@ -193,7 +191,7 @@ class Waiting:
         rows = self._queue.rows([one.task_id])
         if not rows:
             return self._since_by_record(one)
-        if not _holds(one.state, [(row.attempt > 0, self._completed(row)) for row in rows]):
+        if not holds(one.state, [(row.attempt > 0, self._completed(row)) for row in rows]):
             return inf
         return max(self._moment(row, one.state) for row in rows) if one.delay_seconds else 0.0
 
@@ -213,7 +211,7 @@ class Waiting:
             return None
         facts = (bool(final and final.attempt), bool(final and final.state is TaskStatus.COMPLETED))
         since = (final and final.ended) or intent.since
-        return (since if one.delay_seconds else 0.0) if _holds(one.state, [facts]) else inf
+        return (since if one.delay_seconds else 0.0) if holds(one.state, [facts]) else inf
 
     def _completed(self, row: Row) -> bool:
         if row.state != "ended":
@@ -227,22 +225,6 @@ class Waiting:
         if state in STARTED and row.attempt:
             report = row.reports.get(0) or read_report(rank_folder(self._home, row.id, row.attempt, 0))
         return (report and report.started) or row.ended or time.time()
-
-
-def _when_all(found: Collection[float | None]) -> float | None:
-    """The last of them; inf as soon as one never can be."""
-    if inf in found:
-        return inf
-    return None if None in found else max((when for when in found if when is not None), default=0.0)
-
-
-def _holds(state: str, facts: Collection[tuple[bool, bool]]) -> bool:
-    """Whether what was waited for is so: of a task or each element of an array, whether it started and completed."""
-    if state == "started":
-        return all(started for started, _ in facts)
-    if state == "failed":  # of an array: any element, as its own state is the worst of theirs
-        return not all(completed for _, completed in facts)
-    return state != "completed" or all(completed for _, completed in facts)
 
 
 def _when_nothing_else(not_before: float) -> str:

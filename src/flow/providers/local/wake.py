@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flow.durable import unlock
+from flow.node.remains import is_locked
 
 _started: list[int] = []  # the schedulers that this process started, until they were seen to have left
 _START_SECONDS = 5.0  # for the scheduler that another process starts, until it listens
@@ -114,21 +115,6 @@ def take_lock(path: Path, *, wait_seconds: float = 0.0, note_pid: bool = True) -
             if note_pid:
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             return descriptor
-
-
-def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock; False where the file does not exist."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who ask do not see each other
-    except BlockingIOError:
-        return True
-    finally:
-        unlock(descriptor)
-    return False
 
 
 def open_fifo(path: Path) -> int:

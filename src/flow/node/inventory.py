@@ -1,15 +1,18 @@
-"""What this machine has to give out: CPUs, memory, and the GPUs that `nvidia-smi` tells of."""
+"""What this machine has to give out: CPUs, memory, and the GPUs that `nvidia-smi` tells of.
+
+Standard library, Python 3.8 and up.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Mapping
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Card:
     """One GPU: its index as CUDA counts, its kind as Flow spells it (`a100`), its memory in GB."""
 
@@ -18,7 +21,7 @@ class Card:
     memory_gb: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Inventory:
     """What can be given out at once."""
 
@@ -75,7 +78,7 @@ def _cards() -> tuple[Card, ...]:
     program = shutil.which("nvidia-smi")
     if not program:
         return ()
-    import subprocess  # see scheduler.py on what is imported there
+    import subprocess  # the local scheduler would pay for `threading` at each of its forks
 
     query = [program, "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits"]
     try:

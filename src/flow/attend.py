@@ -1,0 +1,79 @@
+"""What is next to be done for a task by some client, as its provider cannot do it alone."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from types import MappingProxyType
+
+from flow.dependencies import never_met, when_met
+from flow.machines import Allocation, Machines
+from flow.node.remains import is_locked
+from flow.plan import Dependency, Plan
+from flow.status import Want
+
+LOCK = "attend.lock"  # in Flow's home; held by the attendant, of which there is one
+
+
+class Do(enum.Enum):
+    """What there is to do."""
+
+    NOTHING = "nothing"
+    WAIT = "wait"  # and look again
+    ALLOCATE = "allocate"  # or ask once more, where its provider gathers machines one by one
+    GIVE_UP = "give up"  # as it can never start
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """`reason`: what the task waits for, or why it can never start."""
+
+    do: Do
+    reason: str = ""
+
+
+def next_duty(
+    plan: Plan,
+    want: Want,
+    *,
+    is_allocated: bool,
+    now: float,
+    found: Mapping[Dependency, float | None] = MappingProxyType({}),
+    allocation: Allocation | None = None,
+) -> Duty:
+    """What to do now for a task that has not ended. found: when each of `plan.after` is met, as `met_at` tells it.
+
+    Everything in it is idempotent: who does it may die at any time, and another one begin again.
+    """
+    if want is not Want.RUN:
+        return Duty(Do.NOTHING)
+    if is_allocated:
+        is_gathered = allocation is None or allocation.machines not in (Machines.QUEUED, Machines.STARTING)
+        return Duty(Do.NOTHING if is_gathered else Do.ALLOCATE)
+    when = when_met(plan, found, now)
+    if when == inf:
+        never = f"{never_met(plan, found)}, which cannot be any more"
+        return Duty(Do.WAIT, f"waits for {never}") if plan.waits_in_vain else Duty(Do.GIVE_UP, f"waited for {never}")
+    if when is None or when > now:
+        return Duty(Do.WAIT, "waits for " + (" or " if plan.after_any else ", ").join(map(str, plan.after)))
+    return Duty(Do.ALLOCATE)
+
+
+def start_attendant(home: Path) -> None:
+    """Have a process see to what tasks need, detached from this one and its terminal, unless one does already."""
+    if is_locked(home / LOCK):
+        return
+    with (home / "attend.log").open("ab") as log, contextlib.suppress(OSError):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flow.attendant"],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", env={**os.environ, "FLOW_HOME": str(home)},
+            start_new_session=True,
+        )  # fmt: skip
+        process.returncode = 0  # it outlives us: Python is not to warn that nobody waits for it

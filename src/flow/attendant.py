@@ -1,0 +1,41 @@
+"""The attendant: a process that does for tasks what their provider cannot do alone. `python -m flow.attendant`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+from flow.attend import LOCK
+from flow.chores import attend
+from flow.client import Flow
+from flow.errors import FlowError
+
+_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between two looks
+_LINGER = 5  # looks that find nothing to do before it goes
+
+
+def main() -> None:
+    """See to tasks for as long as some need it; at once gone where another one does."""
+    client = Flow()
+    lock = os.open(client.home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    os.truncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+    idle, pause = 0, _PAUSE
+    while idle < _LINGER:
+        try:
+            is_needed = attend(client)
+        except FlowError:  # a provider that does not answer: it is asked again
+            is_needed = True
+        client.notes.clear()
+        idle = 0 if is_needed else idle + 1
+        time.sleep(pause)
+        pause = min(pause * 1.2, _LONGEST_PAUSE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What a client does for tasks beside what it is asked: each duty of `attend.py` carried out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from math import inf
+from typing import TYPE_CHECKING
+
+from flow.attend import Do, Duty, next_duty, start_attendant
+from flow.dependencies import PAIRED, Fact, met_at
+from flow.plan import Dependency, Plan
+from flow.status import Outcome, TaskStatus, Want
+
+if TYPE_CHECKING:
+    from flow.client import Flow
+    from flow.task import Task
+
+
+def give(client: Flow, task: Task) -> None:
+    """Have the provider run a task that is acknowledged, once it may start. Raises what `allocate` does."""
+    capabilities, plan = client.provider(task.provider).capabilities, task.plan
+    if capabilities.dependencies or not plan.after:
+        task.allocate()
+        is_open = capabilities.gathers and plan.nodes > 1
+    else:
+        found = {one: _met_at(client, one, plan) for one in plan.after}
+        want = client.records.intent(task.task_id).want
+        duty = next_duty(plan, want, is_allocated=False, now=time.time(), found=found)
+        _do(client, task, duty)
+        is_open = duty.do is Do.WAIT or (duty.do is Do.ALLOCATE and plan.nodes > 1)
+    if is_open:
+        start_attendant(client.home)
+
+
+def attend(client: Flow) -> bool:
+    """Do what is next for every task that needs a client for it; whether any will need one again."""
+    client.finish_interrupted()
+    is_needed = bool(client.records.unallocated())
+    for row in client.records.rows(unfinished=True):
+        provider = client.provider(row.provider)
+        if row.nodes > 1 and provider.capabilities.gathers:
+            task = client.task_of(row.task_id, row=row)
+            found = next(iter(provider.allocations([row.task_id])), None)
+            want = client.records.intent(row.task_id).want
+            duty = next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=found)
+            _do(client, task, duty)
+            is_needed |= duty.do is Do.ALLOCATE
+    return is_needed
+
+
+def _do(client: Flow, task: Task, duty: Duty) -> None:
+    client.records.note_wait(task.task_id, duty.reason if duty.do is Do.WAIT else "")
+    if duty.do is Do.GIVE_UP:
+        outcome = Outcome(TaskStatus.CANCELLED, reason=duty.reason, ended=time.time())
+        client.records.set_final(task.task_id, outcome)
+        client.records.note_outcomes({task.task_id: outcome})
+        client.records.mark_allocated(task.task_id)
+    elif duty.do is Do.ALLOCATE:
+        client.records.set_intents(_unpaired(client, task.plan), Want.CANCEL)
+        task.allocate()
+
+
+def _met_at(client: Flow, one: Dependency, plan: Plan) -> float | None:
+    facts = [_fact(outcome) for outcome in _outcomes(client, one.task_id)]
+    if one.state != PAIRED or not plan.elements:
+        return met_at(one, facts)
+    if not facts or not all(fact.has_ended for fact in facts):
+        return None if facts else inf
+    return inf if len(_without_pair(client, one, plan)) == len(plan.elements.indices) else 0.0
+
+
+def _unpaired(client: Flow, plan: Plan) -> list[str]:
+    """The elements that can never start, as that of another array did not complete."""
+    pairs = [one for one in plan.after if one.state == PAIRED]
+    return sorted({element for one in pairs for element in _without_pair(client, one, plan)})
+
+
+def _without_pair(client: Flow, one: Dependency, plan: Plan) -> list[str]:
+    """The same of one array, all of which has ended; an element without a counterpart waits for the whole of it."""
+    array = client.task_of(one.task_id).plan.elements
+    there = array.indices if array else ()
+    found = []
+    for index in plan.elements.indices if plan.elements else ():
+        task = client.task_of(f"{one.task_id}_{index}" if index in there else one.task_id).refresh()
+        if task.status is not TaskStatus.COMPLETED:
+            found.append(f"{plan.task_id}_{index}")
+    return found
+
+
+def _outcomes(client: Flow, task_id: str) -> Collection[Outcome]:
+    """What a task or each element of an array has come to; nothing where it is not known any more."""
+    rows = client.records.rows_of([task_id.partition("_")[0]])
+    if not rows:
+        return ()
+    if "_" in task_id:
+        return [client.task_of(task_id).refresh().outcome]
+    if rows[0].state.is_final:
+        return [rows[0].outcome]
+    look = client.look_at(rows).get(task_id)
+    return [] if look is None else (look.elements.values() or [look.outcome])
+
+
+def _fact(outcome: Outcome) -> Fact:
+    state = outcome.state
+    return Fact(
+        outcome.attempt > 0, state.is_final, state is TaskStatus.COMPLETED, outcome.ended or outcome.started or 0.0
+    )

@@ -1,0 +1,109 @@
+"""The far side of a conversation: answers questions, and takes files into a folder. Standard library,
+Python 3.8 and up.
+
+A question is a line of JSON, [verb, folder, …]: a function of a program, whose answer is a line {"answer": …}.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import tarfile
+from typing import Any, Mapping, Sequence
+
+
+class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
+    """Which program said no, and what it said: ("sbatch", "sbatch: error: …")."""
+
+
+def answer(verbs: Mapping[str, Any]) -> None:
+    """Answer the questions on standard input: {"answer": …}, {"refused": [...]} or {"failed": [...]} for an OSError."""
+    for line in iter(sys.stdin.buffer.readline, b""):
+        print(json.dumps(_told(verbs, *json.loads(line))), flush=True)  # noqa: T201
+
+
+def _told(verbs: Mapping[str, Any], verb: str, root: str, *rest: Any) -> dict[str, Any]:
+    try:
+        if verb == "receive":
+            with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as files:
+                return {"answer": receive(root, files)}
+        return {"answer": {"missing": missing, **verbs}[verb](*([root] if root else []), *rest)}
+    except Refused as refused:
+        return {"refused": refused.args}
+    except OSError as error:
+        return {"failed": [error.errno, error.strerror, error.filename]}
+
+
+def missing(root: str, names: Sequence[str]) -> list[str]:
+    """Which of these files are not in the folder yet."""
+    root = os.path.expanduser(root)
+    return [name for name in names if not os.path.exists(os.path.join(root, name))]
+
+
+def receive(root: str, files: tarfile.TarFile) -> int:
+    """Take in files that are missing; each has its name once it is whole, in the order in which they come. How many."""
+    root, count = os.path.expanduser(root), 0
+    for one in files:
+        source = files.extractfile(one)
+        if source is not None:
+            path = os.path.join(root, one.name)
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            with open(f"{path}.{os.getpid()}", "wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+            os.rename(f"{path}.{os.getpid()}", path)
+            count += 1
+    return count
+
+
+def read(folder: str, name: str) -> str:
+    """The text of a small file; "" where there is none."""
+    try:
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+def read_status(folder: str) -> dict[str, Any]:
+    """What the runner of a task folder said last; {} where that cannot be read."""
+    try:
+        status: dict[str, Any] = json.loads(read(folder, "status.json"))
+        return status
+    except ValueError:
+        return {}
+
+
+def write(folder: str, name: str, text: str, *, durably: bool = False) -> None:
+    """Put a whole file in place; `durably`: what must survive a power cut, as nobody could find it out again."""
+    path = os.path.join(folder, name)
+    fd = os.open(f"{path}.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+        if durably:
+            file.flush()
+            os.fsync(fd)
+    os.rename(f"{path}.{os.getpid()}", path)
+
+
+def listed(folder: str) -> list[str]:
+    """The names in a folder; none where it is not there."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def attempts(folder: str) -> list[int]:
+    """The starts of a task that have a folder, oldest first."""
+    return sorted(int(name) for name in listed(folder) if name.isdigit())
+
+
+def lock(file: Any) -> None:
+    """Wait until nobody else holds the lock, on a file system that has such."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # then two clients at once may clash
+        pass

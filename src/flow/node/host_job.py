@@ -1,0 +1,160 @@
+"""One turn of a task on its host: its next attempt, or the note that it has ended. Standard library, Python 3.8 and up.
+
+Everything it decides is read off the files, so that it may be killed at any time and called again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from typing import Any
+
+_PACKAGE = f"{__package__}." if __package__ else ""
+answers, remains, facts = (importlib.import_module(_PACKAGE + one) for one in ("answers", "remains", "host_facts"))
+runner, host, asked = (importlib.import_module(_PACKAGE + one) for one in ("runner", "host", "asked"))
+
+
+def run(tasks: str, folder: str, index: int | None, gpus: list[int] | None) -> None:
+    """Run the next attempt of the task or element in `folder`, and note that it has ended where none follows.
+
+    gpus: those it is to see; None where the host has none.
+
+    Must be alone in its process.
+    """
+    job = Turn(tasks, folder, index)
+    if answers.read(folder, "ended"):
+        return
+    job.note_loss()
+    if not job.is_over():
+        job.attempt(gpus)
+    if job.is_over():
+        answers.write(folder, "ended", json.dumps({"code": job.last().get("code")}), durably=True)
+        shutil.rmtree(os.path.join(folder, "inbox"), ignore_errors=True)
+
+
+class Turn:
+    """`tasks` holds the folders of all tasks; `folder` is that of the task or element."""
+
+    def __init__(self, tasks: str, folder: str, index: int | None) -> None:
+        self.folder, self.index = folder, index
+        self.base = os.path.join(tasks, os.path.basename(folder).partition("_")[0])
+        self.task: dict[str, Any] = json.loads(answers.read(self.base, "job.json"))
+        self.rank: int = self.task["rank"]
+
+    def folders(self) -> list[str]:
+        """The task folder of each start, oldest first."""
+        starts = answers.attempts(self.folder)
+        return [os.path.join(self.folder, str(number), str(self.rank)) for number in starts]
+
+    def last(self) -> dict[str, Any]:
+        """How the last attempt ended; {} before the first."""
+        found = self.folders()
+        return answers.read_status(found[-1]) if found else {}
+
+    def is_over(self) -> bool:
+        """Whether no attempt follows those that there were; a folder that holds no end yet counts for none."""
+        ends = [answers.read_status(one) for one in self.folders()]
+        if host.is_noted(self.folder, "cancel"):
+            return not ends or ends[-1].get("phase") == "ended"
+        if not ends or ends[-1].get("phase") != "ended":
+            return False
+        counted = [one for one in ends if one.get("cause") != asked.REQUEUE]
+        end = ends[-1]
+        if end["cause"] == asked.REQUEUE:
+            return False
+        is_done = end["cause"] == "exit" and end["code"] == 0
+        return is_done or end["cause"] in ("timeout", "cancel") or len(counted) > self.task["retries"]
+
+    def note_loss(self) -> None:
+        """Of an attempt whose runner died: that is on record before anything runs again."""
+        folder = self.folders()[-1] if self.folders() else ""
+        if not folder or self.last().get("phase") == "ended":
+            return
+        is_begun = self.last().get("phase", "waiting") != "waiting" or os.path.exists(folder + "/log.idx")
+        if not answers.read(folder, "task.json") or not is_begun:
+            shutil.rmtree(os.path.dirname(folder))  # it has provably run nothing: the same attempt starts again
+            return
+        while remains.kill_left_over(folder) or not remains.remove_container(folder):
+            time.sleep(0.1)
+        cause, reason = "lost", "its runner died without a report"
+        if host.is_noted(self.folder, "cancel"):
+            cause, reason = "cancel", "cancelled"
+        elif asked.REQUEUE in asked.asked(folder):
+            cause, reason = asked.REQUEUE, "requeued"
+        facts = {"v": 1, "started": None, "code": None, "signal": None, **self.last()}
+        facts.update(phase="ended", cause=cause, reason=reason, ended=time.time())
+        answers.write(folder, "status.json", json.dumps(facts), durably=True)
+
+    def attempt(self, gpus: list[int] | None) -> None:
+        """Run it, in this process."""
+        number = len(self.folders()) + 1
+        folder = os.path.join(self.folder, str(number), str(self.rank))
+        gpu_locks = self._lock_gpus(gpus)
+        meeting = {"peers": [], "master_port": _free_port()} if self.task["nodes"] == 1 else self._meet(folder)
+        if meeting:
+            self._write_task(folder, number, gpus, meeting)
+            runner.run(folder, keep=gpu_locks)
+
+    def _meet(self, folder: str) -> dict[str, Any]:
+        """Where all nodes of the task meet, which a client says once all have their turn; {} where it is cancelled."""
+        os.makedirs(os.path.join(folder, "inbox"), mode=0o700)
+        lock = open(os.path.join(folder, "runner.lock"), "w")  # noqa: SIM115  # held for as long as this process lives
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        own = {"address": facts.address(), "ports": [_free_port(), _free_port()]}
+        status = {"v": 1, "phase": "waiting", "needs": ["inbox/peers.json"], "runner_pid": os.getpid(), **own}
+        answers.write(folder, "status.json", json.dumps(status))
+        while not host.is_noted(self.folder, "cancel"):
+            if answers.read(folder, "inbox/peers.json"):
+                lock.close()
+                return json.loads(answers.read(folder, "inbox/peers.json"))  # type: ignore[no-any-return]
+            time.sleep(0.1)
+        lock.close()
+        shutil.rmtree(os.path.dirname(folder))
+        return {}
+
+    def _lock_gpus(self, gpus: list[int] | None) -> int | None:
+        """Held for as long as this process lives, against other users' tasks. Raises OSError where one has them."""
+        if not gpus:
+            return None
+        try:
+            fd = os.open(facts.GPU_LOCKS, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            fd = os.open(facts.GPU_LOCKS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            os.fchmod(fd, 0o666)  # whatever the umask says
+        for one in gpus:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, one)
+        return fd
+
+    def _write_task(self, folder: str, number: int, gpus: list[int] | None, meeting: dict[str, Any]) -> None:
+        task, limit = dict(self.task), self.task["limit_total_seconds"]
+        used = sum(answers.read_status(one).get("ran_seconds") or 0 for one in self.folders())
+        before = os.path.join(self.folder, str(number - 1), str(self.rank), "output")
+        task.update(task_id=os.path.basename(self.folder), array_index=self.index, attempt=number)
+        task.update(limit_seconds=limit and max(limit - used, 0.001), given_gpus=gpus or [])
+        task.update(previous_output=before if os.path.isdir(before) else None)
+        task.update(peers=meeting["peers"], control_port=meeting.get("control_port"), token=meeting.get("token"))
+        task["env"] = {"MASTER_PORT": str(meeting["master_port"]), **task["env"]}
+        if gpus is not None and "CUDA_VISIBLE_DEVICES" not in task["env"]:
+            task["gpu_ids"] = gpus
+        if task["image"]:
+            task["engine"] = next((one for one in facts.ENGINES if shutil.which(one)), None)
+        os.makedirs(os.path.join(folder, "inbox"), mode=0o700, exist_ok=True)
+        for name in task["needs"]:
+            shutil.copy(os.path.join(self.base, name), os.path.join(folder, name))
+        answers.write(folder, "task.json", json.dumps(task))
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("", 0))
+        return int(one.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit("called by host_keeper.py")

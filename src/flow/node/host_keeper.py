@@ -1,0 +1,280 @@
+"""Gives the tasks of one host their turn: CPUs, memory and GPUs, by priority and arrival. `host_keeper.py ROOT`.
+
+Started with the first task, gone ten seconds after the last; one at a time. All that it knows is in files: when it is
+killed, the next one goes on. Standard library, Python 3.8 and up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+from typing import Any
+
+_PACKAGE = f"{__package__}." if __package__ else ""
+answers, remains, inventory = (importlib.import_module(_PACKAGE + one) for one in ("answers", "remains", "inventory"))
+host, host_job = (importlib.import_module(_PACKAGE + one) for one in ("host", "host_job"))
+importlib.import_module(_PACKAGE + "runner")  # loaded once for all that are forked
+
+LINGER_SECONDS = 10
+LOOK_SECONDS = 1.0  # between looks at runners that another keeper started, and at what waits for a time
+AGAIN_SECONDS = 5.0  # before a start is tried again that came to nothing, as on a full disk
+
+
+class Unit:
+    """A task, or an element of an array, that has not ended."""
+
+    def __init__(self, folder: str, index: int | None, meta: dict[str, Any]) -> None:
+        self.folder, self.index, self.meta = folder, index, meta
+        self.pid = 0  # of our child that runs it
+        self.runs = False
+        self.gpus: list[int] = []  # that it has while it runs
+        self.not_before: float = meta["not_before"]
+
+    @property
+    def turn(self) -> tuple[int, int, int]:
+        """What the order goes by."""
+        return (*host.turn(self.meta), self.index or 0)
+
+    def last_rank(self) -> str:
+        """The task folder of its last start here; "" before the first."""
+        starts = answers.attempts(self.folder)
+        return os.path.join(self.folder, str(starts[-1]), str(self.meta["rank"])) if starts else ""
+
+
+class Keeper:
+    """`root` is the folder of the host's tasks."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.units: dict[str, Unit] = {}  # by name
+        self.tasks: set[str] = set()  # that were read
+        self.machine = inventory.read_inventory()
+        self.idle_since = time.monotonic()
+        try:
+            os.mkfifo(os.path.join(root, "wake"), 0o600)
+        except FileExistsError:
+            pass
+        self.wake = os.open(os.path.join(root, "wake"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self.wake)
+        os.set_blocking(self.wake, False)
+
+    def run(self, own: int) -> None:
+        """Until there is nothing to do; `own` is the lock that says that it lives."""
+        while True:
+            self._reap()
+            self._see_asked()
+            self._look_at_adopted()
+            self._give_turns()
+            if self.units:
+                self.idle_since = time.monotonic()
+            elif time.monotonic() - self.idle_since > LINGER_SECONDS and self._leaves(own):
+                return
+            self._pause()
+
+    def _pause(self) -> None:
+        waits = [one.not_before - time.time() for one in self.units.values() if not one.runs]
+        waits += [LOOK_SECONDS for one in self.units.values() if one.runs and not one.pid]
+        waits += [] if self.units else [LINGER_SECONDS]
+        soon = [one for one in waits if one > 0]
+        select.select([self.wake], [], [], min(soon) if soon else None)
+        try:
+            os.read(self.wake, 65536)
+        except BlockingIOError:
+            pass
+
+    def _leaves(self, own: int) -> bool:
+        """Go, unless something came at the last moment: who submits looks for us under the same lock."""
+        with open(os.path.join(self.root, "start.lock"), "a") as lock:
+            answers.lock(lock)
+            self._see_asked()
+            if self.units:
+                return False
+            os.close(own)
+            return True
+
+    # -- what there is
+
+    def read_all(self) -> None:
+        """All that has not ended."""
+        for task_id in host.queued(self.root):
+            self._read(task_id)
+
+    def _read(self, task_id: str) -> None:
+        base = os.path.join(self.root, "tasks", task_id)
+        text = answers.read(base, "meta.json")
+        if task_id in self.tasks or not text:
+            return
+        meta = json.loads(text)
+        self.tasks.add(task_id)
+        for index in meta["indices"] or [None]:
+            name = task_id if index is None else f"{task_id}_{index}"
+            unit = Unit(os.path.join(self.root, "tasks", name), index, meta)
+            if not answers.read(unit.folder, "ended"):
+                self.units[name] = unit
+                self._adopt(unit)
+        self._forget_ended(task_id)
+
+    def _adopt(self, unit: Unit) -> None:
+        """One that runs already, or whose processes do."""
+        folder = unit.last_rank()
+        if folder and remains.is_alive(folder):
+            unit.runs, unit.gpus = True, given_gpus(folder)
+
+    def _see_asked(self) -> None:
+        """What clients have left for us: new tasks, and those of which an end or a wait is asked."""
+        folder = os.path.join(self.root, "asked")
+        for name in answers.listed(folder):
+            if "." in name:
+                continue
+            os.unlink(os.path.join(folder, name))
+            self._read(name.partition("_")[0])
+            for one in [name] if name in self.units else self._of_array(name):
+                unit = self.units[one]
+                if unit.runs and host.is_noted(unit.folder, "cancel"):
+                    self._tell(unit)
+                unit.not_before = 0 if host.is_noted(unit.folder, "cancel") else unit.not_before
+
+    def _of_array(self, task_id: str) -> list[str]:
+        return [name for name in self.units if name.partition("_")[0] == task_id]
+
+    def _tell(self, unit: Unit) -> None:
+        """SIGTERM to the runner, which ends the command within its grace time."""
+        pid = unit.pid or answers.read_status(unit.last_rank()).get("runner_pid")
+        if pid and (unit.pid or remains.is_locked(os.path.join(unit.last_rank(), "runner.lock"))):
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except ProcessLookupError:
+                pass
+
+    # -- turns
+
+    def _give_turns(self) -> None:
+        """Start what fits, in order: what does not keeps its part from those behind it."""
+        cpus, memory, cards = self.machine.cpus, self.machine.memory_gb, [one.index for one in self.machine.cards]
+        at_once: dict[str, int] = {}
+        for name, unit in self.units.items():
+            if unit.runs:
+                cpus, memory = cpus - unit.meta["cpus"], memory - (unit.meta["memory_gb"] or 0)
+                cards = [one for one in cards if one not in unit.gpus]
+                at_once[name.partition("_")[0]] = at_once.get(name.partition("_")[0], 0) + 1
+        for name, unit in sorted(self.units.items(), key=lambda item: item[1].turn):
+            base, meta = name.partition("_")[0], unit.meta
+            is_cancelled = host.is_noted(unit.folder, "cancel")
+            if unit.runs or (not is_cancelled and self._waits(unit, at_once.get(base, 0))):
+                continue
+            free = self._of_kind(cards, meta["gpu_kind"]) if meta["gpus"] else []
+            fits = cpus >= meta["cpus"] and memory >= (meta["memory_gb"] or 0) and len(free) >= meta["gpus"]
+            if fits or is_cancelled:
+                unit.gpus = free[: meta["gpus"]]
+                self._start(unit)
+                at_once[base] = at_once.get(base, 0) + 1
+            cpus, memory = cpus - meta["cpus"], memory - (meta["memory_gb"] or 0)
+            taken = free[: meta["gpus"]]
+            cards = [one for one in cards if one not in taken]
+            if cpus <= 0 and not any(
+                host.is_noted(one.folder, "cancel") for one in self.units.values() if not one.runs
+            ):
+                break
+
+    def _waits(self, unit: Unit, running: int) -> bool:
+        limit = unit.meta["at_once"]
+        is_full = limit is not None and running >= limit
+        is_kept = host.is_noted(unit.folder, "hold")
+        is_kept = is_kept or (unit.meta["is_gang"] and not os.path.exists(os.path.join(unit.folder, "lease")))
+        return is_full or is_kept or unit.not_before > time.time()
+
+    def _of_kind(self, cards: list[int], kind: str | None) -> list[int]:
+        kinds = {one.index: one.kind for one in self.machine.cards}
+        return [one for one in cards if kind in (None, "gpu", kinds[one])]
+
+    def _start(self, unit: Unit) -> None:
+        """A process of its own for the attempt, or for the note that there is none to follow."""
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                os.setsid()
+                host_job.run(
+                    os.path.join(self.root, "tasks"), unit.folder, unit.index, unit.gpus if self.machine.cards else None
+                )
+                code = 0
+            except BaseException as error:  # it must not go on as a second keeper
+                print(f"{unit.folder}: {error!r}", file=sys.stderr, flush=True)  # noqa: T201
+            finally:
+                os._exit(code)
+        unit.pid, unit.runs = pid, True
+
+    # -- ends
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid = os.waitpid(-1, os.WNOHANG)[0]
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            for name, unit in list(self.units.items()):
+                if unit.pid == pid:
+                    unit.pid = 0
+                    self._see_end(name, unit)
+
+    def _look_at_adopted(self) -> None:
+        for name, unit in list(self.units.items()):
+            if unit.runs and not unit.pid:
+                self._see_end(name, unit)
+
+    def _see_end(self, name: str, unit: Unit) -> None:
+        """Where nothing of it is alive any more: it has ended, or waits for its next turn."""
+        folder = unit.last_rank()
+        if folder and remains.is_alive(folder):
+            if not remains.is_locked(os.path.join(folder, "runner.lock")):
+                remains.kill_left_over(folder)  # it is looked at again
+            return
+        status = answers.read_status(folder) if folder else {}
+        unit.runs, unit.gpus = False, []
+        if answers.read(unit.folder, "ended"):
+            del self.units[name]
+            self._forget_ended(name.partition("_")[0])
+        elif status.get("phase") != "ended" and status.get("cause") != "lost":
+            unit.not_before = time.time() + (0 if status else AGAIN_SECONDS)
+
+    def _forget_ended(self, task_id: str) -> None:
+        if not self._of_array(task_id):
+            self.tasks.discard(task_id)
+            os.unlink(os.path.join(self.root, "queue", task_id))
+
+
+def given_gpus(folder: str) -> list[int]:
+    """The GPUs that the rank in this task folder was given."""
+    try:
+        return list(json.loads(answers.read(folder, "task.json"))["given_gpus"])
+    except (ValueError, LookupError):
+        return []
+
+
+def main(root: str) -> None:
+    """Keep the host's tasks, unless another one does."""
+    own = os.open(os.path.join(root, "keeper.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    os.umask(0o77)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    keeper = Keeper(root)
+    keeper.read_all()
+    keeper.run(own)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

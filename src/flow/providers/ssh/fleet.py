@@ -1,0 +1,146 @@
+"""The hosts of the fleet: which there are, how each is reached, and since when one could not be."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar, cast
+
+from flow.channel import ssh
+from flow.durable import write_durably
+from flow.errors import FlowError, ProviderError, ValidationError, did_you_mean
+from flow.node import host as program
+from flow.remote import Remote
+
+SETTING = "ssh.hosts"
+HOSTS_FILE = "hosts"  # below Flow's home: a line each, `target` or `target as name`
+_TARGET = re.compile(r"(?:[\w.-]+@)?(?:[\w.-]+|\[[0-9a-fA-F:]+\])(?::\d+)?")
+_NEEDS = ("remains", "inventory", "asked", "host_facts")
+_AT_ONCE = 32  # hosts that are asked at the same time
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """`target`: as ssh takes it, or `user@address:port`. `origin`: where it is named."""
+
+    name: str
+    target: str
+    origin: str = ""
+
+
+def parse_host(text: str, origin: str = "") -> Host:
+    """`gpu1`, `user@10.0.0.7:2222`, `10.0.0.7 as gpu1`. Raises ValidationError."""
+    words = text.split()
+    is_named = len(words) == 3 and words[1] == "as"
+    if not words or not (len(words) == 1 or is_named) or not _TARGET.fullmatch(words[0]):
+        raise ValidationError(
+            f"`{text.strip()}` is no host", suggestions=["write `gpu1`, `user@10.0.0.7:2222` or `10.0.0.7 as gpu1`"]
+        )
+    name = words[2] if is_named else re.sub(r"^.*@|:\d+$", "", words[0])
+    if not re.fullmatch(r"[\w.-]{1,64}", name):
+        raise ValidationError(f"`{name}` is no name for a host", suggestions=["name it: `TARGET as gpu1`"])
+    return Host(name, words[0], origin)
+
+
+def _is_line(line: str) -> bool:
+    return bool(line.strip()) and not line.startswith("#")
+
+
+class Fleet:
+    """All hosts, by name, in the order in which they were named."""
+
+    def __init__(self, home: Path, settings: Mapping[str, object]) -> None:
+        self._home, self._settings = home, settings
+        self._remotes: dict[str, Remote] = {}
+
+    @property
+    def hosts(self) -> dict[str, Host]:
+        """Those that `ssh.hosts` names and those that `flow host add` did. Raises ValidationError."""
+        named = cast("list[str]", self._settings.get("hosts") or [])
+        found = [parse_host(text, SETTING) for text in named]
+        found += [parse_host(line, str(self._home / HOSTS_FILE)) for line in self._lines() if _is_line(line)]
+        return {one.name: one for one in found}
+
+    def add(self, host: Host) -> None:
+        """Write a host down. Raises ValidationError where its name is taken."""
+        known = self.hosts.get(host.name)
+        if known:
+            raise ValidationError(
+                f"the fleet has a host `{host.name}` already: `{known.target}`, by {known.origin}",
+                suggestions=[f"give it another name: `flow host add {host.target} --as NAME`"],
+            )
+        self._write([*self._lines(), host.target if host.name == host.target else f"{host.target} as {host.name}"])
+
+    def remove(self, name: str) -> Host:
+        """Take a host out of the list. Raises ValidationError where it is not in it."""
+        host = self.hosts.get(name)
+        if host is None:
+            raise ValidationError(f"no host `{name}` in the fleet", suggestions=did_you_mean(name, list(self.hosts)))
+        if host.origin == SETTING:
+            raise ValidationError(f"`{name}` is named by `{SETTING}`", suggestions=["take it out of the settings"])
+        self._write([line for line in self._lines() if not _is_line(line) or parse_host(line).name != name])
+        return host
+
+    def _lines(self) -> list[str]:
+        file = self._home / HOSTS_FILE
+        return file.read_text().splitlines() if file.exists() else []
+
+    def _write(self, lines: Sequence[str]) -> None:
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(self._home / HOSTS_FILE, "".join(f"{line}\n" for line in lines).encode())
+
+    def remote(self, name: str) -> Remote:
+        """The host of that name. Raises ValidationError where there is none."""
+        if name not in self._remotes:
+            hosts = self.hosts
+            if name not in hosts:
+                raise ValidationError(
+                    f"no host `{name}` in the fleet",
+                    suggestions=[*did_you_mean(name, list(hosts)), f"add it with `flow host add {name}`"],
+                )
+            config, python = self._settings.get("ssh_config"), self._settings.get("python")
+            channel = ssh(hosts[name].target, config=str(config) if config else None)
+            channel = replace(channel, python=str(python or channel.python))
+            folder = str(self._settings.get("folder") or "~/.flow-host")
+            self._remotes[name] = Remote(channel, folder, program, _NEEDS, "ssh.folder")
+        return self._remotes[name]
+
+    def ask_each(self, names: Sequence[str], question: Callable[[str, Remote], T]) -> dict[str, T | FlowError]:
+        """The answer of each host, or why there is none; all are asked at once."""
+
+        def asked(name: str) -> T | FlowError:
+            try:
+                answer = question(name, self.remote(name))
+            except FlowError as error:
+                if isinstance(error, ProviderError):
+                    self._note_silence(name)
+                return error
+            self._silence(name).unlink(missing_ok=True)
+            return answer
+
+        if len(names) == 1:
+            return {names[0]: asked(names[0])}
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(min(len(names), _AT_ONCE) or 1) as threads:
+            return dict(zip(names, threads.map(asked, names), strict=True))
+
+    def silent_since(self, name: str) -> float | None:
+        """When a host was first found not to answer, by this clock; None where it did the last time."""
+        try:
+            return float(self._silence(name).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def _note_silence(self, name: str) -> None:
+        if self.silent_since(name) is None:
+            file = self._silence(name)
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_durably(file, str(time.time()).encode())
+
+    def _silence(self, name: str) -> Path:
+        return self._home / "ssh" / "silent" / name

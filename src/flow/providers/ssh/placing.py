@@ -1,0 +1,111 @@
+"""Which host takes what of a plan: a task, each element of an array, each node of a gang."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flow.errors import ValidationError
+from flow.gpus import Gpu
+from flow.machines import Offer
+from flow.plan import Plan
+
+
+def offers_of(facts: Mapping[str, Mapping[str, Any]], gpu: Gpu | None) -> list[Offer]:
+    """What hosts have: none of their GPUs, or 1, 2, … of them; `available`: on how many alike that is free now."""
+    free: dict[tuple[Gpu | None, float, float], int] = {}
+    for host in facts.values():
+        kinds = [one["kind"] for one in host["gpus"]]
+        wanted = [Gpu(kinds[0], count) for count in range(1, len(kinds) + 1)] if kinds else []
+        for one in [None, *wanted]:
+            if gpu is None or (one and gpu.kind in (one.kind, "gpu")):
+                has_room = ((one and one.count) or 0) <= len(kinds) - _used(host, "gpus")
+                key = (one, host["cpus"], host["memory_gb"])
+                free[key] = free.get(key, 0) + int(has_room and _used(host, "cpus") < host["cpus"])
+    found = [
+        Offer("ssh", str(one) if one else "cpu", one, cpus, memory_gb, 0.0, available=count)
+        for (one, cpus, memory_gb), count in free.items()
+    ]
+    return sorted(found, key=lambda one: ((one.gpu and one.gpu.count) or 0, one.cpus, one.instance_type))
+
+
+def place(plan: Plan, facts: Mapping[str, Mapping[str, Any]], *, missing: Mapping[str, str]) -> dict[str, list[int]]:
+    """The places of the array's elements, or the nodes' ranks, by host; `missing`: hosts that do not answer, and why.
+
+    A host that has room now comes before one that has not, and the least loaded first. Raises ValidationError where no
+    host can ever take it.
+    """
+    able = {name: host for name, host in facts.items() if _fits(plan, host) and plan.region in (None, name)}
+    count = len(plan.elements.indices) if plan.elements else plan.nodes
+    if not able or (not plan.elements and plan.nodes > len(able)):
+        raise ValidationError(_why_none(plan, facts, len(able)), suggestions=_advice(missing))
+    loads = {name: _load(host) for name, host in able.items()}
+    room = {name: _room(plan, host) for name, host in able.items()}
+    share = {name: _share(plan, host) for name, host in able.items()}
+    placed: dict[str, list[int]] = {}
+    for number in range(count):
+        free = [name for name in able if plan.elements or name not in placed]
+        best = min(free, key=lambda name: (room[name] <= 0, loads[name], len(able[name]["gpus"])))
+        placed.setdefault(best, []).append(number)
+        loads[best] += share[best]
+        room[best] -= 1
+    return placed
+
+
+def _fits(plan: Plan, host: Mapping[str, Any]) -> bool:
+    """Whether it could take one node or element, were nothing else there."""
+    cards = [one for one in host["gpus"] if plan.gpu_kind in (None, "gpu", one["kind"])]
+    return host["cpus"] >= plan.cpus and host["memory_gb"] >= (plan.memory_gb or 0) and len(cards) >= plan.gpus
+
+
+def _used(host: Mapping[str, Any], what: str) -> float:
+    """What runs and waits there needs of it."""
+    used = float(sum((one[what] or 0) * one["count"] for one in (*host["running"], *host["waiting"])))
+    return max(used, len(host["gpus_taken"])) if what == "gpus" else used
+
+
+def _load(host: Mapping[str, Any]) -> float:
+    """The part of it that is used or waited for: of its scarcest."""
+    cards = len(host["gpus"])
+    return max(_used(host, "cpus") / float(host["cpus"]), _used(host, "gpus") / cards if cards else 0.0)
+
+
+def _share(plan: Plan, host: Mapping[str, Any]) -> float:
+    cards = len(host["gpus"])
+    return float(max(plan.cpus / host["cpus"], plan.gpus / cards if cards else 0.0))
+
+
+def _room(plan: Plan, host: Mapping[str, Any]) -> float:
+    """How many more like it could start there at once."""
+    rooms = [(host["cpus"] - _used(host, "cpus")) // plan.cpus]
+    if plan.gpus:
+        rooms.append((len(host["gpus"]) - _used(host, "gpus")) // plan.gpus)
+    if plan.memory_gb:
+        rooms.append((host["memory_gb"] - _used(host, "memory_gb")) // plan.memory_gb)
+    return float(min(rooms))
+
+
+def needs(plan: Plan) -> str:
+    """What it asks of a host, in words."""
+    gpus = f"{plan.gpus} {plan.gpu_kind or 'GPU'}, " if plan.gpus else ""
+    memory = f", {plan.memory_gb:g} GB of memory" if plan.memory_gb else ""
+    return f"{gpus}{plan.cpus:g} CPUs{memory}"
+
+
+def _why_none(plan: Plan, facts: Mapping[str, Mapping[str, Any]], able: int) -> str:
+    if plan.region and plan.region not in facts:
+        return f"`{plan.region}` is no host of the fleet that answers"
+    if able:
+        return f"{plan.nodes} nodes are asked for, and {able} of the fleet's hosts have {needs(plan)}"
+    have = "; ".join(f"{name} has {_has(host)}" for name, host in facts.items())
+    return f"no host of the fleet has {needs(plan)}: {have}" if facts else "no host of the fleet answers"
+
+
+def _has(host: Mapping[str, Any]) -> str:
+    cards = [one["kind"] for one in host["gpus"]]
+    gpus = f"{len(cards)} {cards[0]}, " if cards else ""
+    return f"{gpus}{host['cpus']:g} CPUs, {host['memory_gb']:g} GB"
+
+
+def _advice(missing: Mapping[str, str]) -> list[str]:
+    return [*(f"`{name}` was not asked: {why}" for name, why in missing.items()), "add a host with `flow host add`"]

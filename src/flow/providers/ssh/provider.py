@@ -1,0 +1,276 @@
+"""The SSH provider: tasks on any hosts that ssh reaches; each keeps its own queue, and needs no client."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from flow.blobs import blob_path, manifest_path
+from flow.bundle import read_manifest
+from flow.channel import Channel
+from flow.durable import write_durably
+from flow.errors import FlowError, ProviderError, TaskNotFoundError, ValidationError
+from flow.gpus import Gpu
+from flow.job import runner_job
+from flow.machines import Allocation, Capabilities, Machines, Offer
+from flow.outbox import outbox_files
+from flow.plan import Plan
+from flow.providers import Option
+from flow.providers.ssh.fleet import Fleet
+from flow.providers.ssh.placing import offers_of, place
+from flow.providers.ssh.states import allocation_of
+from flow.record import Records
+from flow.remote import NODE, Remote, tools
+from flow.status import Want
+
+_PLACES = "hosts.json"  # in a task's record: what of it is on which host; on disk before any host is asked
+
+
+class Ssh:
+    """Tasks on the hosts of a fleet. `home` is the folder that holds the records."""
+
+    name: ClassVar[str] = "ssh"
+    options: ClassVar[tuple[Option, ...]] = (
+        Option("hosts", list, "the machines, as ssh knows them"),
+        Option("folder", str, "the folder for tasks on each host", "~/.flow-host"),
+        Option("lost_after_minutes", float, "how long a host may be out of reach before its tasks are lost", 30.0),
+        Option("python", str, "Python 3.8 or newer of the hosts", "python3"),
+        Option("ssh_config", Path, "a file in place of ~/.ssh/config"),
+    )
+
+    def __init__(self, home: Path, options: Mapping[str, object]) -> None:
+        self.home = home
+        self._settings = options
+        self.fleet = Fleet(home, options)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the hosts do by themselves."""
+        return Capabilities(containers=True, arrays=True, retries=True, divides_machines=True, gathers=True)
+
+    @property
+    def volumes(self) -> None:
+        """None yet."""
+        return
+
+    @property
+    def steering(self) -> Ssh:
+        """Itself: the hosts do all of it."""
+        return self
+
+    def hold(self, task_id: str) -> None:
+        """Kept from starting; what runs goes on, and waits once it is requeued."""
+        self._ask_all(task_id, "hold", task_id, True)
+
+    def resume(self, task_id: str) -> None:
+        """The host sees to the rest."""
+        self._ask_all(task_id, "hold", task_id, False)
+
+    def requeue(self, task_id: str) -> None:
+        """Told to end, and queued again where it was."""
+        self._ask_all(task_id, "ask", task_id, "requeue")
+
+    def send_signal(self, task_id: str, number: int, *, to: str) -> None:
+        """By way of the runners."""
+        self._ask_all(task_id, "ask", task_id, f"signal {number} {to}")
+
+    def offers(self, gpu: Gpu | None = None) -> list[Offer]:
+        """What the hosts that answer have, those that are alike as one."""
+        facts, missing = self._facts()
+        if not facts and missing:
+            raise ProviderError("no host of the fleet answers", suggestions=list(missing.values())[:3])
+        return offers_of(facts, gpu)
+
+    def allocate(self, plan: Plan, attempt: int = 1) -> None:
+        """Give it to the hosts that are to run it, with what it needs; later attempts are their own doing."""
+        places = self._places(plan.task_id) or self._choose(plan)
+        indices = plan.elements.indices if plan.elements else ()
+        at_once = plan.elements.at_once if plan.elements else None
+
+        def submit(name: str, remote: Remote) -> None:
+            own = places[name]
+            limit = None if at_once is None else max(at_once // len(places), 1)
+            meta = {"rank": 0 if indices else own[0], "indices": [indices[one] for one in own] if indices else []}
+            self._submit(remote, plan, {**meta, "at_once": limit})
+
+        self._each(list(places), submit)
+        if plan.nodes > 1:
+            self._gather(plan, places)
+
+    def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
+        """What the hosts say of them, all asked at once; what is on a host that does not answer is as last seen."""
+        bases = None if task_ids is None else list(dict.fromkeys(one.partition("_")[0] for one in task_ids))
+        places = {one: self._places(one) for one in bases} if bases is not None else {}
+        asked: dict[str, list[str] | None] = {}
+        if task_ids is None or bases is None:
+            asked = dict.fromkeys(self.fleet.hosts)
+        else:
+            for one in task_ids:
+                for name in places[one.partition("_")[0]]:
+                    names = asked.setdefault(name, [])
+                    assert names is not None
+                    names.append(one)
+        told = self.fleet.ask_each(list(asked), lambda name, remote: remote.ask("look", asked[name]))
+        found: dict[str, dict[str, Any]] = {}
+        clocks: dict[str, float] = {}
+        silent: dict[str, FlowError] = {}
+        for name, answer in told.items():
+            if isinstance(answer, FlowError):
+                silent[name] = answer
+                continue
+            clocks[name] = answer["now"] - time.time()
+            for entry in answer["tasks"]:
+                found.setdefault(entry["id"], {})[name] = entry
+        allocations = {one: allocation_of(entries, clocks, ranks=len(entries)) for one, entries in found.items()}
+        for one in task_ids or ():
+            for name in places[one.partition("_")[0]]:
+                if name in silent:
+                    allocations[one] = self._unseen(one, name, silent[name])
+        return list(allocations.values())
+
+    def release(self, *task_ids: str) -> None:
+        """End what waits or runs on any host; on one that does not answer when it does again."""
+        by_host: dict[str, list[str]] = {}
+        for one in task_ids:
+            for name in self._places(one.partition("_")[0]):
+                by_host.setdefault(name, []).append(one)
+        self._each(list(by_host), lambda name, remote: remote.ask("release", by_host[name]))
+
+    def channel(self, allocation: Allocation, rank: int = 0) -> Channel:
+        """The host of that rank."""
+        node = next(one for one in allocation.nodes if one.rank == rank)
+        return self.fleet.remote(node.instance_id).channel
+
+    # -- where it goes
+
+    def _facts(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        """Of the hosts that answer; and why others do not."""
+        hosts = list(self.fleet.hosts)
+        if not hosts:
+            raise ValidationError(
+                "the fleet has no hosts", suggestions=["add one with `flow host add gpu1`, as ssh knows it"]
+            )
+        told = self.fleet.ask_each(hosts, lambda _, remote: remote.ask("facts"))
+        facts = {name: one for name, one in told.items() if not isinstance(one, FlowError)}
+        return facts, {name: one.message for name, one in told.items() if isinstance(one, FlowError)}
+
+    def _choose(self, plan: Plan) -> dict[str, list[int]]:
+        facts, missing = self._facts()
+        if not facts:
+            raise ProviderError("no host of the fleet answers", suggestions=list(missing.values())[:3])
+        places = place(plan, facts, missing=missing)
+        folder = self.home / "record" / plan.task_id
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(folder / _PLACES, json.dumps(places).encode())
+        return places
+
+    def _gather(self, plan: Plan, places: Mapping[str, list[int]]) -> None:
+        """Let one host after the other, always in the same order, give its node a turn; then tell all where they meet.
+
+        In this order two tasks never wait for each other. Called until all nodes run.
+        """
+        entries = {}
+        for name in sorted(places):
+            found = self.fleet.remote(name).ask("look", [plan.task_id])["tasks"]
+            status = json.loads(found[0]["reports"].get(str(places[name][0])) or "{}") if found else {}
+            if not status:
+                if found and not found[0]["ended"]:
+                    self.fleet.remote(name).ask("lease", plan.task_id)
+                return
+            entries[places[name][0]] = status
+        waiting = {rank for rank, status in entries.items() if status.get("phase") == "waiting"}
+        if not waiting:
+            return
+        file = self.home / "record" / plan.task_id / "meeting.json"
+        if not file.exists():
+            master, control = entries[0]["ports"]
+            meeting = {"peers": [entries[rank]["address"] for rank in sorted(entries)], "token": os.urandom(16).hex()}
+            write_durably(file, json.dumps({**meeting, "master_port": master, "control_port": control}).encode())
+        meeting_text = file.read_text()
+        told = [name for name in places if places[name][0] in waiting]
+        self._each(told, lambda _, remote: remote.ask("deliver", plan.task_id, "peers.json", meeting_text))
+
+    def _places(self, task_id: str) -> dict[str, list[int]]:
+        """What of a task is on which host: places of elements, or ranks; nothing before it was placed."""
+        try:
+            places: dict[str, list[int]] = json.loads((self.home / "record" / task_id / _PLACES).read_text())
+            return places
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    # -- what the hosts are asked
+
+    def _submit(self, remote: Remote, plan: Plan, part: Mapping[str, Any]) -> None:
+        version, names = tools()
+        secrets = {name: text.decode() for name, text in outbox_files(self.home / "record" / plan.task_id).items()}
+        request = {
+            "task_id": plan.task_id,
+            "bundle": plan.bundle,
+            "version": version,
+            "job": {**runner_job(plan), "rank": part["rank"], "needs": [f"inbox/{name}" for name in secrets]},
+            "meta": {**part, **_meta(plan)},
+            "inbox": secrets,
+            "begin_seconds": max((plan.not_before or 0) - time.time(), 0),
+            "marks": self._marks(plan),
+        }
+        if remote.ask("submit", request).get("missing"):
+            remote.send(self._files(plan, version, names))
+            remote.ask("submit", request)
+
+    def _files(self, plan: Plan, version: str, names: Collection[str]) -> dict[str, Path]:
+        """What the task needs in the host's folder, by name there; what says that something is whole comes last."""
+        files = {f"node/{version}/{name}": NODE / name for name in names}
+        files[f"node/{version}/whole"] = NODE / "__init__.py"
+        if plan.bundle:
+            digests = {digest for _, _, digest, _ in read_manifest(self.home, plan.bundle)["files"]}
+            files.update({f"blobs/{one[:2]}/{one}": blob_path(self.home, one) for one in sorted(digests)})
+            files[f"manifests/{plan.bundle}.json"] = manifest_path(self.home, plan.bundle)
+        return files
+
+    def _marks(self, plan: Plan) -> list[tuple[str, str]]:
+        """Which of the task and its elements are held or cancelled already: names, each with `hold` or `cancel`."""
+        record = self.home / "record"
+        names = [f"{plan.task_id}_{one}" for one in plan.elements.indices] if plan.elements else []
+        known = [plan.task_id, *(name for name in names if (record / name / "intent.json").exists())]
+        try:
+            wants = [(name, Records(self.home).intent(name).want) for name in known]
+        except TaskNotFoundError:  # allocated by who keeps no records
+            return []
+        return [(name, want.value) for name, want in wants if want is not Want.RUN]
+
+    def _ask_all(self, task_id: str, verb: str, *words: Any) -> None:
+        self._each(list(self._places(task_id.partition("_")[0])), lambda _, remote: remote.ask(verb, *words))
+
+    def _each(self, names: list[str], act: Any) -> None:
+        """Of all of them; raises the first error once all were asked."""
+        told = self.fleet.ask_each(names, act)
+        failed = [one for one in told.values() if isinstance(one, FlowError)]
+        if failed:
+            raise failed[0]
+
+    def _unseen(self, task_id: str, name: str, error: FlowError) -> Allocation:
+        """Of what is on a host that does not answer: as it was last seen, and lost when that has lasted."""
+        since, patience = self.fleet.silent_since(name) or time.time(), self._settings.get("lost_after_minutes")
+        minutes = 30.0 if patience is None else float(str(patience))
+        if time.time() - since < minutes * 60:
+            told = f"{error.message}, since {time.strftime('%H:%M:%S', time.localtime(since))}"
+            return Allocation(task_id, 1, Machines.SILENT, reason=told)
+        return Allocation(task_id, 1, Machines.GONE, reason=f"{name} was out of reach for {minutes:g} minutes")
+
+
+def _meta(plan: Plan) -> dict[str, Any]:
+    """What a host's keeper decides by, and what is asked of a task that it knows."""
+    return {
+        "hash": plan.hash,
+        "created": time.time(),
+        "priority": plan.priority,
+        "cpus": plan.cpus,
+        "memory_gb": plan.memory_gb,
+        "gpus": plan.gpus,
+        "gpu_kind": plan.gpu_kind,
+        "is_gang": plan.nodes > 1,
+    }

@@ -1,0 +1,72 @@
+"""What a host tells of a task -> the allocation of its newest attempt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from flow.machines import Allocation, Machines, Node, Report
+from flow.status import HELD, report_from_json
+
+_CLOCKS_AGREE = 2.0  # seconds; a difference that is larger is taken out of the times that a host tells
+
+
+def allocation_of(entries: Mapping[str, Mapping[str, Any]], clocks: Mapping[str, float], *, ranks: int) -> Allocation:
+    """Of one task or element, from what each of its hosts tells. clocks: seconds that each is ahead of this one."""
+    one = next(iter(entries.values()))
+    attempt = max(entry["attempt"] for entry in entries.values())
+    reports: dict[int, Report] = {}
+    nodes: list[Node] = []
+    for host, entry in entries.items():
+        for rank, text in entry["reports"].items():
+            if report := report_from_json(text):
+                reports[int(rank)] = _by_our_clock(report, clocks[host])
+            nodes.append(Node(int(rank), host, host, folder=f"{entry['folder']}/{entry['attempt']}/{rank}"))
+    machines, reason = _machines(entries, reports)
+    return Allocation(
+        task_id=one["id"],
+        attempt=attempt,
+        machines=machines,
+        nodes=tuple(sorted(nodes, key=lambda node: node.rank)),
+        reason=reason,
+        created=one["created"],
+        price_per_hour=0.0,
+        plan_hash=one["hash"],
+        reports=reports if machines in (Machines.UP, Machines.GONE) else {},
+        node_list=",".join(entries),
+    )
+
+
+def _machines(entries: Mapping[str, Mapping[str, Any]], reports: Mapping[int, Report]) -> tuple[Machines, str]:
+    all_ = list(entries.values())
+    if all(entry["ended"] for entry in all_):
+        return Machines.GONE, ""
+    begun = [report for report in reports.values() if report.phase != "waiting"]
+    if any(entry["runs"] or entry["ended"] for entry in all_) and (len(entries) == 1 or begun):
+        return (Machines.UP if reports else Machines.STARTING), ""
+    host, one = next((each for each in entries.items() if not each[1]["runs"]), next(iter(entries.items())))
+    if len(entries) > 1 and not begun and not one["held"]:
+        return Machines.QUEUED, f"waits for {host}, to have all of its {len(entries)} nodes at once"
+    reason = _why_waiting(host, one)
+    if any(report.cause in ("requeue", "lost") for report in reports.values()):
+        return Machines.PREEMPTED, reason
+    return Machines.QUEUED, reason
+
+
+def _why_waiting(host: str, one: Mapping[str, Any]) -> str:
+    if one["held"]:
+        return HELD
+    if one["waits_until"] > time.time() + _CLOCKS_AGREE:
+        return f"waits until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(one['waits_until']))}"
+    count = one["before"]
+    before = f", after {count} other{'s' * (count > 1)}" if count else ""
+    return f"waits for its turn on {host}{before}"
+
+
+def _by_our_clock(report: Report, ahead: float) -> Report:
+    if abs(ahead) < _CLOCKS_AGREE:
+        return report
+    started, ended = (None if one is None else one - ahead for one in (report.started, report.ended))
+    return replace(report, started=started, ended=ended)
