@@ -293,6 +293,8 @@ def test_sinfo_lists_this_machine(project: Path, monkeypatch: pytest.MonkeyPatch
         f"local*       up   infinite      1   idle {HERE}\n"
     )  # fmt: skip
     assert out("sinfo", "-h", "-o", "%P|%a|%D|%c|%N") == f"local*|up|1|16|{HERE}\n"
+    assert out("sinfo", "-h", "-t", "IDLE,mix", "-n", HERE, "-o", "%D") == "1\n"
+    assert out("sinfo", "-h", "-t", "down") == out("sinfo", "-h", "-n", "elsewhere") == ""
     assert out("sinfo", "-N") == (
         "NODELIST   NODES PARTITION STATE \n"
         f"{HERE:9}      1    local* idle  \n"
