@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flow.errors import ValidationError
+from flow.job import runner_job
 from flow.node.layout import ranges
 from flow.plan import Dependency, Plan
 from flow.slurm.jobs import AFTER
@@ -48,6 +49,13 @@ _UNFIT = (
 def comment(plan: Plan, plan_hash: str) -> str:
     """By which a job is known for ours, whatever happened to who submitted it."""
     return f"flow:{plan.task_id}:{plan_hash}"
+
+
+def job(plan: Plan) -> dict[str, Any]:
+    """What its runners are given; a batch script's limit is Slurm's to keep, and it starts on the first node alone."""
+    is_batch = plan.batch is not None
+    batch = {"nodes": 1, "limit_total_seconds": None, "signal": None} if is_batch else {}
+    return {**runner_job(plan), **batch, "is_batch": is_batch}
 
 
 def meta(plan: Plan, plan_hash: str) -> dict[str, Any]:
