@@ -233,6 +233,8 @@ def test_scontrol_holds_releases_and_runs_again(scripts: Path) -> None:
     assert wait_until(lambda: states()["2"] == "RUNNING")
     out("scontrol", "requeue", "2")
     assert wait_until(lambda: "Restarts=1" in out("scontrol", "show", "job", "2"))
+    out("sbatch", "-H", "-d", "after:1+5", "long.sh")
+    assert out("squeue", "-h", "-j", "3", "-o", "%E") == "after:1+5(unfulfilled)\n"
     (scripts / "stop").touch()
 
 
@@ -291,6 +293,8 @@ def test_sinfo_lists_this_machine(project: Path, monkeypatch: pytest.MonkeyPatch
         f"local*       up   infinite      1   idle {HERE}\n"
     )  # fmt: skip
     assert out("sinfo", "-h", "-o", "%P|%a|%D|%c|%N") == f"local*|up|1|16|{HERE}\n"
+    assert out("sinfo", "-h", "-t", "IDLE,mix", "-n", HERE, "-o", "%D") == "1\n"
+    assert out("sinfo", "-h", "-t", "down") == out("sinfo", "-h", "-n", "elsewhere") == ""
     assert out("sinfo", "-N") == (
         "NODELIST   NODES PARTITION STATE \n"
         f"{HERE:9}      1    local* idle  \n"
@@ -356,11 +360,13 @@ def test_a_script_that_calls_slurms_commands_runs_unchanged(scripts: Path, tmp_p
         scontrol show hostnames 'n[1-2]'
         sinfo -h -o %P
         scancel $id
+        exported() { echo from a function; }; export -f exported
+        sbatch -Q -W -o function.out <<< $'#!/bin/bash\nexported'; cat function.out
     """
     path = f"{scripts}/bin:{os.environ['PATH']}"
     ran = subprocess.run(["bash", "-euc", driver], env={**os.environ, "PATH": path}, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout == "1_1|FAILED|3:0\n1_2|FAILED|3:0\nfrom srun\nn1\nn2\nlocal*\n"
+    assert ran.stdout == "1_1|FAILED|3:0\n1_2|FAILED|3:0\nfrom srun\nn1\nn2\nlocal*\nfrom a function\n"
 
 
 COMMANDS = ("sbatch", "squeue", "scancel", "sacct", "sinfo", "srun", "scontrol")
