@@ -404,13 +404,13 @@ class Task:
         """How to reach the files of one of its machines."""
         return self._provider.channel(allocation, node)
 
-    def reach(self) -> tuple[Channel, str] | None:
-        """The channel to its first node, and its folder there; None while it has no machine that is up."""
+    def reach(self, node: int = 0) -> tuple[Channel, str] | None:
+        """The channel to a node, and its folder there; None while it has no such machine that is up."""
         allocation = self._allocation()
-        if not allocation or not allocation.nodes_up:
+        if not allocation or len(allocation.nodes_up) <= node:
             return None
-        first = allocation.nodes_up[0]
-        return self._provider.channel(allocation, 0).through(first.beyond), first.folder
+        at = allocation.nodes_up[node]
+        return self._provider.channel(allocation, node).through(at.beyond), at.folder
 
     def forward(
         self, port: int, local: int | None = None, *, node: int = 0, tell: Callable[[str], None] = lambda _: None
