@@ -98,7 +98,7 @@ class Turn:
         gpu_locks = self._lock_gpus(gpus)
         own_lock = None
         if self.task["nodes"] == 1:
-            meeting: dict[str, Any] = {"peers": [], "master_port": _free_port()}
+            meeting: dict[str, Any] = {"ports": [_free_port() for _ in range(3)]}
         else:
             os.makedirs(os.path.join(folder, "inbox"), mode=0o700)
             own_lock = os.open(os.path.join(folder, "runner.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -116,7 +116,7 @@ class Turn:
 
     def _meet(self, folder: str) -> dict[str, Any]:
         """Where all nodes of the task meet, told once all have their turn; {} where that is taken back."""
-        own = {"address": facts.address(), "ports": [_free_port(), _free_port()]}
+        own = {"address": facts.address(), "ports": [_free_port() for _ in range(3)]}
         status = {"v": 1, "phase": "waiting", "needs": ["inbox/peers.json"], "runner_pid": os.getpid(), **own}
         answers.write(folder, "status.json", json.dumps(status))
         while host.is_noted(self.folder, "lease") and not host.is_noted(self.folder, "cancel"):
@@ -146,8 +146,11 @@ class Turn:
         task.update(task_id=os.path.basename(self.folder), array_index=self.index, attempt=number)
         task.update(limit_seconds=limit and max(limit - used, 0.001), given_gpus=gpus or [])
         task.update(previous_output=before if os.path.isdir(before) else None)
-        task.update(peers=meeting["peers"], control_port=meeting.get("control_port"), token=meeting.get("token"))
-        task["env"] = {"MASTER_PORT": str(meeting["master_port"]), **task["env"]}
+        master, task["control_port"], task["step_port"] = meeting["ports"]
+        task.update(peers=meeting.get("peers", []), token=meeting.get("token"))
+        task["env"] = {"MASTER_PORT": str(master), **task["env"]}
+        if task["slurm"] and self.index is not None:
+            task["slurm"]["number"] = task["numbers"][str(self.index)]
         if gpus is not None and "CUDA_VISIBLE_DEVICES" not in task["env"]:
             task["gpu_ids"] = gpus
         if task["image"]:
