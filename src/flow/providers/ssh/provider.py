@@ -110,6 +110,8 @@ class Ssh:
         for one in task_ids or ():
             for name in places[one.partition("_")[0]] or self._where_forgotten(one):
                 asked[name] = [*(asked.get(name) or ()), one]
+        # asked before looking: who gives one away now is not to have lost it
+        given = {one for one in bases if (self.home / "record" / one / "allocated").exists()}
         told = self.fleet.ask_each(list(asked), lambda name, remote: _look(remote, asked[name]))
         found: dict[str, dict[str, Any]] = {}
         clocks: dict[str, float] = {}
@@ -127,7 +129,7 @@ class Ssh:
             base = one.partition("_")[0]
             for name in (name for name in places[base] if (base, name) not in known):
                 for part in self._parts(one, places[base][name]):
-                    if unseen := self._unseen(part, name, told[name]):
+                    if unseen := self._unseen(part, name, told[name], is_given=base in given):
                         allocations[part] = unseen
                         self._end_elsewhere(unseen, found.get(part, {}))
         return list(allocations.values())
@@ -290,12 +292,11 @@ class Ssh:
             return [task_id]
         return [name for name in (f"{base}_{elements.indices[one]}" for one in own) if not index or name == task_id]
 
-    def _unseen(self, task_id: str, name: str, told: Any) -> Allocation | None:
+    def _unseen(self, task_id: str, name: str, told: Any, *, is_given: bool) -> Allocation | None:
         """Of what is on a host that tells nothing of it: as it was last seen, and lost when that has lasted."""
-        base, now = task_id.partition("_")[0], time.time()
+        now = time.time()
         lost = Allocation(task_id, max(self._last_attempt(task_id), 1), Machines.GONE)
         if not isinstance(told, FlowError):
-            is_given = (self.home / "record" / base / "allocated").exists()
             return replace(lost, reason=f"{name} knows nothing of it any more") if is_given else None
         since = self.fleet.silent_since(name) or now
         if now - since >= self.fleet.lost_after_seconds:
