@@ -58,7 +58,10 @@ def test_nothing_is_done_for_what_is_not_wanted(want: Want) -> None:
 
 @pytest.mark.parametrize(
     ("machines", "do"),
-    [(one, Do.ALLOCATE if one in (Machines.QUEUED, Machines.STARTING) else Do.NOTHING) for one in Machines],
+    [
+        (one, Do.ALLOCATE if one not in (Machines.UP, Machines.PAUSED, Machines.GONE) else Do.NOTHING)
+        for one in Machines
+    ],
 )
 def test_machines_are_gathered_until_all_are_there(machines: Machines, do: Do) -> None:
     allocation = Allocation("task-3", 1, machines)

@@ -22,6 +22,10 @@ from flow.status import Want
 LOCK = "attend.lock"  # in Flow's home; held by the attendant, of which there is one
 
 
+# Of several nodes: some may have to be told where they meet.
+_SCATTERED = (Machines.QUEUED, Machines.STARTING, Machines.PREEMPTED, Machines.SILENT)
+
+
 class Do(enum.Enum):
     """What there is to do."""
 
@@ -55,7 +59,7 @@ def next_duty(
     if want is not Want.RUN:
         return Duty(Do.NOTHING)
     if is_allocated:
-        is_gathered = allocation is None or allocation.machines not in (Machines.QUEUED, Machines.STARTING)
+        is_gathered = allocation is None or allocation.machines not in _SCATTERED
         return Duty(Do.NOTHING if is_gathered else Do.ALLOCATE)
     when = when_met(plan, found, now)
     if when == inf:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flow.attend import Do, Duty, next_duty, start_attendant
 from flow.dependencies import PAIRED, Fact, met_at
+from flow.errors import FlowError
 from flow.plan import Dependency, Plan
 from flow.status import Outcome, TaskStatus, Want
 
@@ -38,15 +39,21 @@ def attend(client: Flow) -> bool:
     client.finish_interrupted()
     is_needed = bool(client.records.unallocated())
     for row in client.records.rows(unfinished=True):
-        provider = client.provider(row.provider)
-        if row.nodes > 1 and provider.capabilities.gathers:
-            task = client.task_of(row.task_id, row=row)
-            found = next(iter(provider.allocations([row.task_id])), None)
-            want = client.records.intent(row.task_id).want
-            duty = next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=found)
-            _do(client, task, duty)
-            is_needed |= duty.do is Do.ALLOCATE
+        if row.nodes > 1 and client.provider(row.provider).capabilities.gathers:
+            try:
+                is_needed |= _gather(client, client.task_of(row.task_id, row=row))
+            except FlowError:  # what stands in the way of one must not hide the others
+                is_needed = True
     return is_needed
+
+
+def _gather(client: Flow, task: Task) -> bool:
+    """See to the machines of a task; whether that may be needed again."""
+    found = next(iter(client.provider(task.provider).allocations([task.task_id])), None)
+    want = client.records.intent(task.task_id).want
+    duty = next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=found)
+    _do(client, task, duty)
+    return duty.do is Do.ALLOCATE or task.plan.retries > 0
 
 
 def _do(client: Flow, task: Task, duty: Duty) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flow.attend import start_attendant
 from flow.chores import give
 from flow.durable import NoRoomError, is_full
 from flow.errors import FlowError, QuotaExceededError, ResourceNotFoundError, StorageError, ValidationError
@@ -19,7 +20,7 @@ from flow.providers import Provider
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
-from flow.status import FINAL, Outcome, Want, states_named
+from flow.status import FINAL, Outcome, TaskStatus, Want, states_named
 from flow.task import Task
 
 if TYPE_CHECKING:
@@ -448,6 +449,9 @@ class Flow:
                     looks[task_id] = Look(outcome, elements, {one.task_id: one for one in allocations})
                     if outcome != asked[task_id].outcome:
                         changed[task_id] = outcome
+                    is_open = outcome.state in (TaskStatus.PENDING, TaskStatus.STARTING, TaskStatus.PREEMPTED)
+                    if is_open and asked[task_id].nodes > 1 and provider.capabilities.gathers:
+                        start_attendant(self.home)
                 except FlowError as error:
                     self.notes.append(error.message)
         self.records.note_outcomes(changed)

@@ -139,9 +139,10 @@ class Remote:
         advice = f"set `{self.setting}` to a folder that you can write to"
         if number in (errno.ENOSPC, errno.EDQUOT):
             advice = "make room there: `flow prune` removes what old tasks left"
+        where = f" on `{self.channel.prefix[-1]}`" if self.channel.prefix else ""
         at = f" (`{path}`)" if path else ""
         return StorageError(
-            f"cannot write to `{self.setting}`, `{self.folder}`: {(why or 'failed').lower()}{at}",
+            f"cannot write to `{self.setting}`, `{self.folder}`{where}: {(why or 'failed').lower()}{at}",
             suggestions=[advice],
         )
 

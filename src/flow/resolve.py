@@ -75,7 +75,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         cpus=_cpus(config, provider),
         memory_gb=config.memory_gb,
         nodes=config.num_instances,
-        region=config.region or (machine.offer.region if machine.offer else None),
+        region=_region(config, provider, machine.offer),
         ports=tuple(config.ports),
         mounts=plan_mounts(config, provider, task_id=task_id, name=name, notes=notes) if _has_mounts(config) else (),
         price_per_hour=_price(config, machine.offer),
@@ -139,6 +139,11 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
         f"no instance type `{asked}` at {provider.name}",
         suggestions=[*did_you_mean(asked, names), "list what there is with `flow offers`"],
     )
+
+
+def _region(config: TaskConfig, provider: Provider, offer: Offer | None) -> str | None:
+    """The one asked for, or that of the offer; but a fleet's hosts are chosen when the task is given to them."""
+    return config.region or (offer.region if offer and not provider.capabilities.gathers else None)
 
 
 def _cpus(config: TaskConfig, provider: Provider) -> float:

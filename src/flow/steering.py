@@ -61,6 +61,8 @@ def requeue(task: Task, records: Records, provider: Provider, *, hold: bool) -> 
         records.set_intent(task.task_id, Want.HOLD)
         steering.hold(task.task_id)
     steering.requeue(task.task_id)
+    if task.plan.nodes > 1 and provider.capabilities.gathers:
+        start_attendant(records.home)
 
 
 def send_signal(task: Task, provider: Provider, number: int, *, to: str) -> None:

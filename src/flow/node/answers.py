@@ -40,7 +40,15 @@ def _told(verbs: Mapping[str, Any], verb: str, root: str, *rest: Any) -> dict[st
 def missing(root: str, names: Sequence[str]) -> list[str]:
     """Which of these files are not in the folder yet."""
     root = os.path.expanduser(root)
-    return [name for name in names if not os.path.exists(os.path.join(root, name))]
+    return [name for name in names if not _has_content(os.path.join(root, name))]
+
+
+def _has_content(path: str) -> bool:
+    """Not what a power cut leaves of a file that was not on disk yet: its name."""
+    try:
+        return os.stat(path).st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def receive(root: str, files: tarfile.TarFile) -> int:
@@ -51,9 +59,19 @@ def receive(root: str, files: tarfile.TarFile) -> int:
         if source is not None:
             path = os.path.join(root, one.name)
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            with open(f"{path}.{os.getpid()}", "wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-            os.rename(f"{path}.{os.getpid()}", path)
+            new = f"{path}.{os.getpid()}"
+            try:
+                with open(new, "wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+                    if not one.name.startswith(
+                        "blobs/"
+                    ):  # these are many, and looked at once more before they are used
+                        os.fsync(target.fileno())
+                os.rename(new, path)
+            except BaseException:  # the connection was cut, or the disk is full
+                if os.path.exists(new):
+                    os.unlink(new)
+                raise
             count += 1
     return count
 
@@ -86,6 +104,10 @@ def write(folder: str, name: str, text: str, *, durably: bool = False) -> None:
             file.flush()
             os.fsync(fd)
     os.rename(f"{path}.{os.getpid()}", path)
+    if durably:
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        os.fsync(fd)
+        os.close(fd)
 
 
 def listed(folder: str) -> list[str]:

@@ -74,9 +74,9 @@ def hold(root: str, task_id: str, is_held: bool) -> None:
         _note(root, one, "hold", is_set=is_held)
 
 
-def lease(root: str, task_id: str) -> None:
-    """Let a node of a task of several have its turn: it then waits for the others, and `deliver`."""
-    _note(root, task_id, "lease", is_set=True)
+def lease(root: str, task_id: str, is_given: bool) -> None:
+    """Let a node of a task of several have its turn, to wait for the others and `deliver`; or take it back."""
+    _note(root, task_id, "lease", is_set=is_given)
 
 
 def deliver(root: str, task_id: str, name: str, text: str) -> None:

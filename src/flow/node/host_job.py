@@ -93,28 +93,36 @@ class Turn:
 
     def attempt(self, gpus: list[int] | None) -> None:
         """Run it, in this process."""
-        number = len(self.folders()) + 1
+        number = (answers.attempts(self.folder) or [0])[-1] + 1
         folder = os.path.join(self.folder, str(number), str(self.rank))
         gpu_locks = self._lock_gpus(gpus)
-        meeting = self._meet(folder) if self.task["nodes"] > 1 else {"ports": [_free_port() for _ in range(3)]}
-        if meeting:
-            self._write_task(folder, number, gpus, meeting)
-            runner.run(folder, keep=gpu_locks)
+        own_lock = None
+        if self.task["nodes"] == 1:
+            meeting: dict[str, Any] = {"ports": [_free_port() for _ in range(3)]}
+        else:
+            os.makedirs(os.path.join(folder, "inbox"), mode=0o700)
+            own_lock = os.open(os.path.join(folder, "runner.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(own_lock, fcntl.LOCK_EX)
+            runner.close_inherited({own_lock, gpu_locks})  # as the keeper's: this may take long, and outlive it
+            meeting = self._meet(folder)
+            if not meeting:
+                return
+            if meeting["attempt"] != number:  # another node has had one that never began here
+                os.rename(os.path.join(self.folder, str(number)), os.path.join(self.folder, str(meeting["attempt"])))
+                number = meeting["attempt"]
+                folder = os.path.join(self.folder, str(number), str(self.rank))
+        self._write_task(folder, number, gpus, meeting)
+        runner.run(folder, lock_fd=own_lock, keep=gpu_locks)
 
     def _meet(self, folder: str) -> dict[str, Any]:
-        """Where all nodes of the task meet, which a client says once all have their turn; {} where it is cancelled."""
-        os.makedirs(os.path.join(folder, "inbox"), mode=0o700)
-        lock = open(os.path.join(folder, "runner.lock"), "w")  # noqa: SIM115  # held for as long as this process lives
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        """Where all nodes of the task meet, told once all have their turn; {} where that is taken back."""
         own = {"address": facts.address(), "ports": [_free_port() for _ in range(3)]}
         status = {"v": 1, "phase": "waiting", "needs": ["inbox/peers.json"], "runner_pid": os.getpid(), **own}
         answers.write(folder, "status.json", json.dumps(status))
-        while not host.is_noted(self.folder, "cancel"):
-            if answers.read(folder, "inbox/peers.json"):
-                lock.close()
-                return json.loads(answers.read(folder, "inbox/peers.json"))  # type: ignore[no-any-return]
+        while host.is_noted(self.folder, "lease") and not host.is_noted(self.folder, "cancel"):
             time.sleep(0.1)
-        lock.close()
+            if answers.read(folder, "inbox/peers.json"):
+                return json.loads(answers.read(folder, "inbox/peers.json"))  # type: ignore[no-any-return]
         shutil.rmtree(os.path.dirname(folder))
         return {}
 

@@ -18,7 +18,7 @@ from typing import Any
 
 _PACKAGE = f"{__package__}." if __package__ else ""
 answers, remains, inventory = (importlib.import_module(_PACKAGE + one) for one in ("answers", "remains", "inventory"))
-host, host_job = (importlib.import_module(_PACKAGE + one) for one in ("host", "host_job"))
+host, host_job, facts = (importlib.import_module(_PACKAGE + one) for one in ("host", "host_job", "host_facts"))
 importlib.import_module(_PACKAGE + "runner")  # loaded once for all that are forked
 
 LINGER_SECONDS = 10
@@ -55,6 +55,7 @@ class Keeper:
         self.units: dict[str, Unit] = {}  # by name
         self.tasks: set[str] = set()  # that were read
         self.machine = inventory.read_inventory()
+        self.lent: set[int] = set()  # GPUs that other users' tasks have
         self.idle_since = time.monotonic()
         try:
             os.mkfifo(os.path.join(root, "wake"), 0o600)
@@ -81,6 +82,7 @@ class Keeper:
     def _pause(self) -> None:
         waits = [one.not_before - time.time() for one in self.units.values() if not one.runs]
         waits += [LOOK_SECONDS for one in self.units.values() if one.runs and not one.pid]
+        waits += [LOOK_SECONDS] if self.lent else []  # nobody tells when they are given back
         waits += [] if self.units else [LINGER_SECONDS]
         soon = [one for one in waits if one > 0]
         select.select([self.wake], [], [], min(soon) if soon else None)
@@ -109,7 +111,8 @@ class Keeper:
     def _read(self, task_id: str) -> None:
         base = os.path.join(self.root, "tasks", task_id)
         text = answers.read(base, "meta.json")
-        if task_id in self.tasks or not text:
+        is_open = os.path.exists(os.path.join(self.root, "queue", task_id))
+        if task_id in self.tasks or not text or not is_open:
             return
         meta = json.loads(text)
         self.tasks.add(task_id)
@@ -157,12 +160,14 @@ class Keeper:
 
     def _give_turns(self) -> None:
         """Start what fits, in order: what does not keeps its part from those behind it."""
-        cpus, memory, cards = self.machine.cpus, self.machine.memory_gb, [one.index for one in self.machine.cards]
+        cpus, memory = self.machine.cpus, self.machine.memory_gb
+        own = [card for unit in self.units.values() if unit.runs for card in unit.gpus]
+        self.lent = set(facts.gpus_taken([one.index for one in self.machine.cards])).difference(own)
+        cards = [one.index for one in self.machine.cards if one.index not in {*own, *self.lent}]
         at_once: dict[str, int] = {}
         for name, unit in self.units.items():
             if unit.runs:
                 cpus, memory = cpus - unit.meta["cpus"], memory - (unit.meta["memory_gb"] or 0)
-                cards = [one for one in cards if one not in unit.gpus]
                 at_once[name.partition("_")[0]] = at_once.get(name.partition("_")[0], 0) + 1
         for name, unit in sorted(self.units.items(), key=lambda item: item[1].turn):
             base, meta = name.partition("_")[0], unit.meta
@@ -218,7 +223,7 @@ class Keeper:
     def _reap(self) -> None:
         while True:
             try:
-                pid = os.waitpid(-1, os.WNOHANG)[0]
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if not pid:
@@ -226,6 +231,8 @@ class Keeper:
             for name, unit in list(self.units.items()):
                 if unit.pid == pid:
                     unit.pid = 0
+                    if status == 1 << 8:  # as on a full disk
+                        unit.not_before = time.time() + AGAIN_SECONDS
                     self._see_end(name, unit)
 
     def _look_at_adopted(self) -> None:
@@ -240,13 +247,10 @@ class Keeper:
             if not remains.is_locked(os.path.join(folder, "runner.lock")):
                 remains.kill_left_over(folder)  # it is looked at again
             return
-        status = answers.read_status(folder) if folder else {}
         unit.runs, unit.gpus = False, []
         if answers.read(unit.folder, "ended"):
             del self.units[name]
             self._forget_ended(name.partition("_")[0])
-        elif status.get("phase") != "ended" and status.get("cause") != "lost":
-            unit.not_before = time.time() + (0 if status else AGAIN_SECONDS)
 
     def _forget_ended(self, task_id: str) -> None:
         if not self._of_array(task_id):

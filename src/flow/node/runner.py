@@ -41,7 +41,7 @@ def run(folder: str, lock_fd: int | None = None, keep: int | None = None) -> boo
     the lock on `runner.lock` already. `keep`: a descriptor of the caller's, left open. True where nothing is left of
     the task in this process, so that it may run another.
     """
-    _close_inherited({lock_fd, keep})
+    close_inherited({lock_fd, keep})
     lock_fd = _locked(os.path.join(folder, "runner.lock")) if lock_fd is None else lock_fd
     if lock_fd is None or _phase(folder) in ("running", "ended"):
         return False
@@ -268,7 +268,7 @@ class Rank:
         signal.set_wakeup_fd(-1)
         self.loop.selector.close()
         is_outside = self.namespace is None or self.namespace.leave()
-        _close_inherited({keep})
+        close_inherited({keep})
         return is_outside and self.peers is None and self.command is self.processes and self.processes.childless
 
     def _has_leftovers(self) -> bool:
@@ -412,7 +412,7 @@ def _phase(folder: str) -> str:
         return "running"
 
 
-def _close_inherited(keep: set[int | None]) -> None:
+def close_inherited(keep: set[int | None]) -> None:
     """Nothing of who started us stays open, and 0, 1, 2 are."""
     try:
         open_now = [int(name) for name in os.listdir("/dev/fd")]

@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 
 from flow.channel import ssh
 from flow.durable import write_durably
-from flow.errors import FlowError, ProviderError, ValidationError, did_you_mean
+from flow.errors import FlowError, StorageError, ValidationError, did_you_mean
 from flow.node import host as program
 from flow.remote import Remote
 
@@ -19,6 +19,7 @@ SETTING = "ssh.hosts"
 HOSTS_FILE = "hosts"  # below Flow's home: a line each, `target` or `target as name`
 _TARGET = re.compile(r"(?:[\w.-]+@)?(?:[\w.-]+|\[[0-9a-fA-F:]+\])(?::\d+)?")
 _NEEDS = ("remains", "inventory", "asked", "host_facts")
+_LOOKS_SECONDS = 600.0  # between two that found a host silent, for what lies between them to count
 _AT_ONCE = 32  # hosts that are asked at the same time
 T = TypeVar("T")
 
@@ -53,8 +54,10 @@ def _is_line(line: str) -> bool:
 class Fleet:
     """All hosts, by name, in the order in which they were named."""
 
-    def __init__(self, home: Path, settings: Mapping[str, object]) -> None:
-        self._home, self._settings = home, settings
+    def __init__(
+        self, home: Path, settings: Mapping[str, object], see_again: Callable[[str, Remote], None] = lambda *_: None
+    ) -> None:
+        self._home, self._settings, self._see_again = home, settings, see_again
         self._remotes: dict[str, Remote] = {}
 
     @property
@@ -115,12 +118,14 @@ class Fleet:
         def asked(name: str) -> T | FlowError:
             try:
                 answer = question(name, self.remote(name))
+                if self.silent_since(name) is not None:
+                    self._see_again(name, self.remote(name))
+                    self._silence(name).unlink(missing_ok=True)
+                return answer
             except FlowError as error:
-                if isinstance(error, ProviderError):
+                if not isinstance(error, StorageError):  # which it told of itself
                     self._note_silence(name)
                 return error
-            self._silence(name).unlink(missing_ok=True)
-            return answer
 
         if len(names) == 1:
             return {names[0]: asked(names[0])}
@@ -128,6 +133,12 @@ class Fleet:
 
         with ThreadPoolExecutor(min(len(names), _AT_ONCE) or 1) as threads:
             return dict(zip(names, threads.map(asked, names), strict=True))
+
+    @property
+    def lost_after_seconds(self) -> float:
+        """How long a host may be silent."""
+        minutes = self._settings.get("lost_after_minutes")
+        return 1800.0 if minutes is None else float(str(minutes)) * 60
 
     def silent_since(self, name: str) -> float | None:
         """When a host was first found not to answer, by this clock; None where it did the last time."""
@@ -137,10 +148,13 @@ class Fleet:
             return None
 
     def _note_silence(self, name: str) -> None:
-        if self.silent_since(name) is None:
-            file = self._silence(name)
+        """Once nobody looked for long, as while this machine slept, nobody knows that it was silent all the time."""
+        file, now = self._silence(name), time.time()
+        if self.silent_since(name) is None or now - file.stat().st_mtime > max(self.lost_after_seconds, _LOOKS_SECONDS):
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_durably(file, str(time.time()).encode())
+            write_durably(file, str(now).encode())
+        else:
+            file.touch()
 
     def _silence(self, name: str) -> Path:
         return self._home / "ssh" / "silent" / name

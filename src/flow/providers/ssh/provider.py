@@ -6,11 +6,13 @@ import json
 import os
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from flow.channel import Channel
-from flow.durable import write_durably
+from flow.durable import create_durably
 from flow.errors import FlowError, ProviderError, TaskNotFoundError, ValidationError
 from flow.gpus import Gpu
 from flow.job import runner_job, slurm_job
@@ -43,7 +45,8 @@ class Ssh:
     def __init__(self, home: Path, options: Mapping[str, object]) -> None:
         self.home = home
         self._settings = options
-        self.fleet = Fleet(home, options)
+        self.fleet = Fleet(home, options, self._end_what_is_over)
+        self._attempts: dict[str, int] = {}  # of tasks and elements, as last seen
 
     @property
     def capabilities(self) -> Capabilities:
@@ -101,33 +104,32 @@ class Ssh:
 
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """What the hosts say of them, all asked at once; what is on a host that does not answer is as last seen."""
-        bases = None if task_ids is None else list(dict.fromkeys(one.partition("_")[0] for one in task_ids))
-        places = {one: self._places(one) for one in bases} if bases is not None else {}
-        asked: dict[str, list[str] | None] = {}
-        if task_ids is None or bases is None:
-            asked = dict.fromkeys(self.fleet.hosts)
-        else:
-            for one in task_ids:
-                for name in places[one.partition("_")[0]]:
-                    names = asked.setdefault(name, [])
-                    assert names is not None
-                    names.append(one)
-        told = self.fleet.ask_each(list(asked), lambda name, remote: remote.ask("look", asked[name]))
+        bases = list(dict.fromkeys(one.partition("_")[0] for one in task_ids or ()))
+        places = {one: self._places(one) for one in bases}
+        asked: dict[str, list[str] | None] = {} if task_ids is not None else dict.fromkeys(self.fleet.hosts)
+        for one in task_ids or ():
+            for name in places[one.partition("_")[0]] or self._where_forgotten(one):
+                asked[name] = [*(asked.get(name) or ()), one]
+        told = self.fleet.ask_each(list(asked), lambda name, remote: _look(remote, asked[name]))
         found: dict[str, dict[str, Any]] = {}
         clocks: dict[str, float] = {}
-        silent: dict[str, FlowError] = {}
+        known = set()
         for name, answer in told.items():
             if isinstance(answer, FlowError):
-                silent[name] = answer
                 continue
-            clocks[name] = answer["now"] - time.time()
+            clocks[name] = answer["ahead"]
             for entry in answer["tasks"]:
                 found.setdefault(entry["id"], {})[name] = entry
+                known.add((entry["id"].partition("_")[0], name))
+                self._attempts[entry["id"]] = entry["attempt"]
         allocations = {one: allocation_of(entries, clocks) for one, entries in found.items()}
         for one in task_ids or ():
-            for name in places[one.partition("_")[0]]:
-                if name in silent:
-                    allocations[one] = self._unseen(one, name, silent[name])
+            base = one.partition("_")[0]
+            for name in (name for name in places[base] if (base, name) not in known):
+                for part in self._parts(one, places[base][name]):
+                    if unseen := self._unseen(part, name, told[name]):
+                        allocations[part] = unseen
+                        self._end_elsewhere(unseen, found.get(part, {}))
         return list(allocations.values())
 
     def release(self, *task_ids: str) -> None:
@@ -160,37 +162,62 @@ class Ssh:
         facts, missing = self._facts()
         if not facts:
             raise ProviderError("no host of the fleet answers", suggestions=list(missing.values())[:3])
-        places = place(plan, facts, missing=missing)
+        try:
+            places = place(plan, facts, missing=missing)
+        except ValidationError as error:
+            if missing:  # one of them might take it
+                raise ProviderError(error.message, suggestions=list(error.suggestions)) from error
+            raise
         folder = self.home / "record" / plan.task_id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_durably(folder / _PLACES, json.dumps(places).encode())
-        return places
+        with suppress(FileExistsError):  # somebody else gives it away at the same time: it goes where they say
+            create_durably(folder / _PLACES, json.dumps(places).encode())
+        return self._places(plan.task_id)
 
     def _gather(self, plan: Plan, places: Mapping[str, list[int]]) -> None:
         """Let one host after the other, always in the same order, give its node a turn; then tell all where they meet.
 
-        In this order two tasks never wait for each other. Called until all nodes run.
+        In this order two tasks never wait for each other; for that, who lost its turn on one host gives back those that
+        it has on later ones. Called until all nodes run.
         """
-        entries = {}
+        statuses, attempts, waiting, is_over, has_all = {}, {}, [], False, True
         for name in sorted(places):
-            found = self.fleet.remote(name).ask("look", [plan.task_id])["tasks"]
-            status = json.loads(found[0]["reports"].get(str(places[name][0])) or "{}") if found else {}
-            if not status:
+            found = self._ask(name, "look", [plan.task_id])["tasks"]
+            rank = places[name][0]
+            status = json.loads(found[0]["reports"].get(str(rank)) or "{}") if found else {}
+            has_turn = bool(status) and (found[0]["runs"] or status["phase"] != "waiting")
+            if not has_all:
+                if has_turn and status["phase"] == "waiting":
+                    self._ask(name, "lease", plan.task_id, False)
+                continue
+            if not has_turn:
                 if found and not found[0]["ended"]:
-                    self.fleet.remote(name).ask("lease", plan.task_id)
-                return
-            entries[places[name][0]] = status
-        waiting = {rank for rank, status in entries.items() if status.get("phase") == "waiting"}
-        if not waiting:
+                    self._ask(name, "lease", plan.task_id, True)
+                has_all = False
+                continue
+            statuses[rank], attempts[name] = status, found[0]["attempt"]
+            waiting += [name] if status.get("phase") == "waiting" else []
+            is_over |= rank == 0 and bool(found[0]["ended"])
+        if not has_all:
             return
-        file = self.home / "record" / plan.task_id / "meeting.json"
+        newest = max(attempts.values())
+        if any(attempts[name] < newest for name in places if name not in waiting):
+            return  # it is about to end, as another node did
+        for name in waiting:
+            if is_over:  # the first node ended for good before this one began
+                self._ask(name, "release", [plan.task_id])
+                continue
+            self._ask(name, "deliver", plan.task_id, "peers.json", self._meeting(plan, newest, statuses))
+
+    def _meeting(self, plan: Plan, attempt: int, statuses: Mapping[int, Mapping[str, Any]]) -> str:
+        """Where the nodes of an attempt meet: what whoever gathers them first says."""
+        file = self.home / "record" / plan.task_id / f"meeting-{attempt}.json"
         if not file.exists():
-            peers = [entries[rank]["address"] for rank in sorted(entries)]
-            meeting = {"peers": peers, "ports": entries[0]["ports"], "token": os.urandom(16).hex()}
-            write_durably(file, json.dumps(meeting).encode())
-        meeting_text = file.read_text()
-        told = [name for name in places if places[name][0] in waiting]
-        self._each(told, lambda _, remote: remote.ask("deliver", plan.task_id, "peers.json", meeting_text))
+            peers = [statuses[rank]["address"] for rank in sorted(statuses)]
+            told = {"attempt": attempt, "peers": peers, "ports": statuses[0]["ports"], "token": os.urandom(16).hex()}
+            with suppress(FileExistsError):
+                create_durably(file, json.dumps(told).encode())
+        return file.read_text()
 
     def _places(self, task_id: str) -> dict[str, list[int]]:
         """What of a task is on which host: places of elements, or ranks; nothing before it was placed."""
@@ -238,6 +265,13 @@ class Ssh:
     def _ask_all(self, task_id: str, verb: str, *words: Any) -> None:
         self._each(list(self._places(task_id.partition("_")[0])), lambda _, remote: remote.ask(verb, *words))
 
+    def _ask(self, name: str, verb: str, *words: Any) -> Any:
+        """The answer of one host; where there is none, that is noted."""
+        answer = self.fleet.ask_each([name], lambda _, remote: remote.ask(verb, *words))[name]
+        if isinstance(answer, FlowError):
+            raise answer
+        return answer
+
     def _each(self, names: list[str], act: Any) -> None:
         """Of all of them; raises the first error once all were asked."""
         told = self.fleet.ask_each(names, act)
@@ -245,14 +279,67 @@ class Ssh:
         if failed:
             raise failed[0]
 
-    def _unseen(self, task_id: str, name: str, error: FlowError) -> Allocation:
-        """Of what is on a host that does not answer: as it was last seen, and lost when that has lasted."""
-        since, patience = self.fleet.silent_since(name) or time.time(), self._settings.get("lost_after_minutes")
-        minutes = 30.0 if patience is None else float(str(patience))
-        if time.time() - since < minutes * 60:
-            told = f"{error.message}, since {time.strftime('%H:%M:%S', time.localtime(since))}"
-            return Allocation(task_id, 1, Machines.SILENT, reason=told)
-        return Allocation(task_id, 1, Machines.GONE, reason=f"{name} was out of reach for {minutes:g} minutes")
+    def _parts(self, task_id: str, own: Collection[int]) -> list[str]:
+        """What of a task, an array or an element is at one of these places: itself, or elements."""
+        base, _, index = task_id.partition("_")
+        try:
+            elements = Records(self.home).get(base).plan.elements
+        except TaskNotFoundError:  # allocated by who keeps no records
+            elements = None
+        if elements is None:
+            return [task_id]
+        return [name for name in (f"{base}_{elements.indices[one]}" for one in own) if not index or name == task_id]
+
+    def _unseen(self, task_id: str, name: str, told: Any) -> Allocation | None:
+        """Of what is on a host that tells nothing of it: as it was last seen, and lost when that has lasted."""
+        base, now = task_id.partition("_")[0], time.time()
+        lost = Allocation(task_id, max(self._last_attempt(task_id), 1), Machines.GONE)
+        if not isinstance(told, FlowError):
+            is_given = (self.home / "record" / base / "allocated").exists()
+            return replace(lost, reason=f"{name} knows nothing of it any more") if is_given else None
+        since = self.fleet.silent_since(name) or now
+        if now - since >= self.fleet.lost_after_seconds:
+            minutes = self.fleet.lost_after_seconds / 60
+            return replace(lost, reason=f"{name} was out of reach for {minutes:g} minutes")
+        reason = f"{told.message}, since {time.strftime('%H:%M:%S', time.localtime(since))}"
+        return Allocation(task_id, self._last_attempt(task_id), Machines.SILENT, reason=reason)
+
+    def _last_attempt(self, task_id: str) -> int:
+        """The attempt that it was last seen in."""
+        rows = Records(self.home).rows_of([task_id.partition("_")[0]]) if task_id not in self._attempts else []
+        return rows[0].outcome.attempt if rows else self._attempts.get(task_id, 1)
+
+    def _end_elsewhere(self, lost: Allocation, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        """The other nodes of a task that is lost with one of them."""
+        if lost.machines is Machines.GONE:
+            open_ = [name for name, entry in entries.items() if not (entry["ended"] or entry["cancelled"])]
+            self.fleet.ask_each(open_, lambda _, remote: remote.ask("release", [lost.task_id]))
+
+    def _end_what_is_over(self, name: str, remote: Remote) -> None:
+        """On a host that was silent: what was given up or cancelled meanwhile."""
+        open_ = [one["id"] for one in remote.ask("look", None)["tasks"] if not (one["ended"] or one["cancelled"])]
+        over = [one for one in open_ if name in self._places(one.partition("_")[0]) and self._is_over(one)]
+        if over:
+            remote.ask("release", over)
+
+    def _is_over(self, task_id: str) -> bool:
+        records = Records(self.home)
+        try:
+            is_cancelled = records.intent(task_id).want is Want.CANCEL
+        except TaskNotFoundError:  # allocated by who keeps no records
+            return False
+        return is_cancelled or any(records.final(one) for one in {task_id, task_id.partition("_")[0]})
+
+    def _where_forgotten(self, task_id: str) -> list[str]:
+        """Where to look for what left its record: on all hosts. Nowhere for what was not placed yet."""
+        return [] if (self.home / "record" / task_id.partition("_")[0]).exists() else list(self.fleet.hosts)
+
+
+def _look(remote: Remote, task_ids: list[str] | None) -> dict[str, Any]:
+    """What a host tells of tasks, and by how many seconds its clock is `ahead` at least."""
+    before = time.time()
+    told: dict[str, Any] = remote.ask("look", task_ids)
+    return {**told, "ahead": max(told["now"] - time.time(), min(told["now"] - before, 0.0))}
 
 
 def _meta(plan: Plan) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def allocation_of(entries: Mapping[str, Mapping[str, Any]], clocks: Mapping[str,
             if report := report_from_json(text):
                 reports[int(rank)] = _by_our_clock(report, clocks[host])
             nodes.append(Node(int(rank), host, host, folder=f"{entry['folder']}/{entry['attempt']}/{rank}"))
-    machines, reason = _machines(entries, reports)
+    machines, reason = _machines(entries, reports, clocks)
     return Allocation(
         task_id=one["id"],
         attempt=attempt,
@@ -39,27 +39,32 @@ def allocation_of(entries: Mapping[str, Mapping[str, Any]], clocks: Mapping[str,
     )
 
 
-def _machines(entries: Mapping[str, Mapping[str, Any]], reports: Mapping[int, Report]) -> tuple[Machines, str]:
+def _machines(
+    entries: Mapping[str, Mapping[str, Any]], reports: Mapping[int, Report], clocks: Mapping[str, float]
+) -> tuple[Machines, str]:
     all_ = list(entries.values())
     if all(entry["ended"] for entry in all_):
         return Machines.GONE, ""
     begun = [report for report in reports.values() if report.phase != "waiting"]
     if any(entry["runs"] or entry["ended"] for entry in all_) and (len(entries) == 1 or begun):
-        return (Machines.UP if reports else Machines.STARTING), ""
-    host, one = next((each for each in entries.items() if not each[1]["runs"]), next(iter(entries.items())))
+        is_up = len(begun) == len(entries) or (reports and len(entries) == 1)  # else some node is still to be told
+        return (Machines.UP if is_up else Machines.STARTING), ""
+    in_turn = sorted(entries.items())
+    host, one = next((each for each in in_turn if not each[1]["runs"]), in_turn[0])
     if len(entries) > 1 and not begun and not one["held"]:
         return Machines.QUEUED, f"waits for {host}, to have all of its {len(entries)} nodes at once"
-    reason = _why_waiting(host, one)
+    reason = _why_waiting(host, one, clocks[host])
     if any(report.cause in ("requeue", "lost") for report in reports.values()):
         return Machines.PREEMPTED, reason
     return Machines.QUEUED, reason
 
 
-def _why_waiting(host: str, one: Mapping[str, Any]) -> str:
+def _why_waiting(host: str, one: Mapping[str, Any], ahead: float) -> str:
     if one["held"]:
         return HELD
-    if one["waits_until"] > time.time() + _CLOCKS_AGREE:
-        return f"waits until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(one['waits_until']))}"
+    until = one["waits_until"] - (ahead if abs(ahead) > _CLOCKS_AGREE else 0)
+    if until > time.time() + _CLOCKS_AGREE:
+        return f"waits until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(until))}"
     count = one["before"]
     before = f", after {count} other{'s' * (count > 1)}" if count else ""
     return f"waits for its turn on {host}{before}"

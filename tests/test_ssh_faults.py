@@ -1,0 +1,445 @@
+"""What goes wrong on a fleet of real machines: links are cut, hosts reboot or are gone for good, keepers are killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Timer
+
+import pytest
+
+from flow.attend import start_attendant
+from flow.client import Flow
+from flow.errors import ProviderError, StorageError
+from flow.task import Task
+from tests.support.fleet import Fleet, Host
+from tests.support.processes import wait_until
+from tests.support.ssh_faults import end_attendant, race, run_story, write_quick_ssh
+
+_SECONDS = 60.0
+
+
+@pytest.fixture
+def client(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
+    (tmp_path / "bin").mkdir()
+    write_quick_ssh(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FLOW_SSH_HOSTS", ",".join(fleet.hosts))
+    monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(fleet.config))
+    with tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp") as sockets:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", sockets)
+        made = Flow("ssh")
+        yield made
+        for host in fleet.hosts.values():
+            host.heal()
+        end_attendant(made.home)
+
+
+def submitted(client: Flow, command: str, on: str | None = None, **fields: object) -> Task:
+    return client.run(command, upload_code=False, region=on, **fields)  # type: ignore[arg-type]
+
+
+def becomes(task: Task, *states: str) -> None:
+    assert wait_until(lambda: str(task.refresh().status) in states, seconds=_SECONDS, every=0.1), (
+        f"{task.status} {task.reason}, not {states}"
+    )
+
+
+def running(client: Flow, command: str, on: str | None = None, **fields: object) -> Task:
+    task = submitted(client, f"echo up; {command}", on, **fields)
+    assert wait_until(lambda: "up" in task.logs(), seconds=_SECONDS, every=0.1), f"{task.refresh().status}"
+    becomes(task, "running")
+    return task
+
+
+def kill_keeper(host: Host) -> None:
+    host.run("kill -9 $(pgrep -o -f '[h]ost_keeper')")
+
+
+def said_by_keeper(host: Host) -> str:
+    return host.run("cat /root/.flow-host/keeper.log").stdout
+
+
+def processes_on(host: Host) -> str:
+    """The processes of tasks that are on it."""
+    return host.run("grep -lsa FLOW_TASK_ID= /proc/[0-9]*/environ", check=False).stdout
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", range(20))
+def test_the_promise_holds_whatever_fails(fleet: Fleet, tmp_path: Path, seed: int) -> None:
+    verdict = run_story(seed, fleet, tmp_path / "story")
+    assert verdict.violations == (), f"seed {seed}, {verdict.kills}"
+
+
+def test_clients_race_for_the_last_gpu(fleet: Fleet, tmp_path: Path) -> None:
+    assert race(20, fleet, tmp_path / "race") == []
+
+
+def test_what_ended_may_be_ended_again(client: Flow, fleet: Fleet) -> None:
+    task = submitted(client, "true", "gpu1")
+    assert task.wait(timeout=_SECONDS) == "completed"
+    client.provider().release(task.task_id)
+    again = submitted(client, "true", "gpu1")
+    assert again.wait(timeout=_SECONDS) == "completed"
+    assert said_by_keeper(fleet.hosts["gpu1"]) == ""
+
+
+def test_a_keeper_that_is_killed_is_followed_by_another(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    first = running(client, "until [ -e /tmp/go ]; do sleep 0.05; done", "gpu1", gpu="a100:4")
+    second = submitted(client, "echo second", "gpu1", gpu="a100:1")
+    kill_keeper(host)
+    becomes(first, "running")
+    assert second.refresh().status == "pending"
+    host.run("touch /tmp/go")
+    assert [task.wait(timeout=_SECONDS) for task in (first, second)] == ["completed", "completed"]
+    assert [len(task.attempts) for task in (first, second)] == [1, 1]
+
+
+def test_a_keeper_is_killed_while_a_node_waits_for_the_others(client: Flow, fleet: Fleet) -> None:
+    names = list(fleet.hosts)
+    blocker = running(client, "sleep 1000", "gpu2", gpu="a100:4")
+    gang = submitted(client, "echo met", num_instances=4, gpu="a100:1")
+    waits = lambda: "gpu2" in gang.refresh().reason and processes_waiting(fleet.hosts["gpu1"])  # noqa: E731
+    assert wait_until(waits, seconds=_SECONDS), gang.reason
+    for name in names:
+        kill_keeper(fleet.hosts[name])
+    other = submitted(client, "true", "gpu1")
+    assert other.wait(timeout=_SECONDS) == "completed"
+    blocker.cancel()
+    assert gang.wait(timeout=_SECONDS) == "completed"
+    assert gang.logs() == "met\n" * 4
+
+
+def processes_waiting(host: Host) -> bool:
+    return '"waiting"' in host.run("cat /root/.flow-host/tasks/*/1/*/status.json", check=False).stdout
+
+
+AGAIN = "[ $FLOW_ATTEMPT = 1 ] && sleep 1000; echo again"  # runs until it is started a second time
+
+
+def attempts(task: Task) -> list[str]:
+    return [str(one.status) for one in task.attempts]
+
+
+def test_a_host_is_rebooted(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    ended = submitted(client, "echo ended; exit 3", "gpu1")
+    assert ended.wait(timeout=_SECONDS) == "failed"
+    unseen = submitted(client, "echo unseen; exit 4", "gpu1")
+    assert wait_until((host_folder(host, unseen) / "ended").exists, seconds=_SECONDS)
+    lost, again = running(client, "sleep 1000", "gpu1"), running(client, AGAIN, "gpu1", retries=1)
+    waiting = submitted(client, "echo waited", "gpu1", cpus=2)
+    assert waiting.refresh().status == "pending"
+    host.reboot()
+    tasks = {task.task_id: task for task in client.tasks()}  # what waits starts by the next command
+    assert again.wait(timeout=_SECONDS) == waiting.wait(timeout=_SECONDS) == "completed"
+    assert (lost.wait(timeout=_SECONDS), lost.reason) == ("lost", "its runner died without a report")
+    assert (unseen.wait(timeout=_SECONDS), unseen.exit_code, unseen.logs()) == ("failed", 4, "unseen\n")
+    assert (tasks[ended.task_id].status, tasks[ended.task_id].exit_code) == ("failed", 3)
+    assert [attempts(task) for task in (lost, again, waiting)] == [["lost"], ["lost", "completed"], ["completed"]]
+    assert again.logs() == "up\nup\nagain\n"
+
+
+def host_folder(host: Host, task: Task) -> Path:
+    return host.folder / "root" / "root" / ".flow-host" / "tasks" / task.task_id
+
+
+def test_a_link_is_cut_while_tasks_run_and_end(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    task = running(client, "until [ -e /tmp/go ]; do sleep 0.05; done; echo over; exit 5", "gpu1")
+    waiting = submitted(client, "true", "gpu1", cpus=2)
+    assert waiting.refresh().status == "pending"
+    host.cut()
+    assert "cannot be reached" in client.get_task(task.task_id).refresh().reason
+    assert [str(one.refresh().status) for one in (task, waiting)] == ["running", "pending"]  # as last seen
+    host.run("touch /tmp/go")
+    assert wait_until((host_folder(host, waiting) / "ended").exists, seconds=_SECONDS)
+    host.heal()
+    assert (task.wait(timeout=_SECONDS), task.exit_code, task.logs()) == ("failed", 5, "up\nover\n")
+    assert waiting.wait(timeout=_SECONDS) == "completed"
+
+
+def test_a_host_that_was_given_up_ends_what_it_runs_when_it_is_back(
+    client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_SSH_LOST_AFTER_MINUTES", "0.1")
+    client, host = Flow("ssh"), fleet.hosts["gpu1"]
+    task, waiting = running(client, "sleep 1000", "gpu1"), submitted(client, "sleep 1000", "gpu1", cpus=2)
+    gang = running(client, "sleep 1000", num_instances=2, gpu="a100:4")
+    gone_too = [one for one in gang.get_instances() if one.instance_id != "gpu1"]
+    host.cut()
+    for one in (task, waiting):
+        becomes(one, "lost")
+        assert one.reason == "gpu1 was out of reach for 0.1 minutes"
+    if len(gone_too) < 2:
+        becomes(gang, "lost")
+        (other,) = gone_too
+        assert wait_until(lambda: not processes_on(fleet.hosts[other.instance_id]), seconds=_SECONDS)
+    assert processes_on(host)
+    host.heal()
+    Flow("ssh").offers()  # any question to it
+    assert wait_until(lambda: not processes_on(host), seconds=_SECONDS)
+    assert wait_until((host_folder(host, waiting) / "ended").exists, seconds=_SECONDS)
+    assert [str(Flow("ssh").get_task(one.task_id).status) for one in (task, waiting)] == ["lost", "lost"]
+
+
+def test_a_silence_that_nobody_watched_does_not_count(
+    client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = running(client, "sleep 1000", "gpu1")
+    fleet.hosts["gpu1"].cut()
+    assert task.refresh().status == "running"
+    noted = client.home / "ssh" / "silent" / "gpu1"
+    noted.write_text(str(time.time() - 50000))
+    os.utime(noted, (time.time() - 40000,) * 2)  # the machine slept meanwhile
+    assert (task.refresh().status, task.refresh().status) == ("running", "running")
+    noted.write_text(str(time.time() - 50000))  # it did not
+    assert task.refresh().status == "lost"
+
+
+def test_what_is_cancelled_while_its_host_is_out_of_reach_ends_when_it_is_back(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    task = running(client, "sleep 1000", "gpu1")
+    host.cut()
+    with pytest.raises(ProviderError, match="cannot be reached"):
+        task.cancel()
+    host.heal()
+    assert task.wait(timeout=_SECONDS) == "cancelled"
+    assert wait_until(lambda: not processes_on(host), seconds=_SECONDS)
+
+
+def test_a_runner_is_killed(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    hidden = "env -i setsid sleep 1111 & setsid sleep 1111 & "
+    lost, again = (
+        running(client, f"{hidden} sleep 1000", "gpu1"),
+        running(client, f"{hidden} {AGAIN}", "gpu1", retries=1),
+    )
+    for task in (lost, again):
+        status = json.loads((host_folder(host, task) / "1/0/status.json").read_text())
+        host.run("kill -9 $1", str(status["runner_pid"]))
+    assert (lost.wait(timeout=_SECONDS), again.wait(timeout=_SECONDS)) == ("lost", "completed")
+    assert attempts(again) == ["lost", "completed"]
+    assert host.run("pgrep -fx 'sleep 1111'", check=False).stdout == ""
+
+
+def test_only_the_elements_on_a_lost_host_are_lost(client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOW_SSH_LOST_AFTER_MINUTES", "0.1")
+    client = Flow("ssh")
+    array = submitted(client, "echo $FLOW_ARRAY_INDEX; until [ -e /tmp/go ]; do sleep 0.1; done", array="1-8")
+    becomes(array, "running")
+    fleet.hosts["gpu1"].cut()
+    becomes(array, "running")
+    gone = [n for n in range(1, 9) if (host_folder(fleet.hosts["gpu1"], array).with_name(f"{array}_{n}")).exists()]
+    assert len(gone) == 2
+    becomes(client.get_task(f"{array}_{gone[0]}"), "lost")
+    assert array.refresh().status == "running"
+    for name in ("gpu2", "gpu3", "gpu4"):
+        fleet.hosts[name].run("touch /tmp/go")
+    assert array.wait(timeout=_SECONDS) == "lost"
+    states = [str(client.get_task(f"{array}_{n}").refresh().status) for n in range(1, 9)]
+    assert states == ["lost" if n in gone else "completed" for n in range(1, 9)]
+
+
+def test_a_host_that_was_installed_anew_has_lost_its_tasks(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    task = running(client, "sleep 1000", "gpu1")
+    host.clean()
+    assert (task.wait(timeout=_SECONDS), task.reason) == ("lost", "gpu1 knows nothing of it any more")
+
+
+def test_pruned_tasks_leave_nothing_on_their_hosts(client: Flow, fleet: Fleet) -> None:
+    task = submitted(client, "true", "gpu1")
+    assert task.wait(timeout=_SECONDS) == "completed"
+    client.prune(keep=0)
+    assert not host_folder(fleet.hosts["gpu1"], task).exists()
+
+
+def test_a_clock_that_is_wrong_is_seen_through(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    host.set_clock(-600)
+    began = time.time()
+    task = submitted(client, "true", "gpu1")
+    assert task.wait(timeout=_SECONDS) == "completed"
+    assert task.started_at and task.ended_at
+    assert began - 3 < task.started_at.timestamp() < task.ended_at.timestamp() < time.time() + 3
+    later = submitted(client, "true", "gpu1", begin="now+1hour")
+    shown = later.refresh().reason.removeprefix("waits until ")
+    assert abs(time.mktime(time.strptime(shown, "%Y-%m-%d %H:%M:%S")) - began - 3600) < 10
+    soon = submitted(client, "true", "gpu1", begin="now+3")
+    assert soon.wait(timeout=_SECONDS) == "completed"
+    assert soon.started_at and soon.started_at.timestamp() - began < 30
+    later.cancel()
+    assert later.wait(timeout=_SECONDS) == "cancelled"
+
+
+def test_several_nodes_are_gathered_though_a_link_is_cut(client: Flow, fleet: Fleet) -> None:
+    gone = fleet.hosts["gpu3"]
+    blocker = running(client, "sleep 1000", "gpu2", cpus=2)
+    gang = submitted(client, "echo met", num_instances=4)
+    waits = "waits for gpu2, to have all of its 4 nodes at once"
+    assert wait_until(lambda: gang.refresh().reason == waits, seconds=_SECONDS), gang.reason
+    gone.cut()
+    blocker.cancel()
+    assert blocker.wait(timeout=_SECONDS) == "cancelled"
+    assert "cannot be reached" in gang.refresh().reason
+    assert gang.status == "pending"
+    gone.heal()
+    assert gang.wait(timeout=_SECONDS) == "completed"
+    assert gang.logs() == "met\n" * 4
+
+
+def test_a_node_is_told_though_its_link_was_cut_when_the_others_were(client: Flow, fleet: Fleet) -> None:
+    late, ssh = fleet.hosts["gpu4"], client.provider()
+    gang = submitted(client, "echo met; until [ -e /tmp/go ]; do sleep 0.05; done", num_instances=4)
+    assert wait_until(lambda: "waiting" in states_of(late), seconds=_SECONDS)
+    end_attendant(client.home)
+    meeting = next((client.home / "record" / gang.task_id).glob("meeting-*"), None)
+    if meeting is None:  # else it was quick
+        with pytest.raises(ProviderError):
+            late.cut()
+            ssh.allocate(gang.plan)
+        late.heal()
+    start_attendant(client.home)
+    assert wait_until(lambda: "running" in states_of(late), seconds=_SECONDS)
+    for host in fleet.hosts.values():
+        host.run("touch /tmp/go")
+    assert gang.wait(timeout=_SECONDS) == "completed"
+
+
+def states_of(host: Host) -> list[str]:
+    """The phases of what is on it."""
+    return [
+        json.loads(file.read_text())["phase"]
+        for file in host.folder.glob("root/root/.flow-host/tasks/*/*/*/status.json")
+    ]
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_host_of_several_is_rebooted_while_they_run(client: Flow, fleet: Fleet, retries: int) -> None:
+    gang = running(client, AGAIN, num_instances=2, retries=retries)
+    assert wait_until(lambda: gang.logs() == "up\nup\n", seconds=_SECONDS)
+    fleet.hosts[gang.get_instances()[1].instance_id].reboot()
+    assert gang.wait(timeout=_SECONDS) == ("completed" if retries else "lost"), gang.reason
+    assert attempts(gang) == (["lost", "completed"] if retries else ["lost"])
+
+
+def test_a_full_disk_is_told_and_what_runs_there_goes_on(
+    client: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Fleet(tmp_path / "f") as fleet:
+        host = fleet.boot("small", disk_mb=16, gpus=1)
+        client = at(monkeypatch, fleet)
+        task = running(client, "until [ -e /tmp/go ]; do sleep 0.05; done; exit 3")
+        retried = running(client, "until [ -e /tmp/go ]; do sleep 0.05; done; exit 4", retries=1)
+        host.run("dd if=/dev/zero of=/root/fill bs=64k || cat /dev/zero > /root/fill2 || true", check=False)
+        (tmp_path / "code").mkdir()
+        (tmp_path / "code" / "data").write_bytes(os.urandom(1 << 20))
+        monkeypatch.chdir(tmp_path / "code")
+        said = "cannot write to `ssh.folder`, `~/.flow-host` on `small`: no space left on device"
+        with pytest.raises(StorageError, match=said):
+            client.run("true", name="big", upload_code=True)
+        host.run("touch /tmp/go")
+        newest = int(host.run("echo $$").stdout)
+        assert not wait_until(lambda: int(host.run("echo $$").stdout) > newest + 300, seconds=3), "it tries like mad"
+        host.run("rm /root/fill*")
+        assert (task.wait(timeout=_SECONDS), task.exit_code) == ("failed", 3)
+        assert (retried.wait(timeout=_SECONDS), attempts(retried)) == ("failed", ["failed", "failed"])
+        assert client.get_task("big").wait(timeout=_SECONDS) == "completed"
+        assert host.run("find /root/.flow-host/blobs -name '*.*'").stdout == ""
+
+
+def at(monkeypatch: pytest.MonkeyPatch, fleet: Fleet) -> Flow:
+    """A client of another fleet."""
+    monkeypatch.setenv("FLOW_SSH_HOSTS", ",".join(fleet.hosts))
+    monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(fleet.config))
+    return Flow("ssh")
+
+
+@pytest.mark.parametrize("sshd", [{"MaxSessions": 1}, {"MaxStartups": "1:50:3"}])
+def test_an_sshd_that_takes_few_connections(
+    client: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sshd: dict[str, str | int]
+) -> None:
+    with Fleet(tmp_path / "f") as fleet:
+        fleet.boot("few", sshd=sshd)
+        client = at(monkeypatch, fleet)
+        monkeypatch.chdir(Path(__file__).parent / "support")
+        tasks = [client.run("seq 100000; exit 3", upload_code=True) for _ in range(3)]
+        with ThreadPoolExecutor() as threads:
+            followed = list(threads.map(lambda task: sum(1 for _ in task.logs(follow=True)), tasks))
+        assert followed == [100000] * 3
+        assert [(str(task.wait(timeout=_SECONDS)), task.exit_code) for task in tasks] == [("failed", 3)] * 3
+
+
+def test_two_users_never_have_one_gpu(client: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Fleet(tmp_path / "f") as fleet:
+        host = fleet.boot("shared", gpus=2)
+        host.run(
+            "echo 'ann:*:1001:1001::/home/ann:/bin/bash' >> /etc/passwd; mkdir -m 700 /home/ann; chown 1001 /home/ann"
+        )
+        at(monkeypatch, fleet)
+        root = Flow("ssh")
+        monkeypatch.setenv("FLOW_SSH_HOSTS", "ann@shared")
+        monkeypatch.setenv("FLOW_HOME", str(tmp_path / "ann"))
+        ann = Flow("ssh")
+        command = "echo $CUDA_VISIBLE_DEVICES; [ -z $WAIT ] || sleep 1000"
+        first = submitted(ann, command, gpu="a100:1", env={"WAIT": "1"})
+        assert wait_until(lambda: first.logs() == "0\n", seconds=_SECONDS), first.refresh().reason
+        second = submitted(root, command, gpu="a100:1", env={"WAIT": "1"})
+        assert wait_until(lambda: second.logs() == "1\n", seconds=_SECONDS), second.refresh().reason
+        third = submitted(root, command, gpu="a100:1")
+        assert third.refresh().status == "pending"
+        first.cancel()
+        assert (third.wait(timeout=_SECONDS), third.logs()) == ("completed", "0\n")
+
+
+def test_logs_are_followed_through_cuts_and_over_a_slow_link(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    host.slow(100, 1)
+    program = (
+        "i=0; while [ $i -lt 400 ]; do echo $i $(head -c 300 /dev/urandom | base64 -w0); i=$((i+1)); sleep 0.02; done"
+    )
+    task = submitted(client, f"({program}) | tee $FLOW_OUTPUT/all", "gpu1")
+    seen = hashlib.sha256()
+    for number, line in enumerate(task.logs(follow=True)):
+        seen.update(line.encode() + b"\n")
+        if number in (100, 250):
+            host.cut()
+            Timer(3 if number == 100 else 0.5, host.heal).start()
+    assert task.wait(timeout=_SECONDS) == "completed"
+    written = task.outputs("all")
+    assert written and seen.hexdigest() == hashlib.sha256(written.read_bytes()).hexdigest()
+    assert hashlib.sha256(task.logs().encode()).hexdigest() == seen.hexdigest()
+
+
+def test_an_upload_that_is_cut_goes_on(
+    client: Flow, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = fleet.hosts["gpu1"]
+    (tmp_path / "code").mkdir()
+    for number in range(40):
+        (tmp_path / "code" / f"{number}").write_bytes(os.urandom(1 << 19))
+    monkeypatch.chdir(tmp_path / "code")
+    host.slow(100, 1)
+    monkeypatch.setenv("FLOW_SSH_HOSTS", "gpu1")
+    words = [sys.executable, "-m", "flow", "run", "--provider", "ssh", "--name", "cut", "ls | wc -l"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert wait_until(lambda: len(list(host.folder.glob("root/root/.flow-host/blobs/*/*"))) > 3, seconds=_SECONDS)
+        process.kill()
+    host.slow(0)
+    before = len(list(host.folder.glob("root/root/.flow-host/blobs/*/*")))
+    assert before < 40
+    task = client.get_task("cut")
+    assert task.wait(timeout=_SECONDS) == "completed"
+    assert task.logs() == "40\n"
+    assert host.run("find /root/.flow-host/blobs -name '*.*'").stdout == ""
