@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 import flow
 from flow.calls import Target, encode_arguments, make_call
 from flow.errors import FlowError, RemoteError, ResourceNotFoundError, ValidationError
+from flow.node import connect, serve
 from flow.node.values import NotJson, encode
 from tests.support.components import require
 from tests.support.containers import import_python_image
@@ -596,7 +597,8 @@ def test_an_old_python_that_has_no_flow_makes_calls_too(
             assert machine.wait(30) == 0
             told = (tmp_path / "result.json").read_bytes()
         else:
-            talk = subprocess.run([*argv, "connect"], input=arguments + b"\n.\n", **place)
+            join = [python, "-S", connect.__file__, str(project.folder / ".flow/call" / serve.SOCKET), "60"]
+            talk = subprocess.run(join, input=arguments + b"\n.\n", **place)
             assert machine.wait(30) == 0
             told = talk.stdout.removeprefix(b"+\n=")
     assert json.loads(told) == [2, "a task is submitted, and flow is not installed on this machine", "flow_stub.py"]

@@ -1,18 +1,18 @@
-"""What enters a running task: a shell or a command, and one more volume."""
+"""What enters a running task: a shell or a command, one more volume; and how anything else does."""
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flow.channel import Channel
 from flow.errors import FlowError, ValidationError
 from flow.log_folders import check_rank
-from flow.machines import Allocation, Volume
+from flow.machines import Allocation, Node, Volume
 from flow.node import mounts, tail
 from flow.providers import VolumeStore
 
@@ -26,28 +26,45 @@ def shell(
     """What `Task.shell` promises, of a task that has these machines while it runs."""
     if capture and not command:
         raise ValidationError("there is no command to capture", suggestions=["name one, as `nvidia-smi -L`"])
-    if not allocation or not allocation.nodes_up:
-        what = (
-            "an array: a shell needs one of its elements"
-            if task.is_array
-            else f"{task.status}: a shell needs a running task"
-        )
-        raise ValidationError(f"`{task.task_id}` is {what}", suggestions=[_way_in(task)])
-    check_rank(task.task_id, task.plan, node, is_array=False)
     words = ["sh", "-c", command] if isinstance(command, str) else list(command or ())
-    at = allocation.nodes_up[node]
-    argv = ["enter", at.folder, *(["--", *words] if words else [])]
-    channel = task.channel(allocation, node).through(at.beyond)
-    if channel.is_here:
-        argv = [sys.executable, str(Path(tail.__file__)), *argv]
-    else:  # its standard input is the user's: the program goes along as a word
-        script = shlex.join(["exec", channel.python, "-c", Path(tail.__file__).read_text(), *argv])
-        argv = channel.command(script, terminal=not capture and sys.stdin.isatty())
+    terminal = not capture and sys.stdin.isatty()
+    argv = entering(node_of(task, allocation, node, "a shell"), words, terminal=terminal)
     if not capture:
         return subprocess.run(argv, check=False).returncode
     ran = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     texts = [output.decode(errors="replace") for output in (ran.stdout, ran.stderr)]
     return subprocess.CompletedProcess(words, ran.returncode, *texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One machine of a running task, and how to run a command on the machine itself."""
+
+    node: Node
+    channel: Channel
+
+
+def node_of(task: Task, allocation: Allocation | None, node: int, what: str) -> Place:
+    """That machine of a task that has these while it runs. Raises ValidationError where it cannot have `what`."""
+    if not allocation or not allocation.nodes_up:
+        why = (
+            f"an array: {what} needs one of its elements"
+            if task.is_array
+            else f"{task.status}: {what} needs a running task"
+        )
+        raise ValidationError(f"`{task.task_id}` is {why}", suggestions=[_way_in(task)])
+    check_rank(task.task_id, task.plan, node, is_array=False)
+    at = allocation.nodes_up[node]
+    return Place(at, task.channel(allocation, node).through(at.beyond))
+
+
+def entering(place: Place, words: Sequence[str], *, terminal: bool = False) -> list[str]:
+    """The argv that runs `words`, or a shell, in the task's folder, environment and container."""
+    argv = ["enter", place.node.folder, *(["--", *words] if words else [])]
+    if place.channel.is_here:
+        return [sys.executable, str(Path(tail.__file__)), *argv]
+    # its standard input is the user's: the program goes along as a word
+    return place.channel.python_command(Path(tail.__file__).read_text(), *argv, terminal=terminal)
 
 
 def mount(task: Task, allocation: Allocation | None, volume: Volume, store: VolumeStore) -> str:

@@ -40,6 +40,11 @@ class Channel:
         """The argv that runs `script` by `sh` on the machine."""
         return self._wrapped(["sh", "-c", script], terminal=terminal)
 
+    def python_command(self, program: str, *words: str, terminal: bool = False) -> list[str]:
+        """The argv that runs the text of a Python program on the machine: its standard input is the caller's own."""
+        python = sys.executable if self.is_here else self.python
+        return self.command(shlex.join(["exec", python, "-c", program, *words]), terminal=terminal)
+
     def through(self, beyond: Channel | None) -> Channel:
         """The channel that goes on from this machine by another."""
         return self if beyond is None else replace(self, beyond=beyond)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import posixpath
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flow.errors import NoEndpointError, did_you_mean
+from flow.errors import NoEndpointError, ValidationError, did_you_mean
 from flow.status import TaskStatus
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _IS_JUPYTER = re.compile(r"App\]|\?token=")
 
 
 @dataclass(frozen=True, slots=True)
-class _Announcement:
+class Announcement:
     """The address that a Jupyter server wrote to the task's log."""
 
     attempt: int
@@ -39,8 +40,9 @@ class _Announcement:
     path: str
     token: str
 
-    def url(self, host: str) -> str:
-        return f"{self.scheme}://{host}:{self.port}{self.path}" + (f"?token={self.token}" if self.token else "")
+    def url(self, address: str) -> str:
+        """What to open where its port is reached at `address` (host:port)."""
+        return f"{self.scheme}://{address}{self.path}" + (f"?token={self.token}" if self.token else "")
 
 
 class Endpoints(Mapping[str, str]):
@@ -80,7 +82,7 @@ class Endpoints(Mapping[str, str]):
         while True:
             found = self._now(refresh=True)
             if name in found:
-                return found[name]
+                return f"http://{self._reached(int(name)) or found[name][7:]}"
             self._check_it_may_come(f"port {name}")
             time.sleep(next(pause))
 
@@ -94,6 +96,12 @@ class Endpoints(Mapping[str, str]):
         machines = self._task.get_instances()
         return machines[0].public_ip or machines[0].private_ip if machines and not self._task.is_array else None
 
+    def _reached(self, port: int) -> str | None:
+        """Where a port is forwarded to from now on; None where its machine is reached as it is."""
+        with contextlib.suppress(ValidationError):  # it ended just now
+            return self._task.reached_at(port)
+        return None
+
     def _advice(self, name: str) -> list[str]:
         ports = [str(port) for port in self._task.plan.ports]
         if not ports:
@@ -106,7 +114,7 @@ class Endpoints(Mapping[str, str]):
             raise NoEndpointError(
                 f"`{self._task.task_id}` serves no port", suggestions=["name the one of the server, as `ports=[8888]`"]
             )
-        log, pause = _Log(self._task), _pauses()
+        log, pause = JupyterLog(self._task), _pauses()
         while True:
             self._task.refresh()
             host = self._host() if self._task.status is TaskStatus.RUNNING else None
@@ -119,8 +127,9 @@ class Endpoints(Mapping[str, str]):
                         "Jupyter takes the next port where its own is in use",
                     ],
                 )
-            if host and announced and _answers(host, announced):
-                return announced.url(host)
+            address = announced and host and (self._reached(announced.port) or f"{host}:{announced.port}")
+            if announced and address and answers(address, announced):
+                return announced.url(address)
             self._check_it_may_come("Jupyter server")
             time.sleep(next(pause))
 
@@ -139,15 +148,15 @@ class Endpoints(Mapping[str, str]):
             raise NoEndpointError(f"`{task.task_id}` is an array", suggestions=["ask one of its elements"])
 
 
-class _Log:
+class JupyterLog:
     """What a task wrote, read a piece at a time for the newest address that a server announced there."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._cursor: str | None = None
-        self._newest: _Announcement | None = None
+        self._newest: Announcement | None = None
 
-    def announced(self) -> _Announcement | None:
+    def announced(self) -> Announcement | None:
         """The last one of the newest attempt that wrote anything."""
         for line in self._task.lines(node=0, cursor=self._cursor):
             if not line.is_whole:
@@ -156,17 +165,23 @@ class _Log:
             if self._newest and self._newest.attempt != line.attempt:
                 self._newest = None
             text = line.text.decode(errors="replace")
-            found = _ANNOUNCED.fullmatch(text) if _IS_JUPYTER.search(text) else None
-            if found:
-                token = found["token"] if found["token"] not in (None, "...") else ""
-                self._newest = _Announcement(line.attempt, found["scheme"], int(found["port"]), found["path"], token)
+            self._newest = announcement(text, line.attempt) or self._newest
         return self._newest
 
 
-def _answers(host: str, announced: _Announcement) -> bool:
+def announcement(line: str, attempt: int) -> Announcement | None:
+    """What a line that a server wrote tells of its address."""
+    found = _ANNOUNCED.fullmatch(line) if _IS_JUPYTER.search(line) else None
+    if not found:
+        return None
+    token = found["token"] if found["token"] not in (None, "...") else ""
+    return Announcement(attempt, found["scheme"], int(found["port"]), found["path"], token)
+
+
+def answers(address: str, announced: Announcement) -> bool:
     """Whether a Jupyter server answers there: its `/api` tells its version to anyone."""
     path = posixpath.join(posixpath.dirname(announced.path), "api")
-    connection = _connection(host, announced)
+    connection = _connection(address, announced)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -177,12 +192,12 @@ def _answers(host: str, announced: _Announcement) -> bool:
         connection.close()
 
 
-def _connection(host: str, announced: _Announcement) -> http.client.HTTPConnection:
+def _connection(address: str, announced: Announcement) -> http.client.HTTPConnection:
     if announced.scheme == "http":
-        return http.client.HTTPConnection(host, announced.port, timeout=_PROBE_SECONDS)
+        return http.client.HTTPConnection(address, timeout=_PROBE_SECONDS)
     # nothing secret is sent, and such servers sign their own certificates
     unchecked = ssl._create_unverified_context()
-    return http.client.HTTPSConnection(host, announced.port, timeout=_PROBE_SECONDS, context=unchecked)
+    return http.client.HTTPSConnection(address, timeout=_PROBE_SECONDS, context=unchecked)
 
 
 def _pauses() -> Iterator[float]:

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from flow.channel import Channel
+    from flow.code_upload import Upload
     from flow.config import TaskConfig
     from flow.endpoints import Endpoints
+    from flow.forwarding import Forwarding
+    from flow.jupyter import Jupyter
     from flow.logs import Block, Folder, Line, LogChoice
     from flow.observe import Instance
     from flow.users import User
@@ -45,6 +48,7 @@ class Task:
         self._elements: dict[str, Outcome] = {}
         self._outcome = Outcome(TaskStatus.PENDING)
         self._patience = Patience()
+        self._forwardings: dict[int, Forwarding] = {}  # of `endpoints`
 
     def __str__(self) -> str:
         return self.task_id
@@ -178,8 +182,9 @@ class Task:
     def endpoints(self) -> Endpoints:
         """URL of each of its `ports`, by port, while the task runs; `["jupyter"]` waits for a Jupyter server on one.
 
-        Listing them never waits. Looking up one that is not there yet does, for as long as it may come; what cannot
-        come raises NoEndpointError.
+        Listing them never waits, and tells the machine's own address. Looking up one that is not there yet waits for as
+        long as it may come; what cannot come raises NoEndpointError. Where this machine reaches the task's only through
+        ssh, a port that is looked up is forwarded for as long as this process lives.
         """
         from flow.endpoints import Endpoints
 
@@ -407,6 +412,64 @@ class Task:
         if not allocation or not allocation.nodes_up:
             return None
         return self._provider.channel(allocation, 0), allocation.nodes[0].folder
+
+    def forward(
+        self, port: int, local: int | None = None, *, node: int = 0, tell: Callable[[str], None] = lambda _: None
+    ) -> Forwarding:
+        """Make a port of its machine one of this machine's loopback, whose `address` it has, until `close()`.
+
+        local: the port here; None for the same, or the next that is free. A machine that is this one is reached as it
+        is. `tell` is called with what goes wrong meanwhile. Raises ValidationError where it does not run, or `local`
+        is taken.
+        """
+        from flow.forwarding import Forwarding
+
+        return Forwarding(self, self._running, port, local, node=node, tell=tell)
+
+    def reached_at(self, port: int) -> str | None:
+        """The address here of a port that is forwarded from now on; None where its machine is reached as it is."""
+        allocation = self._running()
+        if port not in self._forwardings and allocation and allocation.nodes_up:
+            if allocation.nodes_up[0].public_address or not self.channel(allocation, 0).prefix:
+                return None
+            self._forwardings[port] = self.forward(port)
+        return self._forwardings[port].address if port in self._forwardings else None
+
+    def copy_from(self, path: str, into: str | Path = ".", *, node: int = 0) -> Path:
+        """Copy a file or folder of the task to this machine, as `scp -r` does; where it lies now.
+
+        A relative path begins at its workspace; `output/…` is its `$FLOW_OUTPUT`, also when it has ended. A folder that
+        is there takes the copy in; `folder/.` is what is in it. Raises ResourceNotFoundError where there is none.
+        """
+        from flow.transfer import copy_from
+
+        return copy_from(self, self._running(), self._records, path, into, node=node)
+
+    def copy_to(self, source: str | Path, path: str = "", *, node: int = 0) -> None:
+        """Copy a file or folder of this machine to the running task, in the same way; by default to its workspace."""
+        from flow.transfer import copy_to
+
+        copy_to(self, self._running(), self._records, source, path, node=node)
+
+    def upload_code(self, source: str | Path = ".", *, node: int = 0) -> Upload:
+        """Bring the running task's workspace to the state of the project in `source`, by its ignore file.
+
+        Only what changed there since the last upload travels. What is no longer there is removed, if an upload had put
+        it there and nobody changed it since. Raises ValidationError where it does not run, or `source` is no project.
+        """
+        from flow.code_upload import upload_code
+
+        return upload_code(self, self._running(), self._records.home, Path(source).absolute(), node=node)
+
+    def jupyter(self, *, node: int = 0) -> Jupyter:
+        """A Jupyter server in the running task, reached at its `url`: the one that the task serves, else a new one.
+
+        A new one serves the task's workspace, with a token, until `close()` or the end of a `with` block. Raises
+        ResourceNotFoundError where Jupyter is not installed in the task.
+        """
+        from flow.jupyter import Jupyter
+
+        return Jupyter(self, self._running, node=node)
 
     def mount(self, volume: Volume, store: VolumeStore) -> str:
         """Give the running task one more volume, on each of its nodes; the path at which it is seen.

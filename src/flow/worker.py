@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from flow.calls import FOLDER
 from flow.channel import Channel
-from flow.node import serve
+from flow.node import connect, serve
 from flow.task import Task
 
 _LOOK_SECONDS = 0.05  # between looks at the state of a task that has not started, or is ending
@@ -97,10 +96,11 @@ class Worker:
     def _relayed(self, channel: Channel, place: Path) -> socket.socket:
         """By a process over there that joins its stdin and stdout with the worker's socket."""
         ours, theirs = socket.socketpair()
-        python = shlex.quote(sys.executable) if channel.is_here else channel.python
-        script = f"exec {python} {shlex.quote(str(place))}/invoke.py connect"
+        argv = channel.python_command(
+            Path(connect.__file__).read_text(), str(place / serve.SOCKET), str(serve.FIRST_CLIENT_SECONDS)
+        )
         with theirs:
-            self._relay = subprocess.Popen(channel.command(script), stdin=theirs.fileno(), stdout=theirs.fileno())
+            self._relay = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=theirs.fileno())
         return ours
 
     def send(self, calls: deque[PendingCall]) -> None:

@@ -25,6 +25,10 @@ COMMANDS = {
     "hold": Entry("flow.cli.hold:hold", "Keep tasks from starting.", _TASKS),
     "resume": Entry("flow.cli.hold:resume", "Let held tasks start.", _TASKS),
     "ssh": Entry("flow.cli.ssh:ssh", "A shell, or one command, where a task runs.", _TASKS),
+    "cp": Entry("flow.cli.cp:cp", "Copy files to and from a task.", _TASKS),
+    "forward": Entry("flow.cli.forward:forward", "Make ports of a task ports of this machine.", _TASKS),
+    "upload-code": Entry("flow.cli.upload_code:upload_code", "Bring a running task's code up to date.", _TASKS),
+    "jupyter": Entry("flow.cli.jupyter:jupyter", "Open notebooks in a running task.", _TASKS),
     "mount": Entry("flow.cli.mount:mount", "Give a running task one more volume.", _TASKS),
     "offers": Entry("flow.cli.offers:offers", "The machines to be had now, and their price.", _MACHINES),
     "host": Entry("flow.cli.host:host", "Machines of your own, over SSH: add, list, check, remove.", _MACHINES),
@@ -44,10 +48,10 @@ COMMANDS = {
 }
 
 SYNONYMS = {
-    "delete": "cancel", "describe": "info", "exec": "ssh", "kill": "cancel", "launch": "run", "list": "status",
-    "log": "logs", "ls": "status", "ps": "status", "rm": "cancel", "shell": "ssh",
-    "show": "info", "stop": "cancel", "submit": "run", "tail": "logs",
-    "hosts": "host", "volumes": "volume",
+    "copy": "cp", "delete": "cancel", "describe": "info", "exec": "ssh", "hosts": "host", "kill": "cancel",
+    "lab": "jupyter", "launch": "run", "list": "status", "log": "logs", "ls": "status", "notebook": "jupyter",
+    "port-forward": "forward", "ps": "status", "rm": "cancel", "scp": "cp", "shell": "ssh", "show": "info",
+    "stop": "cancel", "submit": "run", "tail": "logs", "upload": "upload-code", "volumes": "volume",
 }  # fmt: skip
 
 flow = TaskGroup(

@@ -61,6 +61,18 @@ def until_started(task: Task) -> None:
             task.refresh()
 
 
+@contextlib.contextmanager
+def forwarded(task: Task) -> Iterator[None]:
+    """While it lasts, the ports that a running task serves on another machine are ports here; says which."""
+    with contextlib.ExitStack() as stack:
+        for port in task.plan.ports if task.status is TaskStatus.RUNNING and not task.is_array else ():
+            with contextlib.suppress(FlowError):  # it ended just now, or is out of reach: no reason not to follow it
+                one = stack.enter_context(task.forward(port))
+                if not one.is_direct:
+                    output.note(f"port {port} of `{task.task_id}` is here http://{one.address}")
+        yield
+
+
 def until_ended(task: Task, timeout: float | None = None, *, began: float | None = None) -> None:
     """Wait for the end, its phase shown on a terminal.
 

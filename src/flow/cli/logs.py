@@ -92,10 +92,11 @@ def logs(
         _say_if_not_started(task)
         return 0
     with follow.attached(task):
-        if output.is_terminal(sys.stderr):
+        if output.is_terminal(sys.stderr) or task.plan.ports:
             follow.until_started(task)
-        copy()
-        task.wait()
+        with follow.forwarded(task):
+            copy()
+            task.wait()
     return follow.exit_code(task)
 
 

@@ -190,9 +190,10 @@ def _watch(task: Task, *, as_json: bool) -> int:
             output.hint(error.suggestions[0])
             follow.until_ended(task)
         else:
-            copy.take(blocks, tell_attempts=True)
-            copy.end_line()
-            task.wait()
+            with follow.forwarded(task):
+                copy.take(blocks, tell_attempts=True)
+                copy.end_line()
+                task.wait()
     if as_json:
         output.print_json(task.record())
     for line in follow.summary(task):

@@ -1,6 +1,6 @@
 """Calls a function of the user's project on the machine: once, or again and again for the client that is connected.
 
-`python3 invoke.py once|serve|connect`, in the folder `.flow/call` of the task's copy of the project. `call.json` beside
+`python3 invoke.py once|serve`, in the folder `.flow/call` of the task's copy of the project. `call.json` beside
 it says which function, where it is found, with which arguments. Standard library, Python 3.8 and up.
 """
 
@@ -224,8 +224,6 @@ class StandIn:
 
 def main(words: list[str]) -> int:
     """Do what the words say; the exit code."""
-    if words == ["connect"]:
-        return int(_beside("serve").connect(HERE))
     for stream in (sys.stdout, sys.stderr):  # so that the log shows what is printed when it is
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     import faulthandler

@@ -49,33 +49,6 @@ def serve(invoke: Any, call: dict[str, Any], folder: str) -> int:
     return 1
 
 
-def connect(folder: str) -> int:
-    """Join stdin and stdout with the worker of this folder: how a client reaches it over a channel."""
-    client = socket.socket(socket.AF_UNIX)
-    os.chdir(folder)  # the path of a socket must be short
-    deadline = time.monotonic() + FIRST_CLIENT_SECONDS
-    while not os.path.exists(SOCKET) and time.monotonic() < deadline:
-        time.sleep(0.02)  # the user's module is being imported
-    client.connect(SOCKET)
-
-    def send() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                data = os.read(0, 1 << 16)
-                if not data:
-                    break
-                client.sendall(data)
-            client.shutdown(socket.SHUT_WR)
-
-    threading.Thread(target=send, daemon=True).start()
-    while True:
-        data = client.recv(1 << 16)
-        if not data:
-            return 0
-        while data:
-            data = data[os.write(1, data) :]
-
-
 def _client(folder: str) -> socket.socket | None:
     """The connection of the client; the socket has its name only once it can be connected to."""
     here = os.getcwd()

@@ -1,0 +1,109 @@
+"""The project as it is now -> the workspace of a running task: only what changed since the last upload travels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from flow.access import node_of
+from flow.blobs import blob_path, store_lock
+from flow.bundle import make_bundle, read_manifest
+from flow.channel import UNREACHABLE, Channel
+from flow.errors import FlowError, StorageError, ValidationError
+from flow.machines import Allocation
+from flow.node import sync
+
+if TYPE_CHECKING:
+    from flow.task import Task
+
+_OURS = ".flow/"  # what a submission adds to a project
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What became of the files of a workspace, by their paths in the project.
+
+    `kept`: the project has them no longer, but they were changed over there.
+    """
+
+    updated: tuple[str, ...]
+    removed: tuple[str, ...]
+    kept: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def upload_code(task: Task, allocation: Allocation | None, home: Path, source: Path, *, node: int) -> Upload:
+    """What `Task.upload_code` promises, of a task that has these machines while it runs."""
+    place = node_of(task, allocation, node, "an upload")
+    assert allocation
+    if task.plan.in_place:
+        raise ValidationError(
+            f"`{task.task_id}` runs in the folder it was submitted from, and sees its files as they are"
+        )
+    if source.resolve() in (Path.home(), Path(source.anchor)):
+        raise ValidationError(f"`{source}` is not a project", suggestions=["name its folder by `--source`"])
+    with store_lock(home):
+        bundle = make_bundle(source, home)
+        manifest = read_manifest(home, bundle.id)
+        request = {"manifest": manifest, "was": _difference(_submitted(task, home), _entries(manifest))}
+        digests = {name: digest for name, _, digest, _ in manifest["files"]}
+        channel = task.channel(allocation, node)  # what reaches its files is enough
+        done = _talk(channel, place.node.folder, request, home, digests)
+    return Upload(tuple(done["updated"]), tuple(done["removed"]), tuple(done["kept"]), bundle.notes)
+
+
+def _submitted(task: Task, home: Path) -> Mapping[str, Any]:
+    """What the task was submitted with; nothing where that is not known any more."""
+    try:
+        found = _entries(read_manifest(home, task.plan.bundle)) if task.plan.bundle else {}
+    except StorageError:  # pruned
+        found = {}
+    return {name: entry for name, entry in found.items() if not name.startswith(_OURS)}
+
+
+def _entries(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    files = {name: [mode, digest, size] for name, mode, digest, size in manifest["files"]}
+    return {**files, **dict(manifest["links"])}
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: before.get(name) for name in {**before, **now} if before.get(name) != now.get(name)}
+
+
+def _talk(
+    channel: Channel, folder: str, request: Mapping[str, Any], home: Path, digests: Mapping[str, str]
+) -> Mapping[str, Any]:
+    argv = channel.python_command(Path(sync.__file__).read_text(), folder)
+    with tempfile.TemporaryFile() as said:
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said) as there:
+            assert there.stdin and there.stdout
+            try:
+                told = _exchange(there.stdin, there.stdout, request, home, digests)
+            except (BrokenPipeError, json.JSONDecodeError):  # it ended; why is what it said
+                told = None
+        said.seek(0)
+        why = said.read().decode(errors="replace").strip()
+    if there.returncode == UNREACHABLE and channel.prefix:
+        raise channel.unreachable(why)
+    if there.returncode or told is None:
+        raise FlowError(f"the upload is not whole: {why.rpartition(chr(10))[2]}", suggestions=["upload again"])
+    return told
+
+
+def _exchange(
+    to: IO[bytes], of: IO[bytes], request: Mapping[str, Any], home: Path, digests: Mapping[str, str]
+) -> Mapping[str, Any]:
+    to.write(json.dumps(request).encode() + b"\n")
+    to.flush()
+    for name in json.loads(of.readline()):
+        with blob_path(home, digests[name]).open("rb") as blob:
+            shutil.copyfileobj(blob, to, 1 << 20)
+    to.close()
+    done: Mapping[str, Any] = json.loads(of.readline())
+    return done

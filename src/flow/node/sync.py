@@ -1,0 +1,124 @@
+"""Brings a task's workspace to a newer state of the project: only what changed there since the last upload is touched.
+
+`sync.py FOLDER` (of the task). Reads a line of JSON, `{"manifest": …, "was": {name: digest or null}}`: the project now,
+and where it was different when the task was submitted. Says which contents it lacks, takes them one after the other,
+and says what it did. `synced.json` tells the next upload of this one. Standard library, Python 3.8 and up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from typing import IO, Any
+
+STATE = "synced.json"
+NEW = ".flow-upload"  # the end of a file's name until it is whole
+
+
+def sync(folder: str, given: IO[bytes], out: IO[bytes]) -> None:
+    """See above. Raises OSError, and EOFError where what is given ends early."""
+    asked = json.loads(given.readline())
+    manifest, was = asked["manifest"], asked["was"]
+    now = {name: [mode, digest, size] for name, mode, digest, size in manifest["files"]}
+    links = dict(manifest["links"])
+    state = os.open(os.path.join(folder, STATE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(state, fcntl.LOCK_EX)
+    os.chdir(os.path.join(folder, "workspace"))
+    known = os.pread(state, os.fstat(state).st_size, 0)
+    if known:
+        before = json.loads(known)
+    else:  # nothing was uploaded since the task was submitted
+        before = {name: entry for name, entry in {**now, **links}.items() if name not in was}
+        before.update((name, entry) for name, entry in was.items() if entry is not None)
+    changed = [name for name in now if before.get(name) != now[name]]
+    lacked = [name for name in changed if not _holds(name, *now[name][1:])]
+    _say(out, lacked)
+    gone = [name for name in before if name not in now and name not in links]
+    kept = [name for name in gone if not _remove(name, before[name])]  # first: a file may become a folder
+    for name in lacked:
+        _take(name, now[name][2], given)
+    for name in changed:
+        os.chmod(name, now[name][0])
+    relinked = [name for name, target in links.items() if before.get(name) != target]
+    for name in relinked:
+        _link(name, links[name])
+    for name in manifest["dirs"]:
+        os.makedirs(name, exist_ok=True)
+    content = json.dumps({**now, **links}).encode()
+    os.ftruncate(state, os.pwrite(state, content, 0))
+    _say(out, {"updated": sorted([*changed, *relinked]), "removed": sorted({*gone} - {*kept}), "kept": sorted(kept)})
+
+
+def _holds(name: str, digest: str, size: int) -> bool:
+    """Whether a file there has that content."""
+    with contextlib.suppress(OSError):
+        if os.path.islink(name) or os.path.getsize(name) != size:
+            return False
+        sha = hashlib.sha256()
+        with open(name, "rb") as file:
+            for data in iter(lambda: file.read(1 << 20), b""):
+                sha.update(data)
+        return sha.hexdigest() == digest
+    return False
+
+
+def _take(name: str, size: int, given: IO[bytes]) -> None:
+    """The next `size` bytes become that file, whole."""
+    os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
+    try:
+        with open(name + NEW, "wb") as file:
+            while size:
+                data = given.read(min(size, 1 << 20))
+                if not data:
+                    raise EOFError("the upload was cut off")
+                size -= len(data)
+                file.write(data)
+        os.replace(name + NEW, name)
+    except (OSError, EOFError):
+        _forget(name + NEW)
+        raise
+
+
+def _link(name: str, target: str) -> None:
+    os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
+    _forget(name + NEW)
+    os.symlink(target, name + NEW)
+    os.replace(name + NEW, name)
+
+
+def _forget(name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name)
+
+
+def _remove(name: str, entry: Any) -> bool:
+    """Remove what an upload put there, with the folders that this leaves empty; False where it was changed since."""
+    if not os.path.lexists(name):
+        return True
+    if isinstance(entry, str):
+        as_it_was = os.path.islink(name) and os.readlink(name) == entry
+    else:
+        as_it_was = _holds(name, *entry[1:])
+    if as_it_was:
+        os.unlink(name)
+        with contextlib.suppress(OSError):
+            os.removedirs(os.path.dirname(name))
+    return as_it_was
+
+
+def _say(out: IO[bytes], value: Any) -> None:
+    out.write(json.dumps(value).encode() + b"\n")
+    out.flush()
+
+
+if __name__ == "__main__":
+    try:
+        sync(sys.argv[1], sys.stdin.buffer, sys.stdout.buffer)
+    except OSError as error:
+        sys.exit(f"{error.filename}: {error.strerror}")
+    except EOFError as error:
+        sys.exit(str(error))

@@ -1,0 +1,104 @@
+"""Into a task whose machine is reached through ssh and a cluster's login node."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flow.errors import ResourceNotFoundError
+from tests.support.commands import flow
+from tests.support.processes import free_port
+from tests.support.slurm import Cluster
+from tests.support.sshd import sshd
+from tests.test_forwarding import echoed, serving
+from tests.test_jupyter import PATH, names_at
+from tests.test_transfer import end, make_tree, running, tree
+
+
+@pytest.fixture(autouse=True)
+def afar(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The login node is another machine, which ssh reaches; without it there are no commands of Slurm here."""
+    with sshd(tmp_path / "sshd", slurm.environment()) as server:
+        monkeypatch.setenv("FLOW_PROVIDER", "slurm")
+        monkeypatch.setenv("FLOW_SLURM_LOGIN", server.name)
+        monkeypatch.setenv("FLOW_SLURM_SSH_CONFIG", str(server.config))
+        monkeypatch.setenv("FLOW_SLURM_FOLDER", str(tmp_path / "shared"))
+        monkeypatch.delenv("SLURM_CONF")
+        yield
+
+
+def test_files_go_there_and_back(project: Path, tmp_path: Path) -> None:
+    whole = make_tree(tmp_path / "from here")
+    task = running("echo kept > $FLOW_OUTPUT/model; exec sleep 300", num_instances=2)
+    task.copy_to(tmp_path / "from here", node=1)
+    assert task.shell("test -x 'from here/run.sh'", node=1) == 0
+    assert task.copy_from("from here", tmp_path / "back", node=1) == tmp_path / "back"
+    assert tree(tmp_path / "back") == whole
+    with pytest.raises(ResourceNotFoundError, match="has no `from here`"):
+        task.copy_from("from here")
+    big = os.urandom(5_000_000)
+    (tmp_path / "big").write_bytes(big)
+    task.copy_to(tmp_path / "big", "/tmp/")
+    task.copy_to(tmp_path / "big")
+    assert task.copy_from("big").read_bytes() == big
+    assert task.copy_from("output/model").read_text() == "kept\n"
+    end(task)
+    assert task.copy_from("output/model").read_text() == "kept\n"
+    with pytest.raises(ResourceNotFoundError, match="has no `big`"):
+        task.copy_from("big", "gone")
+
+
+def test_a_port_there_is_a_port_here(project: Path) -> None:
+    port = free_port()
+    task = serving(port, ports=[port])
+    data = os.urandom(1_000_000)
+    with task.forward(port) as forwarding:
+        assert (forwarding.is_direct, forwarding.address != f"127.0.0.1:{port}") == (False, True)
+        assert echoed(forwarding.address, data) == data
+    address = task.endpoints[str(port)].removeprefix("http://")
+    assert address.startswith("127.0.0.1:")
+    assert echoed(address, data) == data
+    assert task.endpoints[str(port)] == f"http://{address}"
+    end(task)
+
+
+def test_who_follows_a_task_has_its_ports(project: Path) -> None:
+    port = free_port()
+    task = serving(port, ports=[port])
+    words = [sys.executable, "-u", "-m", "flow", "logs", "-f", str(task)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        note = process.stderr.readline()
+        found = re.fullmatch(rf"note: port {port} of `{task}` is here http://(127\.0\.0\.1:\d+)\n", note)
+        assert found, note
+        assert echoed(found[1], b"hello") == b"hello"
+        end(task)
+        assert process.communicate(timeout=30)[0] == "serves\n"
+        assert process.returncode == 143
+
+
+def test_code_is_brought_up_to_date_on_each_node(project: Path, tmp_path: Path) -> None:
+    (project / "goes").write_text("1")
+    task = running(num_instances=2)
+    (project / "goes").unlink()
+    (project / "new").write_text("2")
+    (project / "new").chmod(0o755)
+    ended = flow("upload-code", str(task), "--all-nodes")
+    assert ended.stdout == "".join(f"[{rank}] updated  new\n[{rank}] removed  goes\n" for rank in (0, 1)), ended.stderr
+    for rank in (0, 1):
+        assert tree(task.copy_from(".", tmp_path / str(rank), node=rank)) == {"new": "-rwxr-xr-x2"}
+    end(task)
+
+
+def test_a_jupyter_server_there_is_opened_here_and_ends_with_its_user(project: Path) -> None:
+    (project / "notebook.ipynb").write_text("{}")
+    task = running(env={"PATH": PATH}, num_instances=2)
+    with task.jupyter(node=1) as server:
+        assert names_at(server.url) == ["notebook.ipynb"]
+    end(task)
