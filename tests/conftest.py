@@ -138,5 +138,11 @@ def fleet_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def fleet(fleet_at: Fleet) -> Iterator[Fleet]:
     """Four machines with 4 pretend GPUs each, `gpu1` to `gpu4`, with nothing on them; skips where there can be none."""
     yield fleet_at
-    for host in fleet_at.hosts.values():
-        host.clean()
+    fleet_at.clean()
+
+
+@pytest.fixture
+def empty_fleet(tmp_path: Path) -> Iterator[Fleet]:
+    """One for machines that are asked for otherwise; skips where there can be none."""
+    with Fleet(tmp_path / "fleet") as fleet:
+        yield fleet

@@ -6,21 +6,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from flow.providers.local.inventory import Card, parse_nvidia_smi
 
+from tests.support.components import require
+from tests.support.containers import IMAGE
 from tests.support.fleet import Fleet, Host
 from tests.support.processes import wait_until
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Fleet]:
-    """One that a test can boot other machines in."""
-    with Fleet(tmp_path / "fleet") as fleet:
-        yield fleet
 
 
 def ssh(host: Host, command: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -30,12 +24,14 @@ def ssh(host: Host, command: str, *options: str) -> subprocess.CompletedProcess[
 
 def test_four_machines_answer_each_with_a_name_processes_and_gpus_of_its_own(fleet: Fleet) -> None:
     query = "nvidia-smi --query-gpu=index,name,memory.total --format=csv,noheader,nounits"
+    ours = f"ls -d {__file__} {sys.executable} | wc -l"
     for name in ("gpu1", "gpu2", "gpu3", "gpu4"):
-        done = ssh(fleet.hosts[name], f"hostname; id -u; pwd; ls -A ~ /home /tmp /opt; ps -e | wc -l; {query}")
+        done = ssh(
+            fleet.hosts[name], f"hostname; id -u; pwd; ls -A ~ /home /tmp | wc -w; {ours}; ps -e | wc -l; {query}"
+        )
         lines = done.stdout.splitlines()
-        assert lines[:3] == [name, "0", "/root"] and int(lines[-5]) < 10, done
-        assert parse_nvidia_smi("\n".join(lines[-4:])) == tuple(Card(index, "a100", 80.0) for index in range(4))
-        assert not any(str(Path(one).parent) in done.stdout for one in (sys.executable, __file__))
+        assert lines[:5] == [name, "0", "/root", "3", "0"] and int(lines[5]) < 10, done  # 3: what `ls` puts in front
+        assert parse_nvidia_smi("\n".join(lines[6:])) == tuple(Card(index, "a100", 80.0) for index in range(4))
 
 
 def test_machines_reach_each_other(fleet: Fleet) -> None:
@@ -61,17 +57,19 @@ def test_a_cut_is_silent_and_heals(fleet: Fleet) -> None:
 
 
 def test_a_reboot_ends_processes_and_keeps_the_disk_and_who_it_is(fleet: Fleet) -> None:
-    host = fleet.hosts["gpu1"]
-    begin = "echo kept >~/file; touch /tmp/file; nohup sleep 1000 >/dev/null 2>&1 & cat /proc/sys/kernel/random/boot_id"
-    assert ssh(host, begin).returncode == 0
-    assert ssh(host, "pgrep -c sleep").stdout == "1\n"
+    host, boot_id = fleet.hosts["gpu1"], "cat /proc/sys/kernel/random/boot_id"
+    ssh(host, "echo kept >~/file; touch /tmp/file; nohup sleep 1000 >/dev/null 2>&1 &")
+    before = ssh(host, f"pgrep -c sleep; {boot_id}").stdout.splitlines()
     host.reboot()
-    assert ssh(host, "cat ~/file; pgrep -c sleep; ls -A /tmp").stdout == "kept\n0\n"
+    after = ssh(host, f"pgrep -c sleep; {boot_id}; cat ~/file; ls -A /tmp", "-oStrictHostKeyChecking=yes").stdout
+    assert before[0] == "1" and before[1] not in after
+    assert after.splitlines()[::2] == ["0", "kept"]
 
 
-def test_a_machine_that_is_off_does_not_answer_and_one_reaped_comes_back_as_another(own: Fleet) -> None:
-    host = own.boot("gpu1")
+def test_a_machine_that_is_off_does_not_answer_and_one_reaped_comes_back_as_another(empty_fleet: Fleet) -> None:
+    host = empty_fleet.boot("gpu1")
     ssh(host, "touch ~/file")
+    host.slow(1)
     host.power_off()
     assert ssh(host, "true", "-oConnectTimeout=1").returncode == 255
     host.start()
@@ -79,7 +77,7 @@ def test_a_machine_that_is_off_does_not_answer_and_one_reaped_comes_back_as_anot
     host.reap()
     host.start()
     assert ssh(host, "true", "-oStrictHostKeyChecking=yes").returncode == 255  # its key is new
-    (own.folder / "known_hosts").unlink()
+    (empty_fleet.folder / "known_hosts").unlink()
     assert ssh(host, "ls ~").stdout == ""
 
 
@@ -104,20 +102,28 @@ def test_a_slow_link_delays_and_loses_and_keeps_connections(fleet: Fleet) -> Non
         open_one.stdin.write(sent)
         open_one.stdin.close()
         assert open_one.stdout.read() == sent
+    host.slow(200)
+    host.reboot()
+    assert connect() >= 0.2
     host.slow(0)
     assert wait_until(lambda: connect() < 0.2)
 
 
-def test_a_machine_is_as_it_is_asked_for(own: Fleet) -> None:
-    host = own.boot("lab", user="ubuntu", without=("python3",), disk_mb=10, memory_mb=64, sshd={"MaxSessions": 1})
+def test_a_machine_is_as_it_is_asked_for(empty_fleet: Fleet) -> None:
+    host = empty_fleet.boot(
+        "lab", user="ubuntu", without=("python3",), disk_mb=10, memory_mb=64, sshd={"MaxSessions": 1}
+    )
     assert ssh(host, "id -un; pwd; command -v python3 || echo none").stdout == "ubuntu\n/home/ubuntu\nnone\n"
     full = ssh(host, "dd if=/dev/zero of=file bs=1M count=20")
     assert "No space left on device" in full.stderr
     assert ssh(host, "bash -c 'all=$(yes | head -c 200M)'; echo $?").stdout == "137\n"
+    host.cut()
     host.reboot()
+    assert ssh(host, "true", "-oConnectTimeout=1").returncode == 255  # as before
+    host.heal()
     assert ssh(host, "ls").stdout == "file\nlost+found\n"
-    shared = ("-oControlMaster=auto", f"-oControlPath={own.folder}/c")
-    argv = ["ssh", "-q", "-F", str(own.config), *shared, host.name, "echo; cat"]
+    shared = ("-oControlMaster=auto", f"-oControlPath={empty_fleet.folder}/c")
+    argv = ["ssh", "-q", "-F", str(empty_fleet.config), *shared, host.name, "echo; cat"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         assert first.stdout and first.stdin and first.stdout.readline() == b"\n"
         assert "refused" in subprocess.run([*argv[:1], *argv[2:-1], "true"], capture_output=True, text=True).stderr
@@ -125,8 +131,8 @@ def test_a_machine_is_as_it_is_asked_for(own: Fleet) -> None:
 
 
 @pytest.mark.parametrize("user", ["root", "ubuntu"])
-def test_a_clock_is_wrong_and_right_again(user: str, own: Fleet) -> None:
-    host = own.boot("gpu1", user=user)
+def test_a_clock_is_wrong_and_right_again(user: str, empty_fleet: Fleet) -> None:
+    host = empty_fleet.boot("gpu1", user=user)
     told = "python3 -c 'import time; print(time.time())'; date +%s"
 
     def ahead() -> list[float]:
@@ -145,8 +151,24 @@ def test_a_clock_is_wrong_and_right_again(user: str, own: Fleet) -> None:
     assert ahead() == [0, 0]
 
 
-def test_what_a_test_leaves_is_cleaned_away(own: Fleet) -> None:
-    host = own.boot("gpu1")
+def test_a_machine_has_a_docker_of_its_own(empty_fleet: Fleet) -> None:
+    require("dockerd", "it is what is tried")
+    host = empty_fleet.boot("gpu1", user="ubuntu")
+    assert ssh(host, "docker version").returncode != 0
+    host.start_docker()
+    begin = "docker run --rm --network=host -v ~:/workspace {} sh -c 'id -u; echo done >/workspace/file'; cat ~/file"
+    assert ssh(host, begin.format(IMAGE)).stdout == "0\ndone\n"
+    ssh(host, f"docker run -d {IMAGE} sleep 1000")
+    host.reboot()
+    assert ssh(host, "pgrep -c 'docker|sleep'").stdout == "0\n"
+    host.start_docker()
+    host.clean()
+    host.start_docker()
+    assert ssh(host, f"docker run --rm {IMAGE} echo again").stdout == "again\n"
+
+
+def test_what_a_test_leaves_is_cleaned_away(empty_fleet: Fleet) -> None:
+    host = empty_fleet.boot("gpu1")
     ssh(host, "touch ~/.hidden ~/file /tmp/.hidden; nohup sleep 1000 >/dev/null 2>&1 &")
     host.cut()
     host.clean()
@@ -159,8 +181,10 @@ def test_orphans_do_not_stay_as_zombies(fleet: Fleet) -> None:
     assert wait_until(lambda: host.run("ps -eo stat,comm | grep -E '^Z|sleep'", check=False).stdout == "")
 
 
-def test_fleets_do_not_clash_and_nothing_stays_of_one_whose_process_is_killed(own: Fleet, tmp_path: Path) -> None:
-    host = own.boot("gpu1")
+def test_fleets_do_not_clash_and_nothing_stays_of_one_whose_process_is_killed(
+    empty_fleet: Fleet, tmp_path: Path
+) -> None:
+    host = empty_fleet.boot("gpu1")
     program = (
         "import sys; from pathlib import Path; from tests.support.fleet import Fleet\n"
         "host = Fleet(Path(sys.argv[1])).__enter__().boot('gpu1')\n"

@@ -20,20 +20,20 @@ _IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
 
 def relay(one: str, other: str, *, seconds: float, loss: float) -> None:
     """Every frame of either goes out at the other so much later, or, with the probability `loss`, not at all."""
-    taps = _open_tap(one), _open_tap(other)
+    end, taps = sys.stdin.fileno(), (_open_tap(one), _open_tap(other))
     to_other = {taps[0]: taps[1], taps[1]: taps[0]}
     waiting: deque[tuple[float, int, bytes]] = deque()
     chance = random.Random(one)
     print("ready", flush=True)
     while True:
         patience = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
-        readable, _, _ = select.select([sys.stdin, *taps], [], [], patience)
+        readable, _, _ = select.select([end, *taps], [], [], patience)
         now = time.monotonic()
         while waiting and waiting[0][0] <= now:
             _, tap, frame = waiting.popleft()
             os.write(tap, frame)
         for tap in readable:
-            if tap is sys.stdin:
+            if tap == end:
                 return
             frame = os.read(tap, 65536)
             if chance.random() >= loss:
