@@ -107,7 +107,8 @@ def ssh(host: str, *, config: str | None = None) -> Channel:
     options += ["BatchMode=yes"] if not (sys.stdin and sys.stdin.isatty()) else []
     options += [f"Port={port}"] if port else []
     words = [*(["-F", config] if config else []), *(word for one in options for word in ("-o", one))]
-    return Channel(("ssh", *words, "--", address), joins_words=True, terminal=("ssh", "-t", *words, "--", address))
+    at_terminal = ("ssh", "-t", "-o", "LogLevel=ERROR", *words, "--", address)  # no word on a connection that is shared
+    return Channel(("ssh", *words, "--", address), joins_words=True, terminal=at_terminal)
 
 
 def _socket_folder() -> Path:

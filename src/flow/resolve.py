@@ -31,7 +31,7 @@ _SET_PER_NODE = ("FLOW_NODE_RANK", "FLOW_MAIN_IP", "FLOW_NUM_NODES", "FLOW_NODE_
 _INTERACTIVE = ("tail", "-f", "/dev/null")  # a machine that waits for `flow ssh`
 _FLOW_VARIABLE = re.compile(r"(\$FLOW_\w+|\$\{FLOW_\w+\})")
 # In an image nobody knows which shells there are.
-_ANY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
+ANY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ def _argv(config: TaskConfig, *, same_machine: bool) -> tuple[str, ...]:
         return ("sh", "-c", "exec " + " ".join(map(_quoted_but_variables, command)))
     if same_machine and not config.image:
         return ("bash" if shutil.which("bash") else "sh", "-c", command)
-    return ("sh", "-c", _ANY_SHELL, "sh", command)
+    return ("sh", "-c", ANY_SHELL, "sh", command)
 
 
 def _quoted_but_variables(word: str) -> str:

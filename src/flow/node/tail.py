@@ -311,6 +311,9 @@ def _enter(folder: str, argv: Sequence[str]) -> None:
             place = json.load(file)
     except FileNotFoundError:
         sys.exit("the task has not started")
+    if os.path.isdir(os.path.join(folder, "sessions")):  # of a development machine, which is in use now
+        with open(os.path.join(folder, "sessions", str(os.getpid())), "w", encoding="utf-8") as file:
+            json.dump({"what": " ".join(argv) or "a shell", "is_fresh": False}, file)
     env = dict(place["env"], **{name: os.environ[name] for name in ("TERM", "COLORTERM") if name in os.environ})
     if place.get("container"):
         terminal = ["-it"] if os.isatty(0) and os.isatty(1) else ["-i"]
