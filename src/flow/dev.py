@@ -120,8 +120,8 @@ class DevMachine:
 
     def stop(self) -> Task:
         """End the machine, and all that runs on it; the task that held it, which has ended."""
-        task = self._found()
-        if self._allocation and self._allocation.nodes_up:
+        task = self.task
+        with suppress(FlowError):  # it may wait still, or be out of reach
             self._ask("end")
         task.cancel()
         with suppress(FlowTimeoutError):
@@ -226,14 +226,15 @@ class DevMachine:
     def _place(self) -> Place:
         """Where it is, as of the last look at which it ran."""
         task = self.task
-        if self._allocation is None or not self._allocation.nodes_up:
+        if self._allocation is None or self._allocation.machines not in (Machines.UP, Machines.SILENT):
             self._look(task)
-        if self._allocation and self._allocation.machines is Machines.SILENT:
+        found = self._allocation
+        if found and found.machines is Machines.SILENT:
             raise ProviderError(
-                f"the development machine is out of reach: {self._allocation.reason}",
+                f"the development machine is out of reach: {found.reason}",
                 suggestions=["try again later", "or give it up with `flow dev --stop --yes`"],
             )
-        return node_of(task, self._allocation, 0, "the development machine")
+        return node_of(task, found, 0, "the development machine")
 
     def _ask(self, verb: str, *words: str) -> Any:
         """What `session.py` says there."""
