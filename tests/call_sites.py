@@ -66,8 +66,13 @@ def a_task(task: Task, follow: bool) -> None:
     url: str = task.endpoints["jupyter"]
     address: str | None = task.get_instances()[0].public_ip
     who: str = task.get_user().email
+    copied: Path = task.copy_from("output/model.pt", node=1)
+    task.copy_to(copied, "model.pt")
+    updated: tuple[str, ...] = task.upload_code("project").updated
+    with task.forward(8888, 9000) as port, task.jupyter() as server:
+        print(port.address + server.url)
     task.status = status  # error: misc
-    print(text, lines, either, code, ran, created, url, address, who)
+    print(text, lines, either, code, ran, created, url, address, who, updated)
 
 
 def an_error(error: errors.FlowError) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from flow.errors import ResourceNotFoundError
+from flow.errors import FlowError, ResourceNotFoundError
 from tests.support.commands import flow
-from tests.support.processes import free_port
+from tests.support.processes import free_port, wait_until
 from tests.support.slurm import Cluster
 from tests.support.sshd import sshd
 from tests.test_forwarding import echoed, serving
@@ -35,13 +35,18 @@ def afar(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 def test_files_go_there_and_back(project: Path, tmp_path: Path) -> None:
     whole = make_tree(tmp_path / "from here")
-    task = running("echo kept > $FLOW_OUTPUT/model; exec sleep 300", num_instances=2)
+    grows = "while :; do echo line; done > grows & sleep 300"
+    task = running(f"echo kept > $FLOW_OUTPUT/model; {grows}", num_instances=2)
     task.copy_to(tmp_path / "from here", node=1)
     assert task.shell("test -x 'from here/run.sh'", node=1) == 0
     assert task.copy_from("from here", tmp_path / "back", node=1) == tmp_path / "back"
     assert tree(tmp_path / "back") == whole
     with pytest.raises(ResourceNotFoundError, match="has no `from here`"):
         task.copy_from("from here")
+    assert wait_until(lambda: task.shell("test $(wc -c < grows) -gt 100000") == 0)
+    assert "grows" in tree(task.copy_from(".", "all"))
+    with pytest.raises(FlowError, match=r"`no/such` of .* cannot be copied: .*No such file or directory"):
+        task.copy_to(tmp_path / "back" / ".hidden", "no/such")
     big = os.urandom(5_000_000)
     (tmp_path / "big").write_bytes(big)
     task.copy_to(tmp_path / "big", "/tmp/")
@@ -102,3 +107,18 @@ def test_a_jupyter_server_there_is_opened_here_and_ends_with_its_user(project: P
     with task.jupyter(node=1) as server:
         assert names_at(server.url) == ["notebook.ipynb"]
     end(task)
+
+
+def test_a_function_is_kept_there(project: Path) -> None:
+    lines = (
+        "import os",
+        "from flow import FlowApp",
+        "app = FlowApp()",
+        "@app.function",
+        "def f(x): return [x, os.getpid()]",
+        "if __name__ == '__main__':",
+        "    with app.run(): print(f.remote(1)[0], len({pid for _, pid in f.map(range(100))}))",
+    )
+    (project / "app.py").write_text("\n".join(lines))
+    ran = subprocess.run([sys.executable, "app.py"], capture_output=True, text=True, timeout=120)
+    assert ran.stdout == "1 1\n", ran.stderr

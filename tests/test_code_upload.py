@@ -15,6 +15,7 @@ from flow.errors import FlowError, ValidationError
 from flow.node import sync
 from tests.support.commands import flow
 from tests.support.processes import wait_until
+from tests.support.pythons import old_pythons
 from tests.test_transfer import end, running, tree
 
 
@@ -81,13 +82,18 @@ def test_a_file_becomes_a_folder_and_a_link_a_file(project: Path, tmp_path: Path
 
 def test_a_task_without_code_is_given_a_project_and_another_one_after_it(project: Path, tmp_path: Path) -> None:
     task = running(upload_code=False, num_instances=2, name="box")
-    write(project, a="1")
+    write(project, a="1", same="1")
+    task.copy_to("same")
     assert task.upload_code() == Upload(("a",), (), ())
+    (project / "same").unlink()
     other = tmp_path / "other"
     other.mkdir()
     write(other, b="1")
     ended = flow("upload-code", "box", "--all-nodes", "--source", str(other))
-    assert (ended.returncode, ended.stdout) == (0, "[0] updated  b\n[0] removed  a\n[1] updated  b\n"), ended.stderr
+    assert (ended.returncode, ended.stdout) == (
+        0,
+        "[0] updated  b\n[0] removed  a\n[0] removed  same\n[1] updated  b\n",
+    ), ended.stderr
     assert ended.stderr == f"[0] `{task}` has {other} as it is now\n[1] `{task}` has {other} as it is now\n"
     assert flow("upload-code", "box", "--node", "1").stdout == "updated  a\nremoved  b\n"
     assert flow("upload-code", "box", "--node", "1", "--all-nodes").returncode == 2
@@ -98,8 +104,10 @@ def test_what_a_function_is_called_by_stays(project: Path) -> None:
     (project / "app.py").write_text("import time\ndef f(): time.sleep(300)\n")
     task = submit(target_in("app.py", "f"), encode_arguments([], {}), {"name": "call"})
     assert wait_until(lambda: task.refresh().status == "running")
+    (project / ".flow").mkdir()
+    (project / ".flow/config.yaml").write_text("name: mine\n")
     write(project, more="1")
-    assert task.upload_code() == Upload(("more",), (), ())
+    assert task.upload_code() == Upload((".flow/config.yaml", "more"), (), ())
     assert task.shell("test -e .flow/call/call.json") == 0
     end(task)
 
@@ -111,12 +119,13 @@ def test_a_home_is_not_uploaded(project: Path) -> None:
     end(task)
 
 
-def test_an_upload_that_is_cut_off_leaves_what_was_there(project: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("python", [sys.executable, *old_pythons()])
+def test_an_upload_that_is_cut_off_leaves_what_was_there(tmp_path: Path, python: str) -> None:
     (tmp_path / "workspace").mkdir()
     (tmp_path / "workspace/file").write_text("old")
     request = b'{"manifest": {"files": [["file", 420, "0", 9]], "links": [], "dirs": []}, "was": {"file": null}}\n'
     for given, code in ((request + b"half", 1), (request + b"the whole", 0)):
-        ended = subprocess.run([sys.executable, sync.__file__, tmp_path], input=given, capture_output=True)
+        ended = subprocess.run([python, sync.__file__, tmp_path], input=given, capture_output=True)
         assert ended.returncode == code, ended.stderr
         assert (tmp_path / "workspace/file").read_text() == ("old" if code else "the whole")
         assert [one.name for one in (tmp_path / "workspace").iterdir()] == ["file"]

@@ -171,6 +171,17 @@ def test_the_command_tells_a_task_from_a_file(project: Path) -> None:
     end(task)
 
 
+def test_a_script_that_runs_in_place_has_its_folder(project: Path) -> None:
+    (project / "job.slurm").write_text("#!/bin/sh\necho kept > $FLOW_OUTPUT/o; echo in > file; exec sleep 300\n")
+    task = running("job.slurm")
+    assert wait_until(lambda: task.shell("test -s file") == 0)
+    assert task.copy_from("file", "copy").read_text() == "in\n"
+    assert task.copy_from("output/o").read_text() == "kept\n"
+    with pytest.raises(ValidationError, match="runs in the folder it was submitted from"):
+        task.upload_code()
+    end(task)
+
+
 def test_files_of_a_container_are_copied_in_it(project: Path, containers: str) -> None:
     task = running("echo in > /tmp/inside; echo out > $FLOW_OUTPUT/o; exec sleep 300", image=containers)
     assert wait_until(lambda: task.shell("test -s /tmp/inside", capture=True).returncode == 0, seconds=60)

@@ -51,7 +51,12 @@ def upload_code(task: Task, allocation: Allocation | None, home: Path, source: P
     with store_lock(home):
         bundle = make_bundle(source, home)
         manifest = read_manifest(home, bundle.id)
-        request = {"manifest": manifest, "was": _difference(_submitted(task, home), _entries(manifest))}
+        now = _entries(manifest)
+        was = {
+            name: entry for name, entry in _submitted(task, home).items() if name in now or not name.startswith(_OURS)
+        }
+        changed = {name: was.get(name) for name in {**was, **now} if was.get(name) != now.get(name)}
+        request = {"manifest": manifest, "was": changed}
         digests = {name: digest for name, _, digest, _ in manifest["files"]}
         channel = task.channel(allocation, node)  # what reaches its files is enough
         done = _talk(channel, place.node.folder, request, home, digests)
@@ -61,19 +66,14 @@ def upload_code(task: Task, allocation: Allocation | None, home: Path, source: P
 def _submitted(task: Task, home: Path) -> Mapping[str, Any]:
     """What the task was submitted with; nothing where that is not known any more."""
     try:
-        found = _entries(read_manifest(home, task.plan.bundle)) if task.plan.bundle else {}
+        return _entries(read_manifest(home, task.plan.bundle)) if task.plan.bundle else {}
     except StorageError:  # pruned
-        found = {}
-    return {name: entry for name, entry in found.items() if not name.startswith(_OURS)}
+        return {}
 
 
 def _entries(manifest: Mapping[str, Any]) -> dict[str, Any]:
     files = {name: [mode, digest, size] for name, mode, digest, size in manifest["files"]}
     return {**files, **dict(manifest["links"])}
-
-
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: before.get(name) for name in {**before, **now} if before.get(name) != now.get(name)}
 
 
 def _talk(

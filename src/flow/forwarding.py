@@ -48,13 +48,12 @@ class Forwarding:
         self._task, self._find, self._node, self._tell = task, find, node, tell
         self._place: Place | None = node_of(task, find(), node, "a forwarded port")
         self._relays: list[subprocess.Popen[bytes]] = []
-        self._is_closed = False
+        self._is_closed = self._is_silent = False
         self.is_direct = local is None and is_own(self._place)
         if self.is_direct:  # to listen would take its port from the server that is still to come
-            nodes_differ = (
-                self._place.channel.is_here
-            )  # by their loopback addresses, which a server of theirs may be bound to
-            self.address = f"{self._place.node.address if nodes_differ else LOOPBACK}:{port}"
+            # several nodes here differ by their loopback addresses; a server elsewhere may be bound to the usual one
+            host = self._place.node.address if self._place.channel.is_here else LOOPBACK
+            self.address = f"{host}:{port}"
             return
         self._listener = _listener(port, local)
         self._listener.settimeout(_LOOK_SECONDS)
@@ -99,7 +98,8 @@ class Forwarding:
             self._relays.remove(relay)
             if relay.returncode:
                 self._place = None  # it may run on another machine by now
-            if relay.returncode == connect.NOBODY:
+            was_silent, self._is_silent = self._is_silent, relay.returncode == connect.NOBODY
+            if self._is_silent and not was_silent:
                 self._tell(f"nothing answers at port {self.port} of `{self._task}` yet")
 
 

@@ -118,10 +118,10 @@ class Jupyter:
 
 
 def _lines(said: IO[bytes]) -> list[str]:
-    """The whole lines of it."""
+    """Its whole lines, but for what Slurm adds where a command ends with another code than 0."""
     said.seek(0)
-    whole, newline, _ = said.read().rpartition(b"\n")
-    return (whole + newline).decode(errors="replace").splitlines()
+    lines = said.read().rpartition(b"\n")[0].decode(errors="replace").splitlines()
+    return [line for line in lines if not line.startswith("srun: error:")]
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

@@ -411,7 +411,8 @@ class Task:
         allocation = self._allocation()
         if not allocation or not allocation.nodes_up:
             return None
-        return self._provider.channel(allocation, 0), allocation.nodes[0].folder
+        first = allocation.nodes_up[0]
+        return self._provider.channel(allocation, 0).through(first.beyond), first.folder
 
     def forward(
         self, port: int, local: int | None = None, *, node: int = 0, tell: Callable[[str], None] = lambda _: None

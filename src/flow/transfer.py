@@ -11,7 +11,8 @@ from typing import IO, TYPE_CHECKING, NoReturn
 
 from flow.access import entering, node_of
 from flow.attempts import attempt_numbers
-from flow.errors import FlowError, ResourceNotFoundError, ValidationError
+from flow.channel import UNREACHABLE
+from flow.errors import FlowError, ProviderError, ResourceNotFoundError, ValidationError
 from flow.log_folders import check_rank
 from flow.machines import Allocation
 from flow.record import Records
@@ -19,7 +20,7 @@ from flow.record import Records
 if TYPE_CHECKING:
     from flow.task import Task
 
-_MISSING, _UNREACHABLE = 66, 255
+_MISSING = 66
 _KINDS = {b"d\n": True, b"f\n": False}
 _HARMLESS = ("file changed as we read it", "File removed before we read it", "file removed before we read it")
 
@@ -172,9 +173,8 @@ def _untar(stream: IO[bytes], into: Path) -> None:
 
 
 def _is_harmless(said: IO[bytes]) -> bool:
-    """Whether tar only tells that a file was written to meanwhile."""
-    lines = [line for line in _text(said).splitlines() if "previous errors" not in line]
-    return all(line.endswith(_HARMLESS) for line in lines)
+    """Whether tar, ending with 1, tells that a file was written to meanwhile: what is worse ends it with 2."""
+    return any(line.endswith(_HARMLESS) for line in _lines(said))
 
 
 def _fail(task: Task, path: str, code: int, said: IO[bytes]) -> NoReturn:
@@ -182,15 +182,17 @@ def _fail(task: Task, path: str, code: int, said: IO[bytes]) -> NoReturn:
         raise ResourceNotFoundError(
             f"`{task.task_id}` has no `{path}`", suggestions=[f"look there with `flow ssh {task.task_id} -- ls -l`"]
         )
-    if code == _UNREACHABLE:
-        raise FlowError(f"`{task.task_id}` cannot be reached: {_last(said)}", suggestions=["try again"])
+    if code == UNREACHABLE:
+        raise ProviderError(f"`{task.task_id}` cannot be reached: {_last(said)}", suggestions=["try again"])
     raise FlowError(f"`{path}` of `{task.task_id}` cannot be copied: {_last(said) or f'exit {code}'}")
 
 
 def _last(said: IO[bytes]) -> str:
-    return _text(said).strip().rpartition("\n")[2]
+    return (_lines(said) or [""])[-1]
 
 
-def _text(said: IO[bytes]) -> str:
+def _lines(said: IO[bytes]) -> list[str]:
+    """What was said, but for what Slurm adds where a command ends with another code than 0."""
     said.seek(0)
-    return said.read().decode(errors="replace")
+    lines = said.read().decode(errors="replace").strip().splitlines()
+    return [line for line in lines if not line.startswith("srun: error:")]

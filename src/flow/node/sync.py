@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import sys
 from typing import IO, Any
 
@@ -41,8 +42,11 @@ def sync(folder: str, given: IO[bytes], out: IO[bytes]) -> None:
     kept = [name for name in gone if not _remove(name, before[name])]  # first: a file may become a folder
     for name in lacked:
         _take(name, now[name][2], given)
+    updated = set(lacked)
     for name in changed:
-        os.chmod(name, now[name][0])
+        if stat.S_IMODE(os.stat(name).st_mode) != now[name][0]:
+            os.chmod(name, now[name][0])
+            updated.add(name)
     relinked = [name for name, target in links.items() if before.get(name) != target]
     for name in relinked:
         _link(name, links[name])
@@ -50,7 +54,7 @@ def sync(folder: str, given: IO[bytes], out: IO[bytes]) -> None:
         os.makedirs(name, exist_ok=True)
     content = json.dumps({**now, **links}).encode()
     os.ftruncate(state, os.pwrite(state, content, 0))
-    _say(out, {"updated": sorted([*changed, *relinked]), "removed": sorted({*gone} - {*kept}), "kept": sorted(kept)})
+    _say(out, {"updated": sorted([*updated, *relinked]), "removed": sorted({*gone} - {*kept}), "kept": sorted(kept)})
 
 
 def _holds(name: str, digest: str, size: int) -> bool:
