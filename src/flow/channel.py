@@ -14,6 +14,8 @@ from flow.errors import ProviderError
 if TYPE_CHECKING:
     import subprocess
 
+# In an image nobody knows which shells there are.
+_ANY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
 UNREACHABLE = 255  # what ssh ends with where it is ssh that failed
 
 
@@ -109,6 +111,11 @@ def ssh(host: str, *, config: str | None = None) -> Channel:
     words = [*(["-F", config] if config else []), *(word for one in options for word in ("-o", one))]
     at_terminal = ("ssh", "-t", "-o", "LogLevel=ERROR", *words, "--", address)  # no word on a connection that is shared
     return Channel(("ssh", *words, "--", address), joins_words=True, terminal=at_terminal)
+
+
+def by_any_shell(command: str) -> tuple[str, ...]:
+    """The argv that runs a shell command by bash where there is one, else by sh."""
+    return ("sh", "-c", _ANY_SHELL, "sh", command)
 
 
 def _socket_folder() -> Path:

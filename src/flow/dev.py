@@ -6,7 +6,6 @@ import base64
 import fcntl
 import json
 import math
-import os
 import re
 import shlex
 import subprocess
@@ -19,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flow.access import Place, entering, in_front, node_of
-from flow.channel import Channel
+from flow.access import Place, in_front, node_of
+from flow.channel import Channel, by_any_shell
 from flow.client import Flow
 from flow.errors import FlowError, ProviderError, ResourceNotFoundError, ValidationError
 from flow.errors import TimeoutError as FlowTimeoutError
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 NAME, LABEL = "dev", "flow.dev"  # the label's value: how many seconds it may be idle, 0 for ever
 IDLE_SECONDS = 7200.0  # where machines cost money
-_MODULES = ("processes", "mount_points", "mounts", "container")  # that `session.py` uses
+_MODULES = ("tail", "processes", "mount_points", "mounts", "container")  # that `session.py` uses
 # Counts how long nobody was there; each session leaves a file, which only this removes, so that none is missed.
 _HOLD = """cd .. && mkdir -p sessions && idle=0 || exit
 while sleep "$2"; do
@@ -191,22 +190,21 @@ class DevMachine:
                     process.wait()
 
     def _argv(self, command: str | None, image: str | None, *, leash: bool = False) -> list[str]:
-        from flow.resolve import ANY_SHELL
-
         place = self._place()
         default = self.client.settings.get("dev.image") if command else None
         asked = {
-            "argv": ["sh", "-c", ANY_SHELL, "sh", command] if command else [],
+            "argv": by_any_shell(command) if command else (),
             "what": command or "a shell",
             "environment": self.environment,
             "image": image or default,
             "needs_image": bool(image),
-            "engine_env": _engine_env() if place.channel.is_here else {},
             "leash": leash,
         }
         terminal = not leash and sys.stdin.isatty() and sys.stdout.isatty()
-        words = [*_program(place.channel), "run", place.node.folder, json.dumps(asked)]
-        return entering(place, words, terminal=terminal)
+        words = ["run", place.node.folder, json.dumps(asked)]
+        if place.channel.is_here:
+            return [*_program(place.channel), *words]
+        return place.channel.command(shlex.join(["exec", *_program(place.channel), *words]), terminal=terminal)
 
     # -- how the above is known
 
@@ -299,11 +297,6 @@ def _bundle_of(project: Path, home: Path, before: str) -> str:
         return make_bundle(project, home).id
     except FlowError:
         return before
-
-
-def _engine_env() -> dict[str, str]:
-    """What tells docker and podman of this machine where their daemon and images are."""
-    return {name: value for name, value in os.environ.items() if name.startswith(("DOCKER_", "CONTAINER", "XDG_"))}
 
 
 def _program(channel: Channel) -> list[str]:

@@ -22,6 +22,7 @@ from typing import Any, Callable
 
 END_SECONDS = 10  # between what asks a command to end and SIGKILL
 OURS = ("FLOW_TASK_ID", "FLOW_TASK_NAME", "FLOW_OUTPUT")  # of the machine's environment, what a container gets
+CLIENT_READS = ("DOCKER_", "CONTAINER", "XDG_")  # docker and podman: where their daemon and images are
 ASKS = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -84,11 +85,18 @@ def run(folder: str, asked: dict[str, Any]) -> int:
 
     leash: standard input is not the command's: its end is that of the command.
     """
+    tail = _beside("tail")
+    if tail.has_ended(folder):
+        print("error: the development machine has just ended", file=sys.stderr)  # noqa: T201
+        return 125
+    engine_env = {name: os.environ[name] for name in os.environ if name.startswith(CLIENT_READS)}
+    environment = tail.go_in(folder, [asked["what"]])
+    os.environ.clear()
+    os.environ.update({**environment, **(engine_env if asked["image"] else {})})
     own = prepare(folder, asked["environment"])
     os.environ["FLOW_WORKSPACE"] = workspace = os.path.join(own, "workspace")
     os.chdir(workspace)
     argv, image = asked["argv"], asked["image"]
-    os.environ.update(asked["engine_env"] if image else {})
     engine = _engine() if image else None
     if image and not engine:
         what = "neither docker nor podman answers on this machine"
