@@ -101,6 +101,8 @@ def test_the_examples_of_a_page_run_in_their_order(
 ) -> None:
     if page.name == "slurm-cluster.md":
         request.getfixturevalue("slurm")
+    elif page.name == "ssh.md":
+        monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(request.getfixturevalue("fleet").config))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     printed = ""
     for block in blocks(page):

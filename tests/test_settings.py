@@ -60,7 +60,7 @@ def test_each_layer_overrides_the_one_below_and_is_named(machine: Machine) -> No
     settings = machine.settings(
         {"provider": "flag", "local.strict": None}, FLOW_UPLOAD_LIMIT_MB="3.5", FLOW_PROVIDER="env"
     )
-    assert {one.name: (one.value, one.origin) for one in settings.all() if not one.name.startswith("slurm.")} == {
+    assert {one.name: (one.value, one.origin) for one in settings.all() if one.name[:3] not in ("slu", "ssh")} == {
         "provider": ("flag", "--provider"),
         "upload_limit_mb": (3.5, "FLOW_UPLOAD_LIMIT_MB"),
         "local.strict": (False, "default"),
@@ -68,6 +68,15 @@ def test_each_layer_overrides_the_one_below_and_is_named(machine: Machine) -> No
         "local.gpus": (1, f"{machine.user_file}:4"),
         "local.state_dir": (None, "default"),
     }
+
+
+def test_a_list_is_written_in_two_ways(machine: Machine) -> None:
+    machine.write(machine.user_file, "ssh:\n  hosts: [gpu1, me@10.0.0.7:2222]\n")
+    assert machine.settings().get("ssh.hosts") == ["gpu1", "me@10.0.0.7:2222"]
+    assert machine.settings(FLOW_SSH_HOSTS="gpu1, gpu2").get("ssh.hosts") == ["gpu1", "gpu2"]
+    machine.write(machine.user_file, "ssh:\n  hosts: [1]\n")
+    with pytest.raises(ValidationError, match="is no list of words"):
+        machine.settings()
 
 
 def test_the_nearest_project_file_counts_alone(machine: Machine) -> None:

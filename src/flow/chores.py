@@ -19,12 +19,17 @@ if TYPE_CHECKING:
 
 def give(client: Flow, task: Task) -> None:
     """Have the provider run a task that is acknowledged, once it may start. Raises what `allocate` does."""
-    capabilities, plan, now = client.provider(task.provider).capabilities, task.plan, time.time()
-    found = {} if capabilities.dependencies else {one: _met_at(client, one, plan) for one in plan.after}
-    want = client.records.intent(task.task_id).want
-    duty = next_duty(plan, want, is_allocated=False, now=now, found=found)
-    _do(client, task, duty)
-    if duty.do is Do.WAIT or (duty.do is Do.ALLOCATE and capabilities.gathers and plan.nodes > 1):
+    capabilities, plan = client.provider(task.provider).capabilities, task.plan
+    if capabilities.dependencies or not plan.after:
+        task.allocate()
+        is_open = capabilities.gathers and plan.nodes > 1
+    else:
+        found = {one: _met_at(client, one, plan) for one in plan.after}
+        want = client.records.intent(task.task_id).want
+        duty = next_duty(plan, want, is_allocated=False, now=time.time(), found=found)
+        _do(client, task, duty)
+        is_open = duty.do is Do.WAIT or (duty.do is Do.ALLOCATE and plan.nodes > 1)
+    if is_open:
         start_attendant(client.home)
 
 

@@ -74,7 +74,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         cpus=_cpus(config, provider),
         memory_gb=config.memory_gb,
         nodes=config.num_instances,
-        region=machine.offer.region if machine.offer else None,
+        region=config.region or (machine.offer.region if machine.offer else None),
         ports=tuple(config.ports),
         mounts=plan_mounts(config, provider, task_id=task_id, name=name, notes=notes) if _has_mounts(config) else (),
         price_per_hour=_price(config, machine.offer),

@@ -56,6 +56,8 @@ class Setting(NamedTuple):
             return ""
         if self.secret:
             return MASK
+        if isinstance(self.value, list):
+            return ", ".join(self.value)
         return str(self.value).lower() if isinstance(self.value, bool) else str(self.value)
 
 
@@ -81,7 +83,7 @@ SETTINGS: tuple[Known, ...] = (
         "slurm.modules", Path, None, "file of what `module load` gives in a Slurm script elsewhere: image, env, path"
     ),
     Known("slurm.ssh_config", Path, None, "file that ssh reads in place of ~/.ssh/config"),
-    Known("ssh.hosts", str, None, "machines that run tasks, as ssh knows them, beside those of `flow host add`"),
+    Known("ssh.hosts", list, None, "machines that run tasks, as ssh knows them, beside those of `flow host add`"),
     Known("ssh.folder", str, "~/.flow-host", "folder for tasks on each host"),
     Known("ssh.lost_after_minutes", float, 30.0, "how long a host may be out of reach before its tasks are lost"),
     Known("ssh.python", str, "python3", "Python 3.8 or newer of the hosts"),
@@ -247,6 +249,11 @@ def _value(known: Known, raw: Any) -> Any:
         return word in _TRUE
     if known.kind in (int, float):
         return _number(known, raw)
+    if known.kind is list:
+        parts = raw.split(",") if isinstance(raw, str) else raw
+        if not isinstance(parts, list) or not all(isinstance(one, str) for one in parts):
+            raise _refused(known, raw, "is no list of words", "write `[one, two]`, or `one,two`")
+        return [one.strip() for one in parts if one.strip()]
     if not isinstance(raw, (str, Path)):
         raise _refused(known, raw, "is not text", "write text")
     if known.kind is str:

@@ -117,14 +117,25 @@ def check(names: tuple[str, ...], *, as_json: bool) -> int:
 
 @click.command("remove", cls=FlowCommand)
 @click.argument("names", nargs=-1, required=True, metavar="HOST...")
-def remove(names: tuple[str, ...]) -> int:
+@click.option("--force", is_flag=True, help="Even one where tasks have not ended: they are never heard of again.")
+def remove(names: tuple[str, ...], *, force: bool) -> int:
     """Take machines out of the list; nothing on them is touched.
 
     Example:
       flow host remove gpu2
     """
+    from flow.errors import ValidationError
+
     fleet = _fleet()
     for name in names:
+        answer = _ask(fleet, [name])[name] if name in fleet.hosts and not force else {}
+        busy = {} if isinstance(answer, FlowError) else answer
+        count = sum(one["count"] for key in ("running", "waiting") for one in busy.get(key, ()))
+        if count:
+            raise ValidationError(
+                f"`{name}` has {count} unfinished task{'s' * (count > 1)}",
+                suggestions=["cancel them, or wait for them, first", f"or `flow host remove {name} --force`"],
+            )
         click.echo(f"removed {fleet.remove(name).name}")
     return 0
 

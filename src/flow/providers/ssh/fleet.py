@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from flow.channel import ssh
 from flow.durable import write_durably
@@ -60,8 +60,8 @@ class Fleet:
     @property
     def hosts(self) -> dict[str, Host]:
         """Those that `ssh.hosts` names and those that `flow host add` did. Raises ValidationError."""
-        named = re.split(r"[,\n]", str(self._settings.get("hosts") or ""))
-        found = [parse_host(text, SETTING) for text in named if text.strip()]
+        named = cast("list[str]", self._settings.get("hosts") or [])
+        found = [parse_host(text, SETTING) for text in named]
         found += [parse_host(line, str(self._home / HOSTS_FILE)) for line in self._lines() if _is_line(line)]
         return {one.name: one for one in found}
 

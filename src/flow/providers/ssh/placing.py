@@ -12,24 +12,21 @@ from flow.plan import Plan
 
 
 def offers_of(facts: Mapping[str, Mapping[str, Any]], gpu: Gpu | None) -> list[Offer]:
-    """Each host without its GPUs, and with 1, 2, … of them; `available` is 1 where that much of it is free now."""
-    found: list[tuple[tuple[object, ...], Offer]] = []
-    for name, host in facts.items():
-        cards = [one["kind"] for one in host["gpus"]]
-        kind = cards[0] if cards else None
-        wanted = [Gpu(kind, count) for count in range(1, len(cards) + 1)] if kind else []
-        taken = _used(host, "gpus")
+    """What hosts have: none of their GPUs, or 1, 2, … of them; `available`: on how many alike that is free now."""
+    free: dict[tuple[Gpu | None, float, float], int] = {}
+    for host in facts.values():
+        kinds = [one["kind"] for one in host["gpus"]]
+        wanted = [Gpu(kinds[0], count) for count in range(1, len(kinds) + 1)] if kinds else []
         for one in [None, *wanted]:
-            if gpu is not None and (one is None or gpu.kind not in (one.kind, "gpu")):
-                continue
-            count = (one.count or 0) if one else 0
-            is_free = count <= len(cards) - taken and _used(host, "cpus") < host["cpus"]
-            offer = Offer(
-                "ssh", str(one) if one else "cpu", one, host["cpus"], host["memory_gb"], 0.0,
-                region=name, available=int(is_free),
-            )  # fmt: skip
-            found.append(((count, not is_free, _load(host), name), offer))
-    return [offer for _, offer in sorted(found, key=lambda one: one[0])]
+            if gpu is None or (one and gpu.kind in (one.kind, "gpu")):
+                has_room = ((one and one.count) or 0) <= len(kinds) - _used(host, "gpus")
+                key = (one, host["cpus"], host["memory_gb"])
+                free[key] = free.get(key, 0) + int(has_room and _used(host, "cpus") < host["cpus"])
+    found = [
+        Offer("ssh", str(one) if one else "cpu", one, cpus, memory_gb, 0.0, available=count)
+        for (one, cpus, memory_gb), count in free.items()
+    ]
+    return sorted(found, key=lambda one: ((one.gpu and one.gpu.count) or 0, one.cpus, one.instance_type))
 
 
 def place(plan: Plan, facts: Mapping[str, Mapping[str, Any]], *, missing: Mapping[str, str]) -> dict[str, list[int]]:

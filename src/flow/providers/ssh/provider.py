@@ -35,7 +35,7 @@ class Ssh:
 
     name: ClassVar[str] = "ssh"
     options: ClassVar[tuple[Option, ...]] = (
-        Option("hosts", str, "the machines, as ssh knows them, with commas between"),
+        Option("hosts", list, "the machines, as ssh knows them"),
         Option("folder", str, "the folder for tasks on each host", "~/.flow-host"),
         Option("lost_after_minutes", float, "how long a host may be out of reach before its tasks are lost", 30.0),
         Option("python", str, "Python 3.8 or newer of the hosts", "python3"),
@@ -79,7 +79,7 @@ class Ssh:
         self._ask_all(task_id, "ask", task_id, f"signal {number} {to}")
 
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:
-        """Each host that answers, without its GPUs and with 1, 2, … of them; its region is its name."""
+        """What the hosts that answer have, those that are alike as one."""
         facts, missing = self._facts()
         if not facts and missing:
             raise ProviderError("no host of the fleet answers", suggestions=list(missing.values())[:3])

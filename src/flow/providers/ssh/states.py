@@ -60,7 +60,8 @@ def _why_waiting(host: str, one: Mapping[str, Any]) -> str:
         return HELD
     if one["waits_until"] > time.time() + _CLOCKS_AGREE:
         return f"waits until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(one['waits_until']))}"
-    before = f", after {one['before']} others" if one["before"] else ""
+    count = one["before"]
+    before = f", after {count} other{'s' * (count > 1)}" if count else ""
     return f"waits for its turn on {host}{before}"
 
 

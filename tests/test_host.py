@@ -1,0 +1,100 @@
+"""`flow host`: which machines there are, and what they have."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from flow.channel import ssh
+from flow.client import Flow
+from flow.errors import ValidationError
+from flow.providers.ssh.fleet import Host, parse_host
+from tests.support.commands import flow
+from tests.support.fleet import Fleet
+from tests.support.processes import wait_until
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "target"),
+    [
+        ("gpu1", "gpu1", "gpu1"),
+        ("user@10.0.0.7:2222", "10.0.0.7", "user@10.0.0.7:2222"),
+        ("10.0.0.7 as gpu1", "gpu1", "10.0.0.7"),
+        (" a.b-c ", "a.b-c", "a.b-c"),
+    ],
+)
+def test_a_host_is_written_as_ssh_has_it(text: str, name: str, target: str) -> None:
+    assert parse_host(text) == Host(name, target)
+
+
+@pytest.mark.parametrize("text", ["", "-oProxyCommand=id", "a b", "a as", "a as b c", "gpu1;id", "a as b/c", "a:b"])
+def test_what_is_no_host_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match=r"is no host|is no name"):
+        parse_host(text)
+
+
+@pytest.fixture
+def ssh_config(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(fleet.config))
+
+
+@pytest.mark.usefixtures("ssh_config")
+def test_hosts_are_added_listed_checked_and_removed(fleet: Fleet, tmp_path: Path) -> None:
+    assert "No hosts" in flow("host", "list").stdout
+    added = flow("host", "add", "gpu1", "gpu2")
+    assert added.stdout.startswith("gpu1  4xa100, ") and "--provider ssh" in added.stderr
+    again = flow("host", "add", "gpu1")
+    assert again.returncode == 2 and "has a host `gpu1` already" in again.stderr
+    assert flow("host", "add", "gpu1", "--as", "big").returncode == 0
+    lines = flow("host", "list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["HOST", "gpu1", "gpu2", "big"]
+    fleet.hosts["gpu2"].set_clock(600)
+    checked = flow("host", "check", "gpu2")
+    assert checked.returncode == 0 and "its clock is 600 s ahead" in checked.stdout
+    assert [flow("host", "remove", name).returncode for name in ("big", "gpu2", "gpu2")] == [0, 0, 2]
+    assert (Flow().home / "hosts").read_text() == "gpu1\n"
+
+
+@pytest.mark.usefixtures("ssh_config")
+def test_a_host_that_does_not_answer_is_not_added_unless_told_to() -> None:
+    refused = flow("host", "add", "nowhere")
+    assert refused.returncode != 0 and "cannot be reached" in refused.stderr
+    assert "No hosts" in flow("host", "list").stdout
+    assert flow("host", "add", "nowhere", "--no-check").returncode == 0
+    assert flow("host", "check").returncode == 1
+
+
+def test_a_host_without_python_says_so(empty_fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(empty_fleet.config))
+    empty_fleet.boot("bare", without=("python3",))
+    refused = flow("host", "add", "bare")
+    assert "`python3` does not run on `bare`: " in refused.stderr
+    assert "name a Python 3.8 or newer of that machine by `ssh.python`" in refused.stderr
+
+
+@pytest.mark.usefixtures("ssh_config")
+def test_a_host_with_another_key_is_refused(fleet: Fleet) -> None:
+    assert flow("host", "add", "gpu1").returncode == 0
+    known = next(Path(line.split()[1]) for line in fleet.config.read_text().splitlines() if "KnownHosts" in line)
+    address, kind, key = known.read_text().split()[:3]
+    known.write_text(f"{address} {kind} {key[:-8]}AAAAAAAA\n")
+    held = ssh("gpu1", config=str(fleet.config)).prefix[:-2]
+    subprocess.run([*held, "-O", "exit", "gpu1"], capture_output=True, check=True)  # it needs no key any more
+    told = flow("host", "check", "gpu1")
+    assert (
+        told.returncode == 1 and "shows another host key than before" in told.stdout and "ssh-keygen -R" in told.stdout
+    )
+
+
+@pytest.mark.usefixtures("ssh_config")
+def test_a_host_where_tasks_run_is_not_removed(fleet: Fleet) -> None:
+    assert flow("host", "add", "gpu1").returncode == 0
+    task = Flow("ssh").run("sleep 1000", upload_code=False)
+    assert wait_until(lambda: task.refresh().status == "running", seconds=20)
+    refused = flow("host", "remove", "gpu1")
+    assert refused.returncode == 2 and "`gpu1` has 1 unfinished task" in refused.stderr
+    task.cancel()
+    assert task.wait(timeout=30) == "cancelled"
+    assert flow("host", "remove", "gpu1").returncode == 0
