@@ -186,6 +186,14 @@ def test_watch_runs_it_again_at_each_save_and_ends_what_ran(project: Path) -> No
         assert not is_alive(second)
 
 
+def test_what_python_prints_comes_at_once(project: Path) -> None:
+    (project / "train.py").write_text("import time; print('step'); time.sleep(300)")
+    for options in ((), ("--watch",)):
+        with begun("exec python3 train.py", *options) as process:
+            assert read_line(process) == "step\n"
+            process.send_signal(signal.SIGINT)
+
+
 def test_watch_goes_on_after_an_end(project: Path) -> None:
     (project / "code").write_text("exit 3")
     with begun("sh code", "--watch") as process:

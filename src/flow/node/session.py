@@ -21,7 +21,12 @@ import time
 from typing import Any, Callable
 
 END_SECONDS = 10  # between what asks a command to end and SIGKILL
-OURS = ("FLOW_TASK_ID", "FLOW_TASK_NAME", "FLOW_OUTPUT")  # of the machine's environment, what a container gets
+OURS = (
+    "FLOW_TASK_ID",
+    "FLOW_TASK_NAME",
+    "FLOW_OUTPUT",
+    "PYTHONUNBUFFERED",
+)  # of the machine's environment, what a container gets
 CLIENT_READS = ("DOCKER_", "CONTAINER", "XDG_")  # docker and podman: where their daemon and images are
 ASKS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -89,6 +94,7 @@ def run(folder: str, asked: dict[str, Any]) -> int:
     if tail.has_ended(folder):
         print("error: the development machine has just ended", file=sys.stderr)  # noqa: T201
         return 125
+    os.makedirs(os.path.join(folder, "sessions"), exist_ok=True)  # the machine's task may just be about to
     engine_env = {name: os.environ[name] for name in os.environ if name.startswith(CLIENT_READS)}
     environment = tail.go_in(folder, [asked["what"]])
     os.environ.clear()
@@ -96,6 +102,8 @@ def run(folder: str, asked: dict[str, Any]) -> int:
     own = prepare(folder, asked["environment"])
     os.environ["FLOW_WORKSPACE"] = workspace = os.path.join(own, "workspace")
     os.chdir(workspace)
+    if not _is_terminal(asked["leash"]):
+        os.environ.setdefault("PYTHONUNBUFFERED", "1")  # its output is looked at as it comes
     argv, image = asked["argv"], asked["image"]
     engine = _engine() if image else None
     if image and not engine:
@@ -105,7 +113,7 @@ def run(folder: str, asked: dict[str, Any]) -> int:
             return 125
         print(f"note: {what}: this runs without `{image}`", file=sys.stderr)  # noqa: T201
     with open(os.path.join(folder, "sessions", str(os.getpid())), "w", encoding="utf-8") as file:
-        json.dump({"what": asked["what"], "is_fresh": bool(argv)}, file)
+        json.dump({"what": asked["what"], "is_fresh": bool(argv or engine)}, file)
     if engine:
         task = {"task_id": "", "engine": engine, "image": image, "argv": argv or ["sh"], "gpu_ids": _gpus()}
         return _in_container(folder, own, task, asked["leash"])
@@ -213,7 +221,7 @@ def _attend(argv: list[str], env: dict[str, str], *, leash: bool, is_contained: 
     kill_at: float | None = None
     while command.wait_status is None:
         for fd, _ in ends.poll(None if kill_at is None else 200):
-            asked = [signal.SIGINT] if fd != heard else os.read(heard, 512)
+            asked = list(os.read(heard, 512)) if fd == heard else [signal.SIGTERM if leash else signal.SIGINT]
             if fd != heard:
                 ends.unregister(fd)
             if fd != heard or set(asked) & {*ASKS}:
