@@ -144,6 +144,11 @@ class DevMachine:
         """The task that holds it, as of the last look."""
         return self._task or self._found()
 
+    @property
+    def host(self) -> str:
+        """What its provider calls the machine."""
+        return self._place().node.instance_id
+
     # -- on the machine
 
     def sync(self, source: str | Path = ".") -> Upload:

@@ -147,8 +147,8 @@ def _show(machine: DevMachine) -> int:
     task = machine.task
     idle = idle_stop_seconds(task)
     click.echo(f"{output.line_of(task)}{output.GAP}{output.status_word(task)}")
-    for_how_long = times.span(task.run_seconds or 0)
-    click.echo(f"up {for_how_long}, ends {f'when idle for {times.span(idle)}' if idle else 'by `flow dev --stop`'}")
+    end = f"when idle for {times.span(idle)}" if idle else "by `flow dev --stop`"
+    click.echo(f"{machine.host}, up {times.span(task.run_seconds or 0)}, ends {end}")
     if sessions:
         click.echo("\n".join(output.table(_COLUMNS, [_row(one) for one in sessions])))
     return 0
