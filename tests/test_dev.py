@@ -170,6 +170,7 @@ def test_a_whole_home_is_not_uploaded(project: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(project))
     ended = flow("dev", "-c", "pwd")
     assert ended.returncode == 0 and ended.stderr.startswith(f"note: `{project}` is not uploaded: ")
+    assert flow("dev", "-c", "pwd", "--watch").stderr.startswith(f"error: `{project}` is not a project\n")
 
 
 def test_watch_runs_it_again_at_each_save_and_ends_what_ran(project: Path) -> None:

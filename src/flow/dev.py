@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from flow.access import Place, in_front, node_of
 from flow.channel import Channel, by_any_shell
 from flow.client import Flow
+from flow.durable import private, writing
 from flow.errors import FlowError, ProviderError, ResourceNotFoundError, ValidationError
 from flow.errors import TimeoutError as FlowTimeoutError
 from flow.gpus import parse_gpu
@@ -106,8 +107,11 @@ class DevMachine:
         costs money, and never (0) elsewhere. upload: with a copy of the current folder.
         Raises ValidationError where it is there, and is another than what is asked for.
         """
-        self.client.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self.client.home / "dev.lock").open("w") as lock:
+        home = self.client.home
+        with writing(home):
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = open(home / "dev.lock", "w", opener=private)  # noqa: SIM115  # closed below
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             task = self.find()
             if task is None:
@@ -175,6 +179,7 @@ class DevMachine:
         from flow.bundle import make_bundle
 
         here, home = Path.cwd(), self.client.home
+        self.sync(here)  # refuses what is no project
         while True:
             self._found()
             bundle = make_bundle(here, home).id
