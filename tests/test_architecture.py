@@ -24,7 +24,7 @@ ROWS = (
     "task_volumes resolve",
     "observe log_folders returned attempts collect patience",
     "attend",
-    "task steering access endpoints views forwarding transfer code_upload jupyter",
+    "task steering access endpoints views forwarding transfer code_upload jupyter ssh_entries",
     "calls upload",
     "client chores shortcuts",
     "warm worker calling functions attendant",

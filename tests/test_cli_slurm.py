@@ -88,6 +88,24 @@ def test_a_submitted_script_is_seen_while_it_waits_runs_and_has_ended(scripts: P
     assert (scripts / "slurm-1.out").exists()
 
 
+def test_a_job_may_be_called_anything(scripts: Path) -> None:
+    out("sbatch", "-H", "-J", "my job é", "long.sh")
+    assert out("squeue", "-h", "-n", "my job é,x", "-o", "%i|%j") == "1|my job é\n"
+    assert "JobName=my job é\n" in out("scontrol", "show", "job", "1")
+    out("scancel", "-n", "my job é")
+    assert wait_until(is_ended("1"))
+    assert out("sacct", "-X", "-n", "-P", "--name", "my job é", "-o", "JobName") == "my job é\n"
+
+
+def test_what_programs_that_submit_to_a_cluster_ask_is_answered(scripts: Path) -> None:
+    out("sbatch", "-W", "ok.sh")
+    since = ("-X", "--parsable2", "--clusters", "all", "--noheader", "--format=JobIdRaw,State", "--endtime", "now")
+    assert out("sacct", *since, "--starttime", "2026-01-01T00:00") == "1|COMPLETED\n"
+    assert out("sacct", *since, "-N", "elsewhere") == out("scancel", "-w", HERE, "--clusters=all") == ""
+    commands = ("sbatch", "squeue", "scancel", "sacct", "sinfo", "scontrol", "srun")
+    assert {out(command, "--version") for command in commands} == {out("--version")}
+
+
 def test_elements_are_shown_folded_and_one_by_one(scripts: Path) -> None:
     out("sbatch", "--parsable", "-H", "-a", "0-8:4", "-J", "arr", "ok.sh")
     assert out("squeue", "-h", "-o", "%i|%A|%F|%K") == "1_[0-8:4]|1|1|0-8:4\n"
@@ -100,6 +118,7 @@ def test_elements_are_shown_folded_and_one_by_one(scripts: Path) -> None:
     assert out("squeue", "-h", "-o", "%i") == "1_[0,8]\n"
     out("scancel", "1")
     assert wait_until(lambda: out("squeue", "-h") == "")
+    assert out("sacct", "-n", "-S", "now+1hour", "-E", "now+2hours") == ""
 
 
 def test_sbatch_waits_and_exits_with_the_scripts_code(scripts: Path) -> None:
@@ -166,7 +185,7 @@ def test_test_only_submits_nothing(scripts: Path) -> None:
         (["srun"], 1, "srun: fatal: No command given to execute.\n"),
         (
             ["srun", "--bogus", "x"],
-            1,
+            255,
             "srun: unrecognized option '--bogus'\nTry \"srun --help\" for more information\n",
         ),
     ],
@@ -214,6 +233,8 @@ def test_scontrol_holds_releases_and_runs_again(scripts: Path) -> None:
     assert wait_until(lambda: states()["2"] == "RUNNING")
     out("scontrol", "requeue", "2")
     assert wait_until(lambda: "Restarts=1" in out("scontrol", "show", "job", "2"))
+    out("sbatch", "-H", "-d", "after:1+5", "long.sh")
+    assert out("squeue", "-h", "-j", "3", "-o", "%E") == "after:1+5(unfulfilled)\n"
     (scripts / "stop").touch()
 
 
@@ -230,6 +251,7 @@ def test_scontrol_shows_a_job_line_by_line_and_on_one_line(scripts: Path) -> Non
     assert (
         out("scontrol", "-o", "show", "job", "1") == " ".join(line.strip() for line in text.splitlines()).strip() + "\n"
     )
+    assert text == out("scontrol", "show", "jobid", "1") == out("scontrol", "show", "Job=1")
 
 
 SHOWN = """\
@@ -271,10 +293,23 @@ def test_sinfo_lists_this_machine(project: Path, monkeypatch: pytest.MonkeyPatch
         f"local*       up   infinite      1   idle {HERE}\n"
     )  # fmt: skip
     assert out("sinfo", "-h", "-o", "%P|%a|%D|%c|%N") == f"local*|up|1|16|{HERE}\n"
+    assert out("sinfo", "-h", "-t", "IDLE,mix", "-n", HERE, "-o", "%D") == "1\n"
+    assert out("sinfo", "-h", "-t", "down") == out("sinfo", "-h", "-n", "elsewhere") == ""
     assert out("sinfo", "-N") == (
         "NODELIST   NODES PARTITION STATE \n"
         f"{HERE:9}      1    local* idle  \n"
     ).replace("   local*", "local*   ")  # fmt: skip
+
+
+def test_srun_passes_its_input_on_to_each_task(scripts: Path) -> None:
+    assert sorted(out("srun", "-ln2", "cat", stdin=b"a\nb\n").splitlines()) == ["0: a", "0: b", "1: a", "1: b"]
+    assert out("srun", "--input=none", "cat", stdin=b"a\n") == ""
+
+
+def test_srun_reads_its_options_as_in_a_job(scripts: Path) -> None:
+    assert sorted(out("srun", "-ln2", "--lab", "-I5", "-K1", "--no-k", "echo", "x").splitlines()) == ["0: x", "1: x"]
+    assert out("srun", "-n2", "-o", "%x-%t.txt", "-J", "two", "sh", "-c", "echo $SLURM_PROCID") == ""
+    assert [(scripts / f"two-{rank}.txt").read_text() for rank in (0, 1)] == ["0\n", "1\n"]
 
 
 def test_srun_shows_the_output_and_has_the_exit_code(scripts: Path) -> None:
@@ -325,11 +360,13 @@ def test_a_script_that_calls_slurms_commands_runs_unchanged(scripts: Path, tmp_p
         scontrol show hostnames 'n[1-2]'
         sinfo -h -o %P
         scancel $id
+        exported() { echo from a function; }; export -f exported
+        sbatch -Q -W -o function.out <<< $'#!/bin/bash\nexported'; cat function.out
     """
     path = f"{scripts}/bin:{os.environ['PATH']}"
     ran = subprocess.run(["bash", "-euc", driver], env={**os.environ, "PATH": path}, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout == "1_1|FAILED|3:0\n1_2|FAILED|3:0\nfrom srun\nn1\nn2\nlocal*\n"
+    assert ran.stdout == "1_1|FAILED|3:0\n1_2|FAILED|3:0\nfrom srun\nn1\nn2\nlocal*\nfrom a function\n"
 
 
 COMMANDS = ("sbatch", "squeue", "scancel", "sacct", "sinfo", "srun", "scontrol")

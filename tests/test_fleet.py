@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from flow.providers.local.inventory import Card, parse_nvidia_smi
 
+from flow.node.inventory import Card, parse_nvidia_smi
 from tests.support.components import require
 from tests.support.containers import IMAGE
 from tests.support.fleet import Fleet, Host

@@ -216,3 +216,23 @@ def test_any_value_comes_out_of_the_file_as_it_was(value: str) -> None:
             words = [shell, *(["sh"] if shell == "busybox" else []), "-c", apptainer.BEGIN, file.name, "env", "-0"]
             done = subprocess.run(words, capture_output=True, env={"PATH": os.environ["PATH"]}, check=True)
             assert b"VALUE=" + os.fsencode(value) in done.stdout.split(b"\0")
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [("docker", '--gpus "device=0,1"'), ("podman", "--device nvidia.com/gpu=0 --device nvidia.com/gpu=1")],
+)
+def test_a_container_is_given_the_gpus_that_slurm_gives(
+    client: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, words: str
+) -> None:
+    program = tmp_path / "told" / engine  # no GPU is here that a real one could show
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$*"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    task = in_image(Flow("slurm"), "true", gpu="a100:2", num_instances=2)
+    assert task.wait(timeout=60) == "completed", task.reason
+    assert [words in line for line in task.logs().splitlines()] == [True, True]
+    plain = in_image(Flow("slurm"), "true")
+    assert plain.wait(timeout=60) == "completed", plain.reason
+    assert not any(word in plain.logs() for word in ("--gpus", "--device"))

@@ -321,6 +321,21 @@ def test_prune_makes_room_on_a_disk_without_any(tmp_path: Path, monkeypatch: pyt
         end_scheduler(home, tmp_path)
 
 
+def test_what_runs_is_listed_and_ended_on_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with small_disk(tmp_path / "disk", megabytes=6) as disk:
+        home = disk / "flow"
+        monkeypatch.setenv("FLOW_HOME", str(home))
+        flow = (sys.executable, "-m", "flow")
+        submit = (*flow, "sbatch", "--parsable", "--output=/dev/null", "--wrap", "sleep 60")
+        running, held = (subprocess.check_output([*submit, *more], text=True).strip() for more in ((), ("--hold",)))
+        assert wait_until(lambda: Flow().get_task(running).refresh().status == "running")
+        fill(disk / "ballast")
+        assert subprocess.check_output([*flow, "squeue", "-h", "-o", "%i %t"], text=True) == f"{held} PD\n{running} R\n"
+        subprocess.run([*flow, "scancel", running, held], check=True)
+        assert wait_until(lambda: subprocess.check_output([*flow, "squeue", "-h"]) == b"")
+        end_scheduler(home, tmp_path)
+
+
 def fill(path: Path) -> None:
     with path.open("wb", buffering=0) as file:
         for size in (65536, 4096, 1):

@@ -85,9 +85,10 @@ def test_tasks_are_numbered_as_slurm_does_it(home: Path, records: Records) -> No
     for unknown in ("0", "6", "2_4"):
         with pytest.raises(TaskNotFoundError):
             records.find(unknown)
-    records.set_number(theirs.task_id, 5)
+    records.mark_allocated(theirs.task_id, 5)
     (home / "index.db").unlink()
     again = Records(home)
+    assert theirs.task_id not in again.unallocated()
     assert again.find("5") == last.task_id and "several tasks have the number 5" in again.notes[-1]
     assert [row.number for row in again.rows()] == [5, 5, 2, 1]
     assert again.add(submission()).plan.number == 6

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flow.channel import Channel
-from flow.providers.slurm.conversation import Conversation
+from flow.conversation import Conversation
 from tests.support.processes import wait_until
 
 _PROGRAM = """

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -155,6 +158,31 @@ def test_a_refusal_of_sbatch_is_final_and_in_its_own_words(client: Flow, monkeyp
     assert client.notes == []  # it is not asked for again
 
 
+def test_what_a_site_and_a_shell_add_does_not_hide_the_job(client: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOW_SLURM_SBATCH_OPTIONS", "--comment='a grant' --mail-type=NONE")
+    monkeypatch.setenv("SBATCH_ARRAY_INX", "1-3")
+    monkeypatch.setenv("SBATCH_WAIT", "1")
+    task = submitted(Flow("slurm"), "echo once", options={"sbatch_options": "--nice=1 --wait-all-nodes=1"})
+    assert (task.wait(timeout=60), task.logs()) == ("completed", "once\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("-a1-3", "slurm.sbatch_options: `-a1-3` would change what the job is"),
+        ("--exclusive --quiet", "slurm.sbatch_options: `--quiet` would change what the job is"),
+        ("--comment='x", "slurm.sbatch_options: `--comment='x` cannot be read: No closing quotation"),
+        ("--nonsense", "unrecognized option '--nonsense'"),
+    ],
+)
+def test_options_that_sbatch_or_we_cannot_use_are_named(
+    client: Flow, monkeypatch: pytest.MonkeyPatch, given: str, message: str
+) -> None:
+    monkeypatch.setenv("FLOW_SLURM_SBATCH_OPTIONS", given)
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        submitted(Flow("slurm"), "true")
+
+
 @pytest.mark.parametrize(
     ("said", "kind", "message"),
     [
@@ -244,6 +272,38 @@ def test_a_job_that_slurm_and_its_accounting_forgot_is_lost(client: Flow, tmp_pa
     assert client.get_task(task.task_id).status == "lost"
 
 
+def test_a_task_whose_folder_is_not_there_is_told_of_by_slurm_and_can_be_ended(
+    client: Flow, slurm: Cluster, tmp_path: Path
+) -> None:
+    task, other = running(client, "sleep 1000"), running(client, "sleep 1000")
+    folder = tmp_path / "shared"
+    folder.rename(tmp_path / "away")
+    assert task.refresh().status == "starting"
+    task.cancel()
+    words = ("squeue", "-h", "-t", "all", "-j", str(task.number), "-o", "%T")
+    assert wait_until(lambda: slurm.run(*words).stdout == "CANCELLED\n", seconds=30)
+    shutil.rmtree(folder)  # with what the job still wrote
+    (tmp_path / "away").rename(folder)
+    assert (task.wait(timeout=30), other.refresh().status) == ("cancelled", "running")
+    other.cancel()
+
+
+def test_another_cluster_neither_ends_a_task_nor_forgets_it(
+    client: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = running(client, "sleep 1000")
+    with Cluster(Path(tempfile.mkdtemp(prefix="sl")), nodes=1) as another, monkeypatch.context() as there:
+        there.setenv("SLURM_CONF", another.environment()["SLURM_CONF"])
+        there.setenv("FLOW_SLURM_FOLDER", str(tmp_path / "other"))
+        seen = Flow("slurm").get_task(task.task_id)
+        told = f"job {task.number} is not known here: is `slurm.folder` mounted, and this the cluster"
+        assert seen.status == "starting" and seen.reason.startswith(told), seen.reason
+        with pytest.raises(ProviderError, match=f"`{task}` is job {task.number}, which is not known here"):
+            seen.cancel()
+    task.cancel()
+    assert task.wait(timeout=30) == "cancelled"
+
+
 def test_a_runner_that_is_killed_is_a_lost_attempt_that_counts(client: Flow) -> None:
     task = running(client, "[ $FLOW_ATTEMPT = 2 ] && exit 0; sleep 1000", retries=1)
     report = f"{client.settings.get('slurm.folder')}/tasks/{task.task_id}/1/0"
@@ -255,6 +315,36 @@ def test_a_runner_that_is_killed_is_a_lost_attempt_that_counts(client: Flow) -> 
     os.kill(runner, signal.SIGKILL)
     assert task.wait(timeout=30) == "completed"
     assert [one.reason for one in task.attempts] == ["its runner died without a report", ""]
+
+
+def test_a_rank_that_dies_without_a_word_ends_the_others_and_its_task_is_lost(client: Flow, slurm: Cluster) -> None:
+    task = running(client, "sleep 1000", num_instances=2)
+    _kill(f"run\0{client.settings.get('slurm.folder')}/tasks/{task.task_id}/1/1", f"slurmstepd: [{task.number}.0]")
+    assert task.wait(timeout=100) == "lost", told_of(task)
+    assert task.reason == "its runner died without a report (node 1)"
+
+
+def test_a_task_that_hangs_for_a_rank_that_died_is_cancelled(client: Flow) -> None:
+    task = running(client, "sleep 1000", num_instances=2)
+    folder = f"{client.settings.get('slurm.folder')}/tasks/{task.task_id}/1"
+    _kill(f"run\0{folder}/1", f"slurmstepd: [{task.number}.0]")
+    status = Path(folder, "0", "status.json")
+    assert wait_until(lambda: '"ended"' in status.read_text(), seconds=60)
+    task.cancel()
+    assert task.wait(timeout=30) == "cancelled", told_of(task)
+
+
+def _kill(*commands: str) -> None:
+    """Those whose command lines have one of these in them; all at once, so that none can tell of another."""
+    found = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if any(one.encode() in _read(path) for one in commands)
+    ]
+    for pid in found:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
 
 
 def _read(path: Path) -> bytes:

@@ -171,6 +171,11 @@ def test_the_command_line_goes_before_variables_and_these_before_the_script() ->
     ("directives", "told"),
     [
         (["--nodes=many"], "job.sh:2: `--nodes`: `many` is no count of nodes"),
+        (
+            ["--frob=1", "--time=soon"],
+            "job.sh:3: `--time`: `soon` is no time limit; write `90`, `30:00`, `12:00:00` or "
+            "`1-12:00:00`\njob.sh:2: unknown option `--frob`, left out",
+        ),
         (["", "--time=soon"], "job.sh:3: `--time`: `soon` is no time limit"),
         (["--mem=lots", "--time=1:2:3:4"], "2 mistakes in `job.sh`\njob.sh:2: `--mem`: `lots` is no amount of memory"),
         (["--array=9-1"], "job.sh:2: `--array`: the range `9-1` of array `9-1` is empty"),

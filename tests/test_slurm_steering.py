@@ -125,6 +125,14 @@ def test_any_of_several_and_a_delay_are_slurms_own_too(client: Flow, slurm: Clus
         one.cancel()
 
 
+def test_a_delay_is_waited_for_though_the_other_task_has_ended(client: Flow, slurm: Cluster) -> None:
+    first = client.run("true", upload_code=False)
+    assert first.wait(timeout=60) == "completed"
+    task = client.run("true", upload_code=False, depends_on=f"{first}:started_or_ended+2")
+    assert _asked(slurm, task) == f"after:{first.number}+2(unfulfilled)"
+    task.cancel()
+
+
 def _asked(slurm: Cluster, task: Task) -> str:
     return slurm.run("squeue", "-h", "-j", str(task.number), "-O", "Dependency:|").stdout.strip().removesuffix("|")
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import pytest
 
 from flow.client import Flow
+from flow.errors import ValidationError
 from tests.support.contract import ProviderContract
 from tests.support.fleet import Fleet
+from tests.support.processes import wait_until
 
 
 @pytest.fixture
@@ -18,3 +23,63 @@ def client(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Flow:
 
 class TestContract(ProviderContract):
     """On four machines."""
+
+
+def test_an_array_is_spread_over_the_hosts_and_its_limit_holds_for_all_of_it(client: Flow) -> None:
+    wide = client.run("hostname", array="1-8", upload_code=False)
+    narrow = client.run("hostname; sleep 0.2", array="1-6%2", upload_code=False)
+    assert [task.wait(timeout=60) for task in (wide, narrow)] == ["completed", "completed"]
+    assert set(wide.logs().split()) == {"gpu1", "gpu2", "gpu3", "gpu4"}
+    assert len(set(narrow.logs().split())) <= 2
+
+
+def test_gpus_are_given_in_part_and_never_twice(client: Flow) -> None:
+    tasks = [client.run("echo $CUDA_VISIBLE_DEVICES; sleep 1000", gpu="a100:2", upload_code=False) for _ in range(8)]
+    assert wait_until(lambda: all(task.refresh().status == "running" for task in tasks), seconds=60)
+    waits = client.run("echo $CUDA_VISIBLE_DEVICES", gpu="a100:4", upload_code=False)
+    given = [(task.get_instances()[0].instance_id, task.logs().strip()) for task in tasks]
+    assert sorted(given) == sorted((f"gpu{n}", cards) for n in range(1, 5) for cards in ("0,1", "2,3"))
+    assert waits.refresh().status == "pending" and waits.reason.startswith("waits for its turn on gpu")
+    client.cancel(*tasks)
+    assert waits.wait(timeout=60) == "completed"
+    assert waits.logs() == "0,1,2,3\n"
+
+
+def test_what_no_host_can_take_is_refused(client: Flow) -> None:
+    with pytest.raises(ValidationError, match="no instance type `8xa100` at ssh"):
+        client.run("true", gpu="8xa100", upload_code=False)
+    with pytest.raises(ValidationError, match="5 nodes are asked for, and 4 of the fleet's hosts have 1 CPUs"):
+        client.run("true", num_instances=5, upload_code=False)
+    with pytest.raises(ValidationError, match="no host of the fleet has 999 CPUs: gpu1 has 4 a100, "):
+        client.run("true", cpus=999, upload_code=False)
+
+
+def test_only_changed_files_travel(client: Flow, fleet: Fleet, project: Path) -> None:
+    for number in range(20):
+        (project / f"file{number}").write_text(f"{number}\n")
+    first = client.run("cat file7; ls | wc -l", region="gpu2")
+    assert first.wait(timeout=60) == "completed"
+    blobs = ("find", f"{fleet.hosts['gpu2'].home}/.flow-host/blobs", "-type", "f", "-newer", "/tmp/mark")
+    fleet.hosts["gpu2"].run("touch /tmp/mark; sleep 0.01")
+    (project / "file7").write_text("other\n")
+    second = client.run("cat file7; ls | wc -l", region="gpu2")
+    assert second.wait(timeout=60) == "completed"
+    assert (first.logs(), second.logs()) == ("7\n20\n", "other\n20\n")
+    assert len(fleet.hosts["gpu2"].run(shlex.join(blobs)).stdout.splitlines()) == 1
+
+
+def test_a_slurm_script_runs_on_hosts(client: Flow, project: Path) -> None:
+    (project / "job.sh").write_text(
+        "#!/bin/bash\n#SBATCH --job-name=far --gres=gpu:2 -N2\necho $SLURM_JOB_ID $SLURM_JOB_NAME\n"
+        "srun -l hostname | sort\n"
+    )
+    task = client.run("job.sh")
+    assert task.wait(timeout=60) == "completed", task.logs()
+    first, *steps = task.logs().splitlines()
+    assert first == f"{task.number} far"
+    assert [line[:6] for line in steps] == ["0: gpu", "1: gpu"] and len({line[3:] for line in steps}) == 2
+    (project / "array.sh").write_text("#!/bin/bash\n#SBATCH --array=3-4\necho $SLURM_ARRAY_TASK_ID $SLURM_JOB_ID\n")
+    array = client.run("array.sh")
+    assert array.wait(timeout=60) == "completed"
+    number = array.number or 0
+    assert sorted(array.logs().splitlines()) == [f"3 {number + 1}", f"4 {number}"]

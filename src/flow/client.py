@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flow.chores import give
-from flow.durable import NoRoomError
+from flow.durable import NoRoomError, is_full
 from flow.errors import FlowError, QuotaExceededError, ResourceNotFoundError, StorageError, ValidationError
 from flow.importing import refuse_while_importing
 from flow.observe import Look, observe
@@ -364,8 +364,6 @@ class Flow:
         dry_run: bool = False,
     ) -> Pruned:
         """Remove records of ended tasks: by age, all but the newest `keep`, or down to `max_bytes`."""
-        with suppress(OSError):  # room to work in on a full disk: the local scheduler keeps it, and makes it anew
-            (self.home / "local" / "spare").unlink(missing_ok=True)
         with suppress(NoRoomError):  # then what has ended by its own files goes
             self.finish_interrupted()
             self.look_at(self.records.rows(unfinished=True))
@@ -475,7 +473,13 @@ class Flow:
             return False
 
     def finish_interrupted(self) -> None:
-        """Ask again for what was acknowledged by a client that died before its provider had taken it."""
+        """Ask again for what was acknowledged by a client that died before its provider had taken it.
+
+        On a full disk it makes the room that looking at tasks and ending them needs.
+        """
+        if is_full(self.home):
+            with suppress(OSError):  # the local scheduler keeps this room, and makes it anew
+                (self.home / "local" / "spare").unlink()
         for task_id in self.records.unallocated():
             try:
                 give(self, self.task_of(task_id))

@@ -8,9 +8,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flow.durable import NoRoomError, create_durably, sync_path, why, write_all_durably, write_durably, writing
 from flow.errors import FlowError, StorageError, TaskNotFoundError, ValidationError
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Records", "Row", "Submission", "TaskIdTaken", "new_task_id"]
 
+_T = TypeVar("_T")
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _YEAR_2025 = 1_735_689_600.0  # 2025-01-01 UTC, in seconds since the epoch
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,99}")  # a folder's name, without the `_` that elements have
@@ -91,11 +92,17 @@ class Records:
                 self._write(submission, want, outbox or {})
         return earlier or submission
 
-    def mark_allocated(self, task_id: str) -> None:
-        """`allocate` has returned for this task. Not worth waiting for the disk: asking twice is harmless."""
+    def mark_allocated(self, task_id: str, number: int | None = None) -> None:
+        """`allocate` has returned for this task. Not worth waiting for the disk: asking twice is harmless.
+
+        number: what the provider's own commands call it.
+        """
+        name, text = ("allocated", "") if number is None else ("number", str(number))
         with writing(self.home), contextlib.suppress(FileNotFoundError):
-            os.close(os.open(self._path(task_id, "allocated"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self._index.write(lambda db: db.execute("UPDATE tasks SET allocated = 1 WHERE task_id = ?", (task_id,)))
+            handle = os.open(self._path(task_id, name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.write(handle, text.encode())
+            os.close(handle)
+        self._index.mark_allocated(task_id, number)
 
     def note_wait(self, task_id: str, reason: str) -> None:
         """What a task waits for that its provider was not given yet; "": nothing."""
@@ -110,14 +117,8 @@ class Records:
         except OSError:
             return ""
 
-    def set_number(self, task_id: str, number: int) -> None:
-        """What the provider's own commands call the task. Asked again the provider would say the same."""
-        with writing(self.home), contextlib.suppress(FileNotFoundError):
-            self._path(task_id, "number").write_text(str(number))
-        self._index.set_number(task_id, number)
-
     def number(self, task_id: str) -> int | None:
-        """The number that `set_number` gave."""
+        """The number that `mark_allocated` was given."""
         try:
             return int(self._path(task_id, "number").read_text())
         except (OSError, ValueError):
@@ -133,7 +134,7 @@ class Records:
     def get(self, task_id: str) -> Submission:
         """What was submitted; an element gives its array's. StorageError names the file when it is damaged."""
         array, index = split_element(task_id)
-        submission = submission_from(self._read(array))
+        submission = self._read(array, submission_from)
         elements = submission.plan.elements
         if index is not None and not (elements and index in elements.indices):
             raise _not_found(task_id)
@@ -143,7 +144,7 @@ class Records:
         """What the user wants of it now; for an element the later of its own and its array's, a cancel before all."""
         array, index = split_element(task_id)
         own = self._own_intent(task_id) if index is not None else None
-        whole = self._own_intent(array) or first_intent(self._read(array))
+        whole = self._own_intent(array) or self._read(array, first_intent)
         return later_intent(own, whole) or whole
 
     def set_intent(self, task_id: str, want: Want) -> Intent:
@@ -384,26 +385,26 @@ class Records:
             return None
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             return Entry(task_id, None, damage=(str(path), why(error)))
-        entry = dataclasses.replace(entry, allocated=self._path(task_id, "allocated").exists())
+        number = self.number(task_id)
+        is_allocated = number is not None or self._path(task_id, "allocated").exists()
+        entry = dataclasses.replace(entry, allocated=is_allocated)
         try:
             intent, final = self._own_intent(task_id), self.final(task_id)
         except StorageError as error:
             return dataclasses.replace(entry, damage=(str(path.parent), error.message))
         row = dataclasses.replace(entry.row, **dataclasses.asdict(final)) if entry.row and final else entry.row
         if row and row.number is None:
-            row = dataclasses.replace(row, number=self.number(task_id))
+            row = dataclasses.replace(row, number=number)
         return dataclasses.replace(entry, row=row, want=intent.want.value if intent else entry.want)
 
     def _own_intent(self, task_id: str) -> Intent | None:
         return read_intent(self._path(task_id, "intent.json").parent)
 
-    def _read(self, task_id: str) -> dict[str, Any]:
-        """The values of a record file that is known to make a Submission."""
+    def _read(self, task_id: str, made_of: Callable[[Mapping[str, Any]], _T]) -> _T:
+        """What is made of the values of a record file."""
         path = self._path(task_id, "record.json")
         try:
-            values: dict[str, Any] = json.loads(path.read_bytes())
-            submission_from(values)
-            first_intent(values)
+            return made_of(json.loads(path.read_bytes()))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             is_known = bool(self._index.read("SELECT 1 FROM tasks WHERE task_id = ?", (task_id,)))
             if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not (is_known and path.parent.is_dir()):
@@ -413,7 +414,6 @@ class Records:
             if self._index.is_writable:
                 self._index.put(Entry(task_id, None, damage=(str(path), why(error))))
             raise unreadable(path, error) from error
-        return values
 
     def _path(self, task_id: str, name: str) -> Path:
         if not _TASK_ID.fullmatch(split_element(task_id)[0]):

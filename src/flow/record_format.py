@@ -94,7 +94,7 @@ def unreadable(path: Path, error: Exception) -> StorageError:
 def entry_from(values: Mapping[str, Any]) -> Entry:
     """What the index keeps of a record that has just begun."""
     plan = values["plan"]
-    elements = plan["elements"]
+    elements, batch = plan["elements"], plan.get("batch") or {}
     row = Row(
         task_id=values["task_id"],
         name=plan["name"],
@@ -105,8 +105,9 @@ def entry_from(values: Mapping[str, Any]) -> Entry:
         nodes=plan["nodes"],
         elements=len(elements["indices"]) if elements else 0,
         number=plan.get("number"),
-        partition=partition_of((plan.get("batch") or {}).get("options", ()), plan["provider"]),
+        partition=partition_of(batch.get("options", ()), plan["provider"]),
         priority=plan["priority"],
+        job_name=batch.get("variables", {}).get("SLURM_JOB_NAME", ""),
         state=TaskStatus.PENDING,
     )
     after = tuple(dependency["task_id"] for dependency in plan["after"])

@@ -21,14 +21,14 @@ from flow.errors import StorageError
 from flow.status import FINAL, Outcome, TaskStatus
 
 _T = TypeVar("_T")
-_VERSION = 3
+_VERSION = 4
 _BUSY_SECONDS = 60.0
 _SCHEMA = f"""
 CREATE TABLE tasks (
     task_id TEXT PRIMARY KEY, name TEXT, provider TEXT, created REAL, instance_type TEXT, price_per_hour REAL,
     nodes INTEGER, elements INTEGER, number INTEGER, state TEXT, exit_code INTEGER, signal INTEGER, reason TEXT,
-    attempt INTEGER, started REAL, ended REAL, partition TEXT, priority INTEGER, idempotency_key TEXT UNIQUE, want TEXT,
-    allocated INTEGER, bundle TEXT, after TEXT
+    attempt INTEGER, started REAL, ended REAL, partition TEXT, priority INTEGER, job_name TEXT,
+    idempotency_key TEXT UNIQUE, want TEXT, allocated INTEGER, bundle TEXT, after TEXT
 ) WITHOUT ROWID;
 CREATE INDEX by_time ON tasks (created DESC, task_id DESC);
 CREATE INDEX by_state ON tasks (state, created DESC, task_id DESC);
@@ -44,7 +44,7 @@ _FINAL_SQL = ", ".join(f"'{state.value}'" for state in sorted(FINAL, key=str))
 _OUTCOME = "state, exit_code, signal, reason, attempt, started, ended"
 _ROW = (
     "task_id, name, provider, created, instance_type, price_per_hour, nodes, elements, number, "
-    f"{_OUTCOME}, partition, priority"
+    f"{_OUTCOME}, partition, priority, job_name"
 )
 _STATE_AT = _ROW.split(", ").index("state")
 
@@ -71,6 +71,7 @@ class Row:
     ended: float | None = None
     partition: str = ""
     priority: int = 0
+    job_name: str = ""  # of a batch script: any text, where the name is a word
 
     @property
     def outcome(self) -> Outcome:
@@ -142,9 +143,10 @@ class RecordIndex:
         found = self.read("SELECT value FROM meta WHERE key = 'next_number'")
         return int(found[0][0]) if found else 1
 
-    def set_number(self, task_id: str, number: int) -> None:
-        """What the provider's own commands call the task."""
-        self.write(lambda db: db.execute("UPDATE tasks SET number = ? WHERE task_id = ?", (number, task_id)))
+    def mark_allocated(self, task_id: str, number: int | None) -> None:
+        """It was handed to a provider; `number`: what that one's own commands call it, where they do."""
+        sql = "UPDATE tasks SET allocated = 1, number = ifnull(?, number) WHERE task_id = ?"
+        self.write(lambda db: db.execute(sql, (number, task_id)))
 
     def put(self, entry: Entry) -> None:
         """Add one record, or replace what was known of it."""

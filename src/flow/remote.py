@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
+from flow.blobs import blob_path, manifest_path
+from flow.bundle import read_manifest
 from flow.channel import UNREACHABLE, Channel
 from flow.conversation import Conversation, answer_in
 from flow.errors import FlowError, ProviderError, StorageError
@@ -37,6 +39,18 @@ def tools() -> tuple[str, tuple[str, ...]]:
     for name in names:
         sha.update(name.encode() + b"\0" + (NODE / name).read_bytes())
     return sha.hexdigest()[:16], names
+
+
+def files_for(home: Path, bundle: str | None) -> dict[str, Path]:
+    """What a task needs in such a folder, by name there; what says that something is whole comes last."""
+    version, names = tools()
+    files = {f"node/{version}/{name}": NODE / name for name in names}
+    files[f"node/{version}/whole"] = NODE / "__init__.py"
+    if bundle:
+        digests = {digest for _, _, digest, _ in read_manifest(home, bundle)["files"]}
+        files.update({f"blobs/{one[:2]}/{one}": blob_path(home, one) for one in sorted(digests)})
+        files[f"manifests/{bundle}.json"] = manifest_path(home, bundle)
+    return files
 
 
 class Remote:
@@ -125,8 +139,9 @@ class Remote:
         advice = f"set `{self.setting}` to a folder that you can write to"
         if number in (errno.ENOSPC, errno.EDQUOT):
             advice = "make room there: `flow prune` removes what old tasks left"
+        at = f" (`{path}`)" if path else ""
         return StorageError(
-            f"cannot write to `{self.setting}`, `{self.folder}`: {(why or 'failed').lower()} (`{path}`)",
+            f"cannot write to `{self.setting}`, `{self.folder}`: {(why or 'failed').lower()}{at}",
             suggestions=[advice],
         )
 

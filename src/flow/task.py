@@ -301,9 +301,7 @@ class Task:
             self._outcome = self._records.set_final(self.task_id, Outcome(TaskStatus.FAILED, reason=error.message))
             self._records.mark_allocated(self.task_id)
             raise
-        if number is not None:
-            self._records.set_number(self.task_id, number)
-        self._records.mark_allocated(self.task_id)
+        self._records.mark_allocated(self.task_id, number)
         if self._records.intent(self.task_id).want is Want.CANCEL:  # by somebody else, with nothing there to release
             self._provider.release(self.task_id)
 
@@ -406,13 +404,13 @@ class Task:
         """How to reach the files of one of its machines."""
         return self._provider.channel(allocation, node)
 
-    def reach(self) -> tuple[Channel, str] | None:
-        """The channel to its first node, and its folder there; None while it has no machine that is up."""
+    def reach(self, node: int = 0) -> tuple[Channel, str] | None:
+        """The channel to a node, and its folder there; None while it has no such machine that is up."""
         allocation = self._allocation()
-        if not allocation or not allocation.nodes_up:
+        if not allocation or len(allocation.nodes_up) <= node:
             return None
-        first = allocation.nodes_up[0]
-        return self._provider.channel(allocation, 0).through(first.beyond), first.folder
+        at = allocation.nodes_up[node]
+        return self._provider.channel(allocation, node).through(at.beyond), at.folder
 
     def forward(
         self, port: int, local: int | None = None, *, node: int = 0, tell: Callable[[str], None] = lambda _: None

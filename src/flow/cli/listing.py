@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flow.cli import output, times
@@ -32,15 +34,26 @@ def task_table(tasks: Sequence[Task]) -> list[str]:
 
 def reason(task: Task) -> str:
     """Why a task is as it is; of an array that goes on, how many elements are in which state."""
-    if not task.elements or task.status.is_final:
+    elements = None if task.status.is_final else task.elements
+    if not elements:
         return own_reason(task)
-    counts = ", ".join(f"{count} {state}" for state, count in task.elements.items() if count)
-    return f"{counts}: {task.reason}" if task.reason and len(task.elements) == 1 else counts
+    counts = ", ".join(f"{count} {state}" for state, count in elements.items() if count)
+    return f"{counts}: {task.reason}" if task.reason and len(elements) == 1 else counts
 
 
 def own_reason(task: Task) -> str:
     """The reason that the task itself has, its state not said once more."""
     return (task.reason or "").removesuffix(f": {task.status}")
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """All that is made for a list is kept: looking for garbage in it, again and again, would be a fifth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _row(task: Task, now: float) -> tuple[str, ...]:

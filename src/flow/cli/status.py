@@ -66,7 +66,8 @@ def status(
     most = limit or (None if everything else NEWEST)
 
     def look() -> list[Task]:
-        return [client.get_task(reference)] if reference else client.tasks(states=states, limit=_one_more(most))
+        with listing.no_collection():
+            return [client.get_task(reference)] if reference else client.tasks(states=states, limit=_one_more(most))
 
     if layout and (watch or as_json):
         raise UsageError("`--format` goes with neither `--watch` nor `--json`", suggestions=["see `flow squeue -i`"])

@@ -165,7 +165,10 @@ class Container:
         return ["--user", f"{os.getuid()}:{os.getgid()}"]
 
     def _gpus(self) -> list[str]:
-        ids = [str(one) for one in self.rank.task.get("gpu_ids") or []]
+        ids = self.rank.task.get("gpu_ids")
+        if ids is None:  # Slurm gives them: in a step of several nodes each has its own
+            ids = (os.environ.get("SLURM_STEP_GPUS") or os.environ.get("SLURM_JOB_GPUS") or "").split(",")
+        ids = [str(one) for one in ids if one != ""]
         if not ids:
             return []
         if self.engine == "podman":

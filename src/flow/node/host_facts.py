@@ -31,7 +31,6 @@ def facts(root: str) -> dict[str, Any]:
         "disk_free_gb": round(_free_bytes(root) / 1e9, 1),
         "address": address(),
         "host": socket.gethostname(),
-        "user": os.environ.get("USER") or str(os.getuid()),
     }
 
 

@@ -96,7 +96,7 @@ class Turn:
         number = len(self.folders()) + 1
         folder = os.path.join(self.folder, str(number), str(self.rank))
         gpu_locks = self._lock_gpus(gpus)
-        meeting = {"peers": [], "master_port": _free_port()} if self.task["nodes"] == 1 else self._meet(folder)
+        meeting = self._meet(folder) if self.task["nodes"] > 1 else {"ports": [_free_port() for _ in range(3)]}
         if meeting:
             self._write_task(folder, number, gpus, meeting)
             runner.run(folder, keep=gpu_locks)
@@ -106,7 +106,7 @@ class Turn:
         os.makedirs(os.path.join(folder, "inbox"), mode=0o700)
         lock = open(os.path.join(folder, "runner.lock"), "w")  # noqa: SIM115  # held for as long as this process lives
         fcntl.flock(lock, fcntl.LOCK_EX)
-        own = {"address": facts.address(), "ports": [_free_port(), _free_port()]}
+        own = {"address": facts.address(), "ports": [_free_port() for _ in range(3)]}
         status = {"v": 1, "phase": "waiting", "needs": ["inbox/peers.json"], "runner_pid": os.getpid(), **own}
         answers.write(folder, "status.json", json.dumps(status))
         while not host.is_noted(self.folder, "cancel"):
@@ -138,8 +138,11 @@ class Turn:
         task.update(task_id=os.path.basename(self.folder), array_index=self.index, attempt=number)
         task.update(limit_seconds=limit and max(limit - used, 0.001), given_gpus=gpus or [])
         task.update(previous_output=before if os.path.isdir(before) else None)
-        task.update(peers=meeting["peers"], control_port=meeting.get("control_port"), token=meeting.get("token"))
-        task["env"] = {"MASTER_PORT": str(meeting["master_port"]), **task["env"]}
+        master, task["control_port"], task["step_port"] = meeting["ports"]
+        task.update(peers=meeting.get("peers", []), token=meeting.get("token"))
+        task["env"] = {"MASTER_PORT": str(master), **task["env"]}
+        if task["slurm"] and self.index is not None:
+            task["slurm"]["number"] = task["numbers"][str(self.index)]
         if gpus is not None and "CUDA_VISIBLE_DEVICES" not in task["env"]:
             task["gpu_ids"] = gpus
         if task["image"]:

@@ -45,7 +45,7 @@ def ranges(numbers: Iterable[int]) -> str:
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][-1] + 1 == number:
-            runs[-1].append(number)
+            runs[-1][-1] = number
         else:
-            runs.append([number])
-    return ",".join("-".join(str(end) for end in dict.fromkeys((run[0], run[-1]))) for run in runs)
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -99,7 +99,7 @@ def _job(task: dict[str, Any], folder: str, *, is_one_line: bool) -> str:
     env, started = os.environ, status.get("started") or time.time()
     limit = task.get("limit_seconds")
     lines = [
-        "JobId={number} JobName={name}".format(name=task.get("name", ""), **task["slurm"]),
+        "JobId={number} JobName={name}".format(name=env.get("SLURM_JOB_NAME", task.get("name")), **task["slurm"]),
         f"   UserId={env.get('SLURM_JOB_USER')}({env.get('SLURM_JOB_UID')}) Account=(null) QOS=(null)",
         "   JobState=RUNNING Reason=None Dependency=(null)",
         f"   Requeue=1 Restarts={task.get('attempt', 1) - 1} BatchFlag=1 Reboot=0 ExitCode=0:0",

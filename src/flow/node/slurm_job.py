@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -130,10 +131,8 @@ class Job:
                 self.runner.terminate()
             self.runner.wait()
         is_ended = _status(at + "/0").get("phase") == "ended"
-        if others and not is_ended:
-            others.terminate()  # srun then kills what it started
         if others:
-            others.wait()
+            self._wait_for(others, is_ended=is_ended)
         processes.Processes().kill()  # what a runner left that was killed
         folders = self._last_folders()
         self._write_losses(folders)
@@ -153,6 +152,21 @@ class Job:
         ]
         srun += ["--kill-on-bad-exit=0", "--export=ALL", "--cpus-per-task=" + os.environ.get("SLURM_CPUS_ON_NODE", "1")]
         return subprocess.Popen([*srun, "sh", "-c", script], stdin=subprocess.DEVNULL)
+
+    def _wait_for(self, others: subprocess.Popen[bytes], *, is_ended: bool) -> None:
+        """Till the other ranks are gone; `is_ended`: rank 0 has, and has heard of the ends of all.
+
+        `srun` waits for ever for one that died without a word. Where its node did, Slurm ends this job, given time.
+        """
+        if is_ended and not _has_ended(others, seconds=10):
+            until = time.monotonic() + _notice_seconds()
+            while time.monotonic() < until and not (self.is_told or _has_ended(others, seconds=1)):
+                pass
+        if others.poll() is None:
+            others.terminate()  # it then kills what it started
+        if not _has_ended(others, seconds=10):
+            others.kill()
+        others.wait()
 
     def _hosts(self) -> list[tuple[str, str]]:
         """Name and address of each node, this one first."""
@@ -309,6 +323,23 @@ def _write_loss(folder: str, status: dict[str, Any], cause: str, reason: str, **
     facts.update(ended=facts["ended"] or time.time(), **more)
     os.makedirs(folder, mode=0o700, exist_ok=True)
     login.write(folder, "status.json", json.dumps(facts), durably=True)
+
+
+def _has_ended(process: subprocess.Popen[bytes], *, seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _notice_seconds() -> float:
+    """How long Slurm takes to see that a node has died, with time to spare."""
+    done = subprocess.run(
+        [login.program("scontrol"), "show", "config"], stdout=subprocess.PIPE, encoding="utf-8", check=False
+    )
+    found = re.search(r"SlurmdTimeout\s*=\s*(\d+)", done.stdout)
+    return 1.5 * int(found.group(1) if found else 300) + 10
 
 
 def _address(name: str) -> str:

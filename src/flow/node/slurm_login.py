@@ -93,8 +93,30 @@ def look(root: str, ids: Sequence[str] | None) -> list[dict[str, Any]]:
     root = os.path.join(os.path.expanduser(root), "tasks")
     if ids is None:
         ids = [name for name in sorted(answers.listed(root), reverse=True) if "_" not in name]
-    rows = _squeue(root, ids) if ids else {}
+    rows = _squeue(_only(root, ids)) if ids else {}
     found = [one for task_id in ids for one in _entries(root, task_id, rows)]
+    return _with_ends(found)
+
+
+def look_at_jobs(root: str, numbers: dict[str, str]) -> list[dict[str, Any]]:
+    """What Slurm alone says of tasks, by the numbers of their jobs: the folder knows nothing of them. Raises Refused.
+
+    "unknown": whether that is not to be relied on, as where the folder is not mounted, or this is another cluster.
+    """
+    has_folder = os.path.isdir(os.path.join(os.path.expanduser(root), "tasks"))
+    rows, found = _squeue(["--job=" + ",".join(numbers.values())]), []
+    for task_id, number in numbers.items():
+        own = rows.get(task_id, [])
+        row = next((one for one in own if one["State"] not in ENDED), own[-1] if own else None)
+        one = _entry(task_id, row, {"hash": ""}, number)
+        one["attempt"] = int(one["state"] != "PENDING")
+        one["unknown"] = row is None or (one["state"] in ENDED - {"CANCELLED"} and not has_folder)
+        found.append(one)
+    return _with_ends(found)
+
+
+def _with_ends(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is known of tasks, with what accounting says of those that `squeue` does not have."""
     gone = [one for one in found if one["state"] is None and not one["ended"]]
     known = _sacct([one["job"] for one in gone]) if gone else {}
     for one in gone:
@@ -104,10 +126,14 @@ def look(root: str, ids: Sequence[str] | None) -> list[dict[str, Any]]:
     return found
 
 
-def release(root: str, task_ids: Sequence[str]) -> None:
-    """End tasks, arrays or elements. What runs is told to, and has its grace time. Raises Refused."""
+def release(root: str, task_ids: Sequence[str], numbers: dict[str, str]) -> list[str]:
+    """End tasks, arrays or elements. What runs is told to, and has its grace time. Raises Refused.
+
+    `numbers`: by which their jobs are ended where the folder does not have them. Which of those are not known here.
+    """
     root = os.path.join(os.path.expanduser(root), "tasks")
-    task_ids = [one for one in task_ids if os.path.isdir(os.path.join(root, one.partition("_")[0]))]
+    lost = [one for one in task_ids if not os.path.isdir(os.path.join(root, one.partition("_")[0]))]
+    task_ids = [one for one in task_ids if one not in lost]
     for one in task_ids:  # before the signal: a job that just starts misses that, or sees this
         os.makedirs(os.path.join(root, one), mode=0o700, exist_ok=True)
         write(os.path.join(root, one), "cancel", "")
@@ -119,6 +145,12 @@ def release(root: str, task_ids: Sequence[str]) -> None:
         _scancel("--state=PENDING", *found)
         _scancel("--state=SUSPENDED", *found)
         _scancel("--state=RUNNING", "--batch", "--signal=TERM", *found)
+    lost = [one for one in lost if one in numbers]
+    rows = _squeue(["--job=" + ",".join(numbers[one].partition("_")[0] for one in lost)] if lost else [])
+    ours = [numbers[one] for one in lost if one.partition("_")[0] in rows]
+    if ours:
+        _scancel(*ours)
+    return [one for one in lost if numbers[one] not in ours]
 
 
 def scontrol(root: str, task_id: str, verb: str) -> None:
@@ -227,7 +259,8 @@ def _start_sbatch(request: dict[str, Any], base: str, lock: int) -> subprocess.P
             "--output=" + os.path.join(base, "slurm-%A_%a.out" if request["meta"]["indices"] else "slurm-%j.out")
         )
     cwd = request["folder"] if os.path.isdir(request["folder"]) else base
-    return _start(["sbatch", "--parsable", *options], stdin=subprocess.PIPE, cwd=cwd, pass_fds=[lock])
+    environment = {name: value for name, value in os.environ.items() if name not in ("SBATCH_ARRAY_INX", "SBATCH_WAIT")}
+    return _start(["sbatch", "--parsable", *options], stdin=subprocess.PIPE, cwd=cwd, pass_fds=[lock], env=environment)
 
 
 def _dependency(root: str, request: dict[str, Any]) -> list[str]:
@@ -239,6 +272,7 @@ def _dependency(root: str, request: dict[str, Any]) -> list[str]:
     asked = [one["task_id"] for one in meta["after"]]
     states = {one["id"]: one["state"] for one in (look(os.path.dirname(root), asked) if asked else ())}
     found = [(one, _is_met(root, one, states)) for one in meta["after"]]
+    found = [(one, None if one["minutes"] and is_met else is_met) for one, is_met in found]  # and Slurm counts those
     unmet = [one for one, is_met in found if is_met is False]
     if unmet and len(unmet) >= (len(found) if meta["after_any"] else 1):
         raise NeverMet(unmet[0])
@@ -288,14 +322,18 @@ def _is_cancelled(folder: str) -> bool:
     return any(os.path.exists(one + "/cancel") for one in (folder, folder.rpartition("_")[0] or folder))
 
 
-def _squeue(root: str, ids: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+def _only(root: str, ids: Sequence[str]) -> list[str]:
+    """For `squeue`: what these tasks are among; nothing where it knows of none."""
+    if len(ids) > 1:
+        return ["--user=" + getpass.getuser()]
+    number = read(os.path.join(root, ids[0].partition("_")[0]), "number")
+    return ["--job=" + number] if number else []
+
+
+def _squeue(only: Sequence[str]) -> dict[str, list[dict[str, str]]]:
     """What Slurm knows of jobs of ours, by task: those that wait or run, and that ended a while ago."""
-    only = ["--user=" + getpass.getuser()]
-    if len(ids) == 1:
-        number = read(os.path.join(root, ids[0].partition("_")[0]), "number")
-        if not number:
-            return {}
-        only = ["--job=" + number]
+    if not only:
+        return {}
     form = ",".join(one + ":|" for one in _FIELDS)
     done = _run(["squeue", "--noheader", "--array", "--states=all", "--Format=" + form, *only])
     if done.returncode and "Invalid job id" not in done.stderr:
@@ -370,13 +408,20 @@ def _entries(root: str, task_id: str, rows: dict[str, list[dict[str, str]]]) -> 
 
 
 def _entry(task_id: str, row: dict[str, str] | None, meta: dict[str, Any], job: str) -> dict[str, Any]:
-    one: dict[str, Any] = {"id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created")}
-    one.update(attempt=0, ended=False, state=row and row["State"], reason=row["Reason"] if row else "")
-    one.update(raw=row["JobID"] if row else job, partition=row["Partition"] if row else "")
-    one.update(node_list=row["NodeList"] if row else "")
-    one.update(end=row["EndTime"] if row else "", nodes=[], reports=[], folder="", cancelled=False, said="")
-    one.update(node_list=row["NodeList"] if row else "", ranks=meta.get("ranks", 1), waits="", never=None)
-    return one
+    known: dict[str, Any] = row or {
+        "State": None,
+        "Reason": "",
+        "JobID": job,
+        "Partition": "",
+        "NodeList": "",
+        "EndTime": "",
+    }
+    return {
+        "id": task_id, "job": job, "hash": meta["hash"], "created": meta.get("created"), "ranks": meta.get("ranks", 1),
+        "attempt": 0, "unknown": False, "ended": False, "cancelled": False, "said": "", "waits": "", "never": None,
+        "nodes": [], "reports": [], "folder": "", "state": known["State"], "reason": known["Reason"],
+        "raw": known["JobID"], "partition": known["Partition"], "node_list": known["NodeList"], "end": known["EndTime"],
+    }  # fmt: skip
 
 
 def _look_at_waits(root: str, one: dict[str, Any], meta: dict[str, Any], never: dict[str, Any] | None) -> None:

@@ -270,7 +270,10 @@ def details_of(plan: Plan, index: int | None, number_of: Callable[[str], str]) -
         gpus=plan.gpus,
         gpu_kind=plan.gpu_kind or "",
         begin=plan.not_before,
-        dependency=",".join(f"{AFTER[one.state]}:{number_of(one.task_id)}" for one in plan.after),
+        dependency=",".join(
+            f"{AFTER[one.state]}:{number_of(one.task_id)}" + f"+{one.delay_seconds / 60:g}" * bool(one.delay_seconds)
+            for one in plan.after
+        ),
         command=(batch.file or _NULL) if batch else " ".join(plan.argv),
         work_dir=plan.working_dir if plan.working_dir.startswith("/") else plan.submit_dir,
         stdout=stdout,

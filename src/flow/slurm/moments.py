@@ -1,4 +1,4 @@
-"""Times as `sbatch --begin` has them: `16:00`, `2030-01-31T08:00`, `01/31/30-8:00pm`, `now+1hour`, `tomorrow`."""
+"""Times as `sbatch --begin` and `sacct -S` have them: `16:00`, `2030-01-31T08:00`, `01/31/30-8:00pm`, `now+1hour`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ _DATES = (
 )
 
 
-def parse_moment(text: str, now: float | None = None) -> float:
+def parse_moment(text: str, now: float | None = None, *, past: bool = False) -> float:
     """The moment that `text` names, in seconds since the epoch. Raises ValidationError.
 
-    A time of day is the next one, a date without a year the next one, a date without a time its midnight.
+    A time of day is the next one, a date without a year the next one, a date without a time its midnight. `past`: this
+    day's, the last one, and `today` is midnight.
     """
     present = datetime.now() if now is None else datetime.fromtimestamp(now)
     try:
-        moment = _moment(text.strip().lower(), present)
+        moment = _moment(text.strip().lower(), present, past=past)
     except (ValueError, OverflowError):  # a 31st of February, a year 200,000
         moment = None
     if moment is None:
@@ -36,22 +37,22 @@ def parse_moment(text: str, now: float | None = None) -> float:
     return moment.timestamp()
 
 
-def _moment(text: str, present: datetime) -> datetime | None:
+def _moment(text: str, present: datetime, *, past: bool) -> datetime | None:
     after = _AFTER_NOW.fullmatch(text)
     if after:
         unit = _UNIT_SECONDS.get((after["unit"] or "").removesuffix("s"))
         seconds = int(after["count"] or 0) * (-1 if after["sign"] == "-" else 1)
         return None if unit is None else present + timedelta(seconds=seconds * unit)
-    if text == "today":
+    if text == "today" and not past:
         return present
     named = _CLOCK.search(text) or _NAMED.search(text)
     at = _at_time(named, present)
     rest = (text[: named.start()] + text[named.end() :]).strip(" -") if named else text
     if not rest and named:
-        return at if at > present else at + timedelta(days=1)
+        return at if past or at > present else at + timedelta(days=1)
     if rest in ("today", "tomorrow"):
         return at + timedelta(days=rest == "tomorrow")
-    return _on_date(rest.removesuffix("t") if named else rest, at, present)
+    return _on_date(rest.removesuffix("t") if named else rest, at, present, past=past)
 
 
 def _at_time(named: re.Match[str] | None, present: datetime) -> datetime:
@@ -65,7 +66,7 @@ def _at_time(named: re.Match[str] | None, present: datetime) -> datetime:
     return present.replace(hour=hour, minute=minute, second=second, microsecond=0)
 
 
-def _on_date(text: str, at: datetime, present: datetime) -> datetime | None:
+def _on_date(text: str, at: datetime, present: datetime, *, past: bool) -> datetime | None:
     date = next((found for one in _DATES if (found := one.fullmatch(text))), None)
     if not date:
         return None
@@ -73,4 +74,6 @@ def _on_date(text: str, at: datetime, present: datetime) -> datetime | None:
     if year:
         return at.replace(year=int(year) + (2000 if len(year) == 2 else 0), month=month, day=day)
     this_year = at.replace(month=month, day=day)
+    if past:
+        return this_year if this_year <= present else this_year.replace(year=at.year - 1)
     return this_year if this_year > present else this_year.replace(year=at.year + 1)

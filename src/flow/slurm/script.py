@@ -80,7 +80,7 @@ def read_script(
     values, mistakes = _values(held.values())
     mistakes = [*directives.mistakes, *mistakes] or contradictions(values, held)
     if mistakes:
-        raise MistakesError.of(mistakes, f"`{name}`")
+        raise MistakesError.of([*mistakes, *map(Mistake, directives.notes)], f"`{name}`")
     request = read_request(values)
     job_name = values.get("job-name", file.name if file else "wrap" if "wrap" in held else "sbatch")
     batch = {

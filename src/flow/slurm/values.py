@@ -138,13 +138,12 @@ def parse_gres(text: str) -> tuple[Gpus, ...]:
 
 
 def parse_indices(text: str) -> str | None:
-    """An array as a task's field has it; None where there is none. `[1-3]` and `1,,2` are read, too."""
-    ranges, percent, at_once = text.partition("%")
-    at_once = at_once.partition("%")[0]
-    asked = ",".join(filter(None, ranges.strip("[]").split(",")))
+    """An array as a task's field has it; None where there is none. `[1-3]`, `1,,2`, and `1-9%2,20` are read, too."""
     if not text:
         return None
-    limit = f"%{at_once}" if percent and at_once.strip("0") else ""
+    asked = ",".join(filter(None, re.sub(r"%[^,]*|[\[\]]", "", text).split(",")))
+    at_once = re.match(r"[^%]*%0*([1-9]\d*)", text)  # the first limit is for all of them
+    limit = f"%{at_once[1]}" if at_once else ""
     if " " in text:
         raise ValidationError(f"{shown_value(text)} is no array", suggestions=["write it without blanks, as `0-9`"])
     indices = parse_array(asked + limit).indices

@@ -28,6 +28,10 @@ class SlurmCommand(FlowCommand):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
         super().__init__(*args, **kwargs)
+        self.params += [
+            click.Option(["-M", "--clusters"], metavar="LIST", expose_value=False, help="Of all clusters, as anyway."),
+            click.Option(["-V", "--version"], is_flag=True, expose_value=False, callback=_tell_version, help="Flow's."),
+        ]
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -83,6 +87,14 @@ def words_of(value: str | None) -> frozenset[str] | None:
     return None if value is None else frozenset(filter(None, value.split(",")))
 
 
+def _tell_version(ctx: click.Context, param: click.Parameter, is_asked: bool) -> None:  # click's own
+    if is_asked:
+        import flow
+
+        click.echo(f"flow {flow.__version__}")
+        ctx.exit()
+
+
 def _wrong_words(name: str, error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         option = error.option_name
@@ -102,9 +114,9 @@ class WordsCommand(SlurmCommand):
     """A command whose words are read by Slurm's own rules: they are all in `ctx.meta[WORDS]`, as they came."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Nothing is read but `--help`."""
+        """Nothing is read but `--help` and `--version`."""
         ctx.meta[WORDS] = list(args)
-        return super().parse_args(ctx, args[:1] if args[:1] in (["-h"], ["--help"]) else [])
+        return super().parse_args(ctx, args[:1] if args[:1] and args[0] in ("-h", "--help", "-V", "--version") else [])
 
 
 WORDS = "flow.cli.slurm.words"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -41,10 +42,11 @@ def install_commands(folder: Path) -> int:
             f"`{folder / others[0]}` is there already, and not made by this command",
             suggestions=["give another folder, as `~/slurm-bin`"],
         )
+    shell = shutil.which("bash") or "/bin/sh"  # other shells drop the functions that were exported for a script
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in COMMANDS:
-            _write(folder / name, f'#!/bin/sh\n{MADE_BY}\nexec {_this_flow()} {name} "$@"\n')
+            _write(folder / name, f'#!{shell}\n{MADE_BY}\nexec {_this_flow()} {name} "$@"\n')
     except OSError as error:
         raise StorageError(f"cannot write to `{folder}`: {error.strerror}") from error
     for name in COMMANDS:

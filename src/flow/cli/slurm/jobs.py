@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 import pwd
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from flow.cli.slurm.command import Refused
+from flow.cli.listing import no_collection
+from flow.cli.slurm.command import Refused, words_of
 from flow.errors import FlowError
+from flow.node import hostlist
 from flow.node.hostlist import fold, names_of
 from flow.plan import Plan
 from flow.references import split_element
@@ -43,6 +43,7 @@ def chosen_tasks(client: Flow, words: Iterable[str]) -> tuple[dict[str, frozense
 
     Raises NotAJob for what is not written like one.
     """
+    client.finish_interrupted()
     found: dict[str, frozenset[int] | None] = {}
     unknown = []
     for word in words:
@@ -94,7 +95,7 @@ def load_jobs(
 
     Those of an array that wait for the same are one, unless `expand`.
     """
-    with _no_collection():
+    with no_collection():
         return _load(client, chosen, unfinished=unfinished, expand=expand)
 
 
@@ -127,14 +128,21 @@ def _load(client: Flow, chosen: Chosen | None, *, unfinished: bool, expand: bool
     return [job for job in jobs if not job.is_finished] if unfinished else jobs
 
 
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """All that is made is kept: looking for garbage in it, again and again, would be a fifth of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
+def matching(
+    jobs: list[Job], asked: Mapping[str, Any], *, states: frozenset[str] | None, users: frozenset[str] | None = None
+) -> list[Job]:
+    """Those that have the names, partitions, nodes, accounts and so on that a command's options ask for; None: any."""
+    names, partitions = words_of(asked["name"]), words_of(asked["partition"])
+    for field, some in {"name": names, "partition": partitions, "state": states, "user": users}.items():
+        if some is not None:
+            jobs = [job for job in jobs if getattr(job, field) in some]
+    for option in ("account", "qos"):
+        if (some := words_of(asked[option])) is not None:
+            jobs = [job for job in jobs if job.details.option(option, "") in some]
+    if nodes := words_of(asked.get("nodelist")):
+        wanted = {name for part in nodes for name in hostlist.expand(part)}
+        jobs = [job for job in jobs if wanted & set(hostlist.expand(job.node_list))]
+    return jobs
 
 
 def queue_lines(jobs: Iterable[Job]) -> list[str]:
@@ -175,7 +183,7 @@ class _Maker:
             number=(number if element else row.number) or 0,
             array=row.number if element else None,
             element=element,
-            name=row.name,
+            name=row.job_name or row.name,
             user=self.user,
             partition=partition or row.partition or row.provider,
             state=state,
@@ -199,9 +207,8 @@ class _Maker:
         """The lines of an array: the elements that wait together as one, and each of the others."""
         indices_of_all, at_once = (plan.elements.indices, plan.elements.at_once) if plan.elements else ((), None)
         whole = look.outcome if look else row.outcome
-        waiting: dict[str, list[int]] = {}
-        first: dict[str, Job] = {}
         jobs = []
+        alike: dict[str, tuple[Outcome, list[int]]] = {}  # of those that wait, by the reason
         for index in indices_of_all:
             if some is not None and index not in some:
                 continue
@@ -209,19 +216,24 @@ class _Maker:
             outcome = look.elements.get(task_id) if look else None
             if outcome is None:  # nothing of it was given to its provider yet
                 outcome = _CANCELLED if self._is_cancelled(task_id) else whole
-            number = plan.number_of(index) or row.number
-            allocation = look.allocations.get(task_id) if look else None
-            job = self.job(row, outcome, allocation, task_id=task_id, number=number, element=str(index))
-            if expand or not job.is_pending:
-                jobs.append(job)
+            if outcome.state is TaskStatus.PENDING and not expand:
+                alike.setdefault(outcome.reason, (outcome, []))[1].append(index)
             else:
-                reason = _FOLDED_AS.get(job.reason, job.reason)
-                waiting.setdefault(reason, []).append(index)
-                first.setdefault(reason, job)
-        for reason, indices in waiting.items():
-            element = str(indices[0]) if some is not None and len(some) == 1 else folded(indices, at_once)
-            jobs.append(first[reason]._replace(number=row.number or 0, element=element))
+                jobs.append(self._element(row, plan, look, outcome, index))
+        waiting: dict[str, tuple[Job, list[int]]] = {}
+        for outcome, indices in alike.values():
+            job = self._element(row, plan, look, outcome, indices[0])
+            waiting.setdefault(_FOLDED_AS.get(job.reason, job.reason), (job, []))[1].extend(indices)
+        for job, indices in waiting.values():
+            element = str(indices[0]) if some is not None and len(some) == 1 else folded(sorted(indices), at_once)
+            jobs.append(job._replace(number=row.number or 0, element=element))
         return jobs
+
+    def _element(self, row: Row, plan: Plan, look: Look | None, outcome: Outcome, index: int) -> Job:
+        task_id = f"{row.task_id}_{index}"
+        allocation = look.allocations.get(task_id) if look else None
+        number = plan.number_of(index) or row.number
+        return self.job(row, outcome, allocation, task_id=task_id, number=number, element=str(index))
 
     def _is_cancelled(self, task_id: str) -> bool:
         """Whether an element was cancelled on its own: then it has a folder of its own."""

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flow.cli import output
-from flow.cli.slurm.command import Refused, SlurmCommand, words_of
-from flow.cli.slurm.jobs import NotAJob, chosen_tasks, load_jobs, split_list
+from flow.cli.slurm.command import Refused, SlurmCommand
+from flow.cli.slurm.jobs import NotAJob, chosen_tasks, load_jobs, matching, split_list
+from flow.errors import ValidationError
 from flow.slurm.account_fields import BRIEF, DEFAULT, LONG, columns, entries, help_text, table
 from flow.slurm.jobs import NOT_ELIGIBLE, Job, state_named
-from flow.slurm.times import parse_moment
+from flow.slurm.moments import parse_moment
 
 if TYPE_CHECKING:
     from flow.client import Flow
 
 
 @click.command(cls=SlurmCommand)
-@click.option("-A", "--accounts", metavar="LIST", help="Only of these accounts.")
+@click.option("-A", "--accounts", "account", metavar="LIST", help="Only of these accounts.")
 @click.option("-X", "--allocations", is_flag=True, help="The jobs alone, without their steps.")
 @click.option("-a", "--allusers", is_flag=True, help="Of all users, which are you.")
 @click.option("-b", "--brief", is_flag=True, help="The id, the state and the exit code alone.")
@@ -82,32 +83,25 @@ def _jobs(client: Flow, asked: dict[str, Any]) -> list[Job]:
             chosen, _ = chosen_tasks(client, words)
         except NotAJob as error:
             raise Refused(f"sacct: fatal: Bad job/step specified: {error}") from None
-    default = 0.0 if chosen is not None else now if states else parse_moment("midnight", now) or 0.0
+    default = 0.0 if chosen is not None else now if states else parse_moment("today", now, past=True)
     begin, end = _moment(asked["starttime"], default, now), _moment(asked["endtime"], now, now)
     jobs = [job for job in load_jobs(client, chosen) if _is_within(job, begin, end)]
     if chosen is None:
         jobs = [job for job in jobs if job.reason not in NOT_ELIGIBLE or not job.is_pending]
-    kept = {"partition": words_of(asked["partition"]), "name": words_of(asked["name"]), "state": states}
-    for field, some in kept.items():
-        if some is not None:
-            jobs = [job for job in jobs if getattr(job, field) in some]
-    for field, option in (("accounts", "account"), ("qos", "qos")):
-        if (some := words_of(asked[field])) is not None:
-            jobs = [job for job in jobs if job.details.option(option, "") in some]
-    return sorted(jobs, key=lambda job: job.place)
+    return sorted(matching(jobs, asked, states=states), key=lambda job: job.place)
 
 
 def _is_within(job: Job, begin: float, end: float) -> bool:
-    return job.submitted <= end and (job.ended is None or job.ended >= begin or not job.is_finished)
+    return job.submitted <= end and (not job.is_finished or (job.ended or job.submitted) >= begin)
 
 
 def _moment(text: str | None, default: float, now: float) -> float:
     if text is None:
         return default
-    moment = parse_moment(text, now)
-    if moment is None:
-        raise Refused(f"sacct: fatal: Invalid time specification (pos=0): {text}")
-    return moment
+    try:
+        return parse_moment(text, now, past=True)
+    except ValidationError:
+        raise Refused(f"Invalid time specification (pos=0): {text}") from None
 
 
 def _states(text: str | None) -> frozenset[str] | None:

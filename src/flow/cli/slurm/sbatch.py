@@ -53,11 +53,6 @@ def sbatch() -> int:
     except FlowError as error:
         raise _refused(error, _BAD_OPTION) from error
     asked = {one.name: one.value for one in given}
-    if "version" in asked:
-        import flow
-
-        click.echo(f"flow {flow.__version__}")
-        return 0
     try:
         script = _script(given, asked, path, args)
         config = TaskConfig.from_dict(dict(script.fields))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flow.cli.slurm.command import Refused, SlurmCommand, words_of
-from flow.cli.slurm.jobs import NotAJob, chosen_tasks, load_jobs, split_list, users_named
+from flow.cli.slurm.command import Refused, SlurmCommand
+from flow.cli.slurm.jobs import NotAJob, chosen_tasks, load_jobs, matching, split_list, users_named
 from flow.errors import FlowError
 from flow.references import split_element
 from flow.slurm.jobs import Job, state_named
@@ -29,6 +29,7 @@ _CAN_BE = ("PENDING", "RUNNING", "SUSPENDED")
 @click.option("--me", is_flag=True, help="All that are mine.")
 @click.option("-n", "--name", "--jobname", "name", metavar="LIST", help="All with this name.")
 @click.option("-p", "--partition", metavar="LIST", help="All of this partition.")
+@click.option("-w", "--nodelist", metavar="LIST", help="All on these nodes.")
 @click.option("-q", "--qos", metavar="LIST", help="All of this quality of service.")
 @click.option("-Q", "--quiet", is_flag=True, help="Say nothing of those that have ended.")
 @click.option("-s", "--signal", "signal_name", metavar="NAME", help="Send this signal in place of ending them.")
@@ -41,7 +42,7 @@ def scancel(words: tuple[str, ...], **asked: Any) -> int:
     Example:
       flow scancel 12 13_[2-4]
     """
-    filters = ("account", "me", "name", "partition", "qos", "state", "user")
+    filters = ("account", "me", "name", "nodelist", "partition", "qos", "state", "user")
     if not words and not any(asked[name] for name in filters):
         raise Refused("scancel: error: No job identification provided")
     number = _signal_number(asked["signal_name"])
@@ -86,16 +87,8 @@ def _jobs(client: Flow, words: tuple[str, ...], asked: dict[str, Any]) -> list[J
                 told = f"scancel: error: Kill job error on job id {word}: Invalid job id specified"
                 click.echo(f"scancel: Terminating job {word}\n{told}", err=True)
     jobs = load_jobs(client, chosen, unfinished=chosen is None, expand=True)
-    kept: dict[str, Any] = {"name": words_of(asked["name"]), "partition": words_of(asked["partition"])}
-    kept["user"] = users_named(asked, "scancel: error: Invalid user name: ")
-    kept["state"] = _states(asked["state"])
-    for field, some in kept.items():
-        if some is not None:
-            jobs = [job for job in jobs if getattr(job, field) in some]
-    for option in ("account", "qos"):
-        if (some := words_of(asked[option])) is not None:
-            jobs = [job for job in jobs if job.details.option(option, "") in some]
-    return jobs
+    users = users_named(asked, "scancel: error: Invalid user name: ")
+    return matching(jobs, asked, states=_states(asked["state"]), users=users)
 
 
 def _wholes(client: Flow, jobs: list[Job]) -> dict[str, Job]:

@@ -74,19 +74,21 @@ def scontrol(words: tuple[str, ...], *, oneliner: bool, details: bool, quiet: bo
 def _show(words: Sequence[str], *, one_line: bool) -> None:
     if not words:
         raise Refused("too few arguments for keyword:show")
-    what, *names = words
+    what, equals, name = words[0].partition("=")
+    names = [name, *words[1:]] if equals else list(words[1:])
     kinds: dict[str, Callable[[list[str], bool], None]] = {
         "hostnames": lambda names, one: _lines(_expanded(names)),
         "hostlist": lambda names, one: _lines([hostlist.fold(_expanded(names))]),
         "hostlistsorted": lambda names, one: _lines([hostlist.fold(sorted(_expanded(names)))]),
         "jobs": _show_jobs,
+        "jobid": _show_jobs,
         "nodes": _show_nodes,
         "partitions": _show_partitions,
     }
-    found = [name for name in kinds if name == what or (name[:-1] == what and name.endswith("s"))]
-    if not found:
+    show = next((show for kind, show in kinds.items() if kind.startswith(what.lower())), None)
+    if not show:
         raise Refused(f"invalid entity:{what} for keyword:show ")
-    kinds[found[0]](names, one_line)
+    show(names, one_line)
 
 
 def _lines(lines: Sequence[str]) -> None:
@@ -95,7 +97,7 @@ def _lines(lines: Sequence[str]) -> None:
 
 def _expanded(names: Sequence[str]) -> list[str]:
     try:
-        return [name for text in names for name in hostlist.expand(text)]
+        return hostlist.expand(",".join(names))
     except ValueError:
         raise Refused(f"Invalid hostlist: {','.join(names)}") from None
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import click
 
 from flow.cli import output
-from flow.cli.slurm.command import SlurmCommand, words_of
+from flow.cli.slurm.command import SlurmCommand
 from flow.cli.slurm.machines import Machines, ask_cluster, machines
 from flow.slurm.formats import Cut, Field, short_layout
 
@@ -87,8 +87,10 @@ class _Sinfo(SlurmCommand):
 @click.option("-h", "--noheader", is_flag=True, help="No line of titles.")
 @click.option("-l", "--long", "is_long", is_flag=True, help="More of each.")
 @click.option("-N", "--Node", "by_node", is_flag=True, help="One line for each kind of node.")
+@click.option("-n", "--nodes", metavar="LIST", help="Only these nodes.")
 @click.option("-o", "--format", "short", metavar="FORMAT", envvar="SINFO_FORMAT", help="What to show: `%P %D %N`.")
 @click.option("-p", "--partition", metavar="LIST", envvar="SINFO_PARTITION", help="Only these partitions.")
+@click.option("-t", "--states", metavar="LIST", help="Only in these states: `idle`.")
 @click.option("-s", "--summarize", is_flag=True, help="One line for each partition.")
 def sinfo(
     *,
@@ -96,6 +98,8 @@ def sinfo(
     noheader: bool,
     is_long: bool,
     by_node: bool,
+    nodes: str | None,
+    states: str | None,
     short: str | None,
     partition: str | None,
     summarize: bool,
@@ -108,8 +112,10 @@ def sinfo(
     from flow.client import Flow
 
     client = Flow()
-    some = words_of(partition)
-    lines = [one for one in machines(client) if some is None or one.partition in some]
+    lines = machines(client)
+    for field, some in {"partition": partition, "names": nodes, "state": states and states.lower()}.items():
+        if some is not None:
+            lines = [one for one in lines if getattr(one, field) in some.split(",")]
     output.notes(client.notes)
     default = _SUMMARY if summarize else _DEFAULT
     if by_node:
@@ -121,7 +127,8 @@ def sinfo(
         click.echo(f"Invalid node format specification: {name}", err=True)
     if is_long and not noheader:
         click.echo(time.strftime("%a %b %d %H:%M:%S %Y"))
-    click.echo("\n".join([layout.header] * (not noheader) + layout.lines(lines)))
+    for line in [layout.header] * (not noheader) + layout.lines(lines):
+        click.echo(line)
     return 0
 
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flow.cli import output
-from flow.cli.slurm.command import Refused, SlurmCommand, words_of
-from flow.cli.slurm.jobs import NotAJob, chosen_tasks, load_jobs, split_list, users_named
-from flow.node.hostlist import expand
+from flow.cli.slurm.command import Refused, SlurmCommand
+from flow.cli.slurm.jobs import NotAJob, chosen_tasks, load_jobs, matching, split_list, users_named
 from flow.slurm.formats import Layout, long_layout, short_layout
 from flow.slurm.job_fields import ALL, DEFAULT, FIELDS, LETTERS, LONG, ORDER, START, sorted_jobs
 from flow.slurm.jobs import STATES, UNFINISHED, Job, state_named
@@ -70,21 +69,7 @@ def listed(client: Flow, asked: dict[str, Any], layout: Layout[Job], *, header: 
     unfinished = states is not None and states <= UNFINISHED
     jobs = load_jobs(client, chosen, unfinished=unfinished, expand=asked["expand"])
     output.notes(client.notes)
-    kept = {
-        "name": words_of(asked["name"]),
-        "partition": words_of(asked["partition"]),
-        "user": users,
-        "state": states,
-    }
-    for field, words in kept.items():
-        if words is not None:
-            jobs = [job for job in jobs if getattr(job, field) in words]
-    for option in ("account", "qos"):
-        if (words := words_of(asked[option])) is not None:
-            jobs = [job for job in jobs if job.details.option(option, "") in words]
-    if nodes := words_of(asked["nodelist"]):
-        wanted = {name for part in nodes for name in expand(part)}
-        jobs = [job for job in jobs if wanted & set(expand(job.node_list))]
+    jobs = matching(jobs, asked, states=states, users=users)
     order = asked["sort"] or ("S" if asked["start"] else ORDER)
     return [layout.header] * header + layout.lines(sorted_jobs(jobs, order))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
+import stat
 import sys
 import threading
 import time
@@ -25,15 +27,13 @@ if TYPE_CHECKING:
     from flow.slurm.options import Given
     from flow.task import Task
 
-# What only srun knows: it goes to the srun on the task's first node.
-_OWN_FLAGS = frozenset((
-    "-l", "--label", "-u", "--unbuffered", "-K", "--kill-on-bad-exit", "--exact", "--overlap", "--pty", "-v",
-    "--verbose", "-E", "--preserve-env", "-X", "--disable-status", "-Q", "--quiet", "--multi-prog",
-))  # fmt: skip
-_OWN_WITH_VALUE = frozenset((
-    "--mpi", "--cpu-bind", "--gpu-bind", "-W", "--wait", "-r", "--relative", "-T", "--threads", "-m", "--distribution",
-    "--task-prolog", "--task-epilog", "--bcast", "-i", "--input",
-))  # fmt: skip
+# What the srun on the task's first node is told; the rest is asked of the task itself.
+_OF_THE_STEP = """
+    accel-bind bcast bcast-exclude compress cpu-bind debugger-test disable-status distribution epilog error exact
+    het-group immediate input interactive jobid kill-on-bad-exit label mpi msg-timeout multi-prog no-allocate
+    ntasks-per-tres output overlap preserve-env prolog pty quiet relative resv-ports send-libs slurmd-debug task-epilog
+    task-prolog threads tres-per-task unbuffered verbose wait x11
+"""
 _AGAIN_SECONDS = 1.0  # a second Ctrl-C within this ends the task
 
 
@@ -42,7 +42,7 @@ def srun() -> int:
     """Run COMMAND as a task with the options of Slurm's `srun`, and wait for it; its output comes here.
 
     Its exit code is ours. Ctrl-C twice within a second ends it. With `--pty` it is a shell, or one command, at this
-    terminal. It reads no standard input otherwise.
+    terminal. A task on this machine reads our standard input.
 
     Example:
       flow srun -n 4 --label hostname
@@ -57,7 +57,7 @@ def srun() -> int:
     from flow.config import TaskConfig
 
     client = Flow()
-    fields = _fields(own, given, command)
+    fields = _fields(own, given, command, stdin=_stdin(client))
     attach()
     task = client.run(TaskConfig.from_dict(fields))
     return _at_terminal(client, task, command) if "--pty" in own else _watched(client, task)
@@ -74,46 +74,45 @@ def _become_the_steps_srun(words: Sequence[str]) -> None:
 
 
 def _read(words: Sequence[str]) -> tuple[list[str], list[Given], list[str]]:
-    """The options that are srun's alone, those it has in common with sbatch, and the command."""
+    """The options that are the step's alone, those of the task, and the command."""
+    from flow.node.srun_options import UsageError, read
     from flow.slurm.options import parse_command_line
 
-    own: list[str] = []
-    common: list[Given] = []
-    at = 0
-    while at < len(words) and words[at].startswith("-") and words[at] != "--":
-        word, after = words[at], list(words[at + 1 : at + 2])
-        name = word.partition("=")[0]
-        if name in _OWN_FLAGS or (name in _OWN_WITH_VALUE and "=" in word):
-            own.append(word)
-            at += 1
-        elif name in _OWN_WITH_VALUE:
-            own += words[at : at + 2]
-            at += 2
-        else:
-            has_value = bool(after) and not after[0].startswith("-")
-            try:
-                given, rest, _ = parse_command_line([word, *after] if has_value else [word])
-            except FlowError as error:
-                told = f"srun: unrecognized option '{word}'\nTry \"srun --help\" for more information"
-                raise Refused(told if "unknown" in error.message else f"srun: error: {error.message}") from error
-            common += given
-            at += 2 if has_value and rest is None else 1
-    return own, common, list(words[at + 1 :] if words[at : at + 1] == ["--"] else words[at:])
+    own = _OF_THE_STEP.split()
+    try:
+        found, _, command = read(list(words), {})
+        written = {name: f"--{name}={value}" if value else f"--{name}" for name, value in found.items()}
+        given, *_ = parse_command_line([word for name, word in written.items() if name not in own])
+    except UsageError as error:
+        raise Refused(*error.args) from error
+    except FlowError as error:
+        raise Refused(f"srun: error: {error.message}") from error
+    return [word for name, word in written.items() if name in own], given, command
 
 
-def _fields(own: Sequence[str], given: list[Given], command: Sequence[str]) -> dict[str, Any]:
+def _stdin(client: Flow) -> str:
+    """Where a task on this machine finds our standard input; "" for a terminal, and a file that was read in part."""
+    path = Path(f"/proc/{os.getpid()}/fd/0")
+    with contextlib.suppress(OSError):
+        mode = path.stat().st_mode
+        is_whole = stat.S_ISFIFO(mode) or (stat.S_ISREG(mode) and os.lseek(0, 0, os.SEEK_CUR) == 0)
+        if is_whole and client.provider().capabilities.same_machine:
+            return f" <{path}"
+    return ""
+
+
+def _fields(own: Sequence[str], given: list[Given], command: Sequence[str], *, stdin: str) -> dict[str, Any]:
     """Those of a task whose batch script is one `srun`; with `--pty` it waits, for the terminal enters it."""
     from flow.slurm.options import Given
     from flow.slurm.script import read_script
 
-    step = "tail -f /dev/null" if "--pty" in own else shlex.join(["srun", *own]) + ' "$@"'
+    step = "tail -f /dev/null" if "--pty" in own else shlex.join(["srun", *own]) + f' "$@"{stdin}'
     named = {one.name for one in given}
-    defaults = {"job-name": Path(command[0]).name if command else "interactive"}
-    if "output" not in named:
-        defaults |= {
-            "output": "/dev/null",
-            "error": "/dev/./null",
-        }  # it is shown here; in one file they were one stream
+    defaults = {
+        "job-name": Path(command[0]).name if command else "interactive",
+        "output": "/dev/null",  # what the step does not write elsewhere is shown here
+        "error": "/dev/./null",  # in one file they were one stream
+    }
     given = [Given(name, value) for name, value in defaults.items() if name not in named] + given
     try:
         script = read_script(f"#!/bin/sh\nexec {step}\n".encode(), {}, name="srun", given=given, args=command)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from flow.gpus import parse_gpu
+from flow.job import signal_job, slurm_job
 from flow.mounts import VOLUME, Mount
 from flow.outbox import deliver
-from flow.plan import Plan, SignalBefore
+from flow.plan import Plan
 from flow.providers.local.queue import Row
 from flow.providers.local.volumes import volume_path
 
@@ -102,7 +103,7 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
         "limit_total_seconds": plan.limit_seconds,
         "grace_seconds": plan.grace_seconds,
         "may_requeue": plan.may_requeue,
-        "signal": plan.signal and _signal(plan.signal),
+        "signal": plan.signal and signal_job(plan.signal),
         "peers": [loopback(one) for one in range(plan.nodes)],
         "control_port": meeting.control_port,
         "step_port": meeting.step_port,
@@ -113,24 +114,10 @@ def _job(home: Path, row: Row, plan: Plan, *, rank: int, meeting: Meeting) -> di
     }
 
 
-def _signal(signal: SignalBefore) -> dict[str, Any]:
-    return {"number": signal.number, "before_seconds": signal.seconds, "to": signal.to}
-
-
 def _slurm(home: Path, row: Row, plan: Plan) -> dict[str, Any]:
-    """What a batch script's variables and `srun` are made of."""
-    from flow.slurm.submitting import array_step
-
-    indices = plan.elements.indices if plan.elements else ()
-    extent = {"count": len(indices), "min": indices[0], "max": indices[-1]} if indices else None
-    if extent and plan.batch:
-        extent["step"] = array_step(plan.batch.options)
+    """With what makes the other commands of Slurm ours."""
     return {
-        "number": plan.number_of(row.array_index),
-        "array_number": plan.number if plan.elements else None,
-        "array": extent,
-        "variables": plan.batch.variables if plan.batch else {},
-        "modules": plan.batch.modules if plan.batch else {},
+        **slurm_job(plan, row.array_index),
         "submit_dir": plan.submit_dir,
         "emulated": bool(plan.gpu_kind) and (parse_gpu(plan.instance_type).count or 1) > plan.gpus,
         "flow": [sys.executable, "-m", "flow"],

@@ -39,7 +39,8 @@ class Cluster(Remote):
 
 def refusal(program: str, said: str) -> FlowError:
     """What a command of Slurm said, as the error that fits: one that passes is a ProviderError, others are not."""
-    lines = [line.partition("error: ")[2] or line for line in said.strip().splitlines()]
+    told = [line for line in said.strip().splitlines() if not line.startswith("Try ")]  # `sbatch --help`
+    lines = [line.partition("error: ")[2] or line for line in told]
     text = lines[-1] if lines else "failed"
     if len(lines) > 1 and "submission failed" in text:
         text = f"{lines[0]} ({text})"

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from flow.errors import ValidationError
+from flow.job import runner_job
 from flow.node.layout import ranges
 from flow.plan import Dependency, Plan
 from flow.slurm.jobs import AFTER
@@ -28,11 +30,32 @@ _OURS = (
     "--error",
     "--kill-on-invalid-dep",
 )  # said otherwise here
+_UNFIT = (
+    "--array",
+    "-a",
+    "--wait",
+    "-W",
+    "--quiet",
+    "-Q",
+    "--test-only",
+    "--wrap",
+    "--dependency",
+    "-d",
+    "--clusters",
+    "-M",
+)  # among options for all tasks: who has these would get another job than ours, or not hear of it
 
 
 def comment(plan: Plan, plan_hash: str) -> str:
     """By which a job is known for ours, whatever happened to who submitted it."""
     return f"flow:{plan.task_id}:{plan_hash}"
+
+
+def job(plan: Plan) -> dict[str, Any]:
+    """What its runners are given; a batch script's limit is Slurm's to keep, and it starts on the first node alone."""
+    is_batch = plan.batch is not None
+    batch = {"nodes": 1, "limit_total_seconds": None, "signal": None} if is_batch else {}
+    return {**runner_job(plan), **batch, "is_batch": is_batch}
 
 
 def meta(plan: Plan, plan_hash: str) -> dict[str, Any]:
@@ -57,7 +80,7 @@ def sbatch_options(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
     options += [f"--{name}={value}" for name, value in own.items() if value]
     if plan.region and not own["partition"]:
         options.append(f"--partition={plan.region}")
-    options += shlex.split(str(settings.get("sbatch_options") or ""))
+    options += _more("slurm.sbatch_options", settings.get("sbatch_options"))
     if plan.elements:
         most = f"%{plan.elements.at_once}" if plan.elements.at_once else ""
         options.append("--array=" + ranges(plan.elements.indices) + most)
@@ -67,7 +90,19 @@ def sbatch_options(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
         options += [one for one in plan.batch.options if one.partition("=")[0] not in _OURS]
         options += [f"--output={plan.stdout}"] if plan.stdout else []
         return options + ([f"--error={plan.stderr}"] if plan.stderr and plan.stderr != plan.stdout else [])
-    return options + _machine(plan) + [str(one) for one in plan.options.get("sbatch_options", ())]
+    return options + _machine(plan) + _more("options.sbatch_options", plan.options.get("sbatch_options"))
+
+
+def _more(name: str, given: Any) -> list[str]:
+    """What a user adds for `sbatch`, text or a list. Raises ValidationError for what would hide the job from us."""
+    try:
+        words = shlex.split(str(given or "")) if isinstance(given, str | None) else [str(one) for one in given]
+    except (ValueError, TypeError) as error:
+        raise ValidationError(f"{name}: `{given}` cannot be read: {error}") from error
+    for word in words:
+        if word.partition("=")[0] in _UNFIT or word[:2] in _UNFIT:
+            raise ValidationError(f"{name}: `{word}` would change what the job is", suggestions=["leave it out"])
+    return words
 
 
 def _dependency(one: Dependency) -> dict[str, Any]:

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from flow.blobs import blob_path, manifest_path
-from flow.bundle import read_manifest
 from flow.channel import Channel, ssh
-from flow.errors import TaskNotFoundError, ValidationError
+from flow.errors import ProviderError, TaskNotFoundError, ValidationError
 from flow.gpus import Gpu
-from flow.job import runner_job
 from flow.machines import Allocation, Capabilities, Offer
 from flow.outbox import outbox_files
 from flow.plan import Plan
 from flow.providers import Option
 from flow.providers.slurm.cluster import Cluster
-from flow.providers.slurm.job import comment, meta, sbatch_options, submit_folder
+from flow.providers.slurm.job import comment, job, meta, sbatch_options, submit_folder
 from flow.providers.slurm.partitions import offers_of
-from flow.providers.slurm.states import allocation_of
+from flow.providers.slurm.states import UNKNOWN_ADVICE, allocation_of
 from flow.record import Records
-from flow.remote import NODE, tools
+from flow.remote import files_for, tools
 from flow.status import Want
 
 
@@ -107,36 +104,43 @@ class Slurm:
 
     def allocate(self, plan: Plan, attempt: int = 1) -> int | None:
         """Submit the job, with what it needs in the folder; later attempts are its own doing. The job's number."""
-        (version, names), plan_hash = tools(), plan.hash
+        plan_hash = plan.hash
         known_as = comment(plan, plan_hash)
         hold = ["--hold"] * self._is_held(plan.task_id)
         secrets = {name: text.decode() for name, text in outbox_files(self.home / "record" / plan.task_id).items()}
         request = {
             "task_id": plan.task_id,
             "comment": known_as,
-            "job": {**runner_job(plan), "needs": [f"inbox/{name}" for name in secrets]},
+            "job": {**job(plan), "needs": [f"inbox/{name}" for name in secrets]},
             "meta": meta(plan, plan_hash),
             "bundle": plan.bundle,
-            "version": version,
+            "version": tools()[0],
             "python": self.cluster.channel.python,
-            "options": [f"--comment={known_as}", *sbatch_options(plan, self._settings), *hold],
+            "options": [*sbatch_options(plan, self._settings), f"--comment={known_as}", *hold],
             "folder": submit_folder(plan),
             "inbox": secrets,
         }
         told = self.cluster.ask("submit", request)
         if told.get("missing"):
-            self.cluster.send(self._files(plan, version, names))
+            self.cluster.send(files_for(self.home, plan.bundle))
             told = self.cluster.ask("submit", request)
         return None if told["number"] is None else int(told["number"])
 
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """What `squeue` and the task folders say, in one question; accounting is asked for what both do not know."""
         found = self.cluster.ask("look", None if task_ids is None else list(task_ids))
+        known = {str(one["id"]).partition("_")[0] for one in found}
+        if lost := self._numbers(one.partition("_")[0] for one in task_ids or () if one.partition("_")[0] not in known):
+            found += self.cluster.ask("look_at_jobs", lost)
         return [allocation_of(one, time.time()) for one in found]
 
     def release(self, *task_ids: str) -> None:
         """Cancel what waits; what runs is told to end, and then cancels itself."""
-        self.cluster.ask("release", task_ids)
+        numbers = self._numbers(task_ids)
+        for task_id in self.cluster.ask("release", task_ids, numbers):
+            raise ProviderError(
+                f"`{task_id}` is job {numbers[task_id]}, which is not known here", suggestions=[UNKNOWN_ADVICE]
+            )
 
     def call_slurm(self, words: Sequence[str]) -> tuple[int, str, str]:
         """On the login node."""
@@ -146,18 +150,17 @@ class Slurm:
         """The login node: it sees the files of all nodes."""
         return self.cluster.channel
 
+    def _numbers(self, task_ids: Iterable[str]) -> dict[str, str]:
+        """What Slurm calls those of these tasks and elements that were given to it."""
+        numbers, found = Records(self.home).number, {}
+        for task_id in task_ids:
+            base, _, index = task_id.partition("_")
+            if number := numbers(base):
+                found[task_id] = f"{number}_{index}".removesuffix("_")
+        return found
+
     def _is_held(self, task_id: str) -> bool:
         try:
             return Records(self.home).intent(task_id).want is Want.HOLD
         except TaskNotFoundError:  # allocated by who keeps no records
             return False
-
-    def _files(self, plan: Plan, version: str, names: Collection[str]) -> dict[str, Path]:
-        """What the job needs in the folder, by name there; what says that something is whole comes last."""
-        files = {f"node/{version}/{name}": NODE / name for name in names}
-        files[f"node/{version}/whole"] = NODE / "__init__.py"
-        if plan.bundle:
-            digests = {digest for _, _, digest, _ in read_manifest(self.home, plan.bundle)["files"]}
-            files.update({f"blobs/{one[:2]}/{one}": blob_path(self.home, one) for one in sorted(digests)})
-            files[f"manifests/{plan.bundle}.json"] = manifest_path(self.home, plan.bundle)
-        return files

@@ -26,6 +26,7 @@ _ENDS = {
     "REVOKED": ("lost", "revoked by Slurm"),
     "TIMEOUT": ("timeout", "Slurm's time limit reached"),
 }
+UNKNOWN_ADVICE = "is `slurm.folder` mounted, and this the cluster that it was given to?"
 
 
 def allocation_of(one: Mapping[str, Any], now: float) -> Allocation:
@@ -56,9 +57,8 @@ def allocation_of(one: Mapping[str, Any], now: float) -> Allocation:
 def _machines(one: Mapping[str, Any], reports: Mapping[int, Report], now: float) -> tuple[Machines, str]:
     state = one["state"]
     if one["ended"] or state == "GONE" or state in ENDED:
-        if _is_awaited(one, reports, now):
-            return Machines.STARTING, "its report is awaited"
-        return Machines.GONE, _why_gone(one)
+        unsure = _why_unsure(one, reports, now)
+        return (Machines.STARTING, unsure) if unsure else (Machines.GONE, _why_gone(one))
     if state in _WAITING:
         reason = _why_waiting(one)
         if not one["attempt"]:
@@ -69,11 +69,14 @@ def _machines(one: Mapping[str, Any], reports: Mapping[int, Report], now: float)
     return (Machines.UP if reports else Machines.STARTING), ""
 
 
-def _is_awaited(one: Mapping[str, Any], reports: Mapping[int, Report], now: float) -> bool:
-    """Whether its runner may have reported what cannot be seen from here yet."""
+def _why_unsure(one: Mapping[str, Any], reports: Mapping[int, Report], now: float) -> str:
+    """Why an end is not to be believed yet: its runner may have reported what cannot be seen from here."""
+    if one["unknown"]:
+        return f"job {one['job']} is not known here: {UNKNOWN_ADVICE}"
     is_told = one["ended"] or one["said"] or (one["reports"] and len(reports) == len(one["reports"]))
     is_told = is_told or (one["cancelled"] and not reports)  # it was ended before its runner was up
-    return one["state"] in ("COMPLETED", "FAILED") and not is_told and now - (one["end"] or now) < LOST_SECONDS
+    is_awaited = one["state"] in ("COMPLETED", "FAILED") and not is_told and now - (one["end"] or now) < LOST_SECONDS
+    return "its report is awaited" if is_awaited else ""
 
 
 def _why_waiting(one: Mapping[str, Any]) -> str:
@@ -98,8 +101,8 @@ def _with_ends(one: Mapping[str, Any], reports: Mapping[int, Report]) -> dict[in
     cause, reason = _ENDS.get(state, ("", ""))
     if one["cancelled"] and state == "CANCELLED":
         reason = "cancelled"
-    if not one["attempt"] and state == "FAILED":
-        cause, reason = "start", one["said"] or "the job's script could not be run"
+    if not one["attempt"] and state == "FAILED" and not one["cancelled"]:  # else it had no time to hear that
+        cause, reason = "start", one["said"] or "the job could not start: does its node see `slurm.folder`?"
     if state in ("COMPLETED", "FAILED") and not one["cancelled"] and any(r.cause == "cancel" for r in reports.values()):
         cause, reason = "lost", f"job {one['job']} was told to end and ended as {state}"
     found = dict(reports)

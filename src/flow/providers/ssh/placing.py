@@ -40,6 +40,8 @@ def place(plan: Plan, facts: Mapping[str, Mapping[str, Any]], *, missing: Mappin
     if not able or (not plan.elements and plan.nodes > len(able)):
         raise ValidationError(_why_none(plan, facts, len(able)), suggestions=_advice(missing))
     loads = {name: _load(host) for name, host in able.items()}
+    if plan.elements and plan.elements.at_once:  # each host is to run one of them at least
+        able = {name: able[name] for name in sorted(able, key=loads.__getitem__)[: plan.elements.at_once]}
     room = {name: _room(plan, host) for name, host in able.items()}
     share = {name: _share(plan, host) for name, host in able.items()}
     placed: dict[str, list[int]] = {}

@@ -9,13 +9,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flow.blobs import blob_path, manifest_path
-from flow.bundle import read_manifest
 from flow.channel import Channel
 from flow.durable import write_durably
 from flow.errors import FlowError, ProviderError, TaskNotFoundError, ValidationError
 from flow.gpus import Gpu
-from flow.job import runner_job
+from flow.job import runner_job, slurm_job
 from flow.machines import Allocation, Capabilities, Machines, Offer
 from flow.outbox import outbox_files
 from flow.plan import Plan
@@ -24,7 +22,7 @@ from flow.providers.ssh.fleet import Fleet
 from flow.providers.ssh.placing import offers_of, place
 from flow.providers.ssh.states import allocation_of
 from flow.record import Records
-from flow.remote import NODE, Remote, tools
+from flow.remote import Remote, files_for, tools
 from flow.status import Want
 
 _PLACES = "hosts.json"  # in a task's record: what of it is on which host; on disk before any host is asked
@@ -125,7 +123,7 @@ class Ssh:
             clocks[name] = answer["now"] - time.time()
             for entry in answer["tasks"]:
                 found.setdefault(entry["id"], {})[name] = entry
-        allocations = {one: allocation_of(entries, clocks, ranks=len(entries)) for one, entries in found.items()}
+        allocations = {one: allocation_of(entries, clocks) for one, entries in found.items()}
         for one in task_ids or ():
             for name in places[one.partition("_")[0]]:
                 if name in silent:
@@ -187,9 +185,9 @@ class Ssh:
             return
         file = self.home / "record" / plan.task_id / "meeting.json"
         if not file.exists():
-            master, control = entries[0]["ports"]
-            meeting = {"peers": [entries[rank]["address"] for rank in sorted(entries)], "token": os.urandom(16).hex()}
-            write_durably(file, json.dumps({**meeting, "master_port": master, "control_port": control}).encode())
+            peers = [entries[rank]["address"] for rank in sorted(entries)]
+            meeting = {"peers": peers, "ports": entries[0]["ports"], "token": os.urandom(16).hex()}
+            write_durably(file, json.dumps(meeting).encode())
         meeting_text = file.read_text()
         told = [name for name in places if places[name][0] in waiting]
         self._each(told, lambda _, remote: remote.ask("deliver", plan.task_id, "peers.json", meeting_text))
@@ -205,31 +203,26 @@ class Ssh:
     # -- what the hosts are asked
 
     def _submit(self, remote: Remote, plan: Plan, part: Mapping[str, Any]) -> None:
-        version, names = tools()
         secrets = {name: text.decode() for name, text in outbox_files(self.home / "record" / plan.task_id).items()}
         request = {
             "task_id": plan.task_id,
             "bundle": plan.bundle,
-            "version": version,
-            "job": {**runner_job(plan), "rank": part["rank"], "needs": [f"inbox/{name}" for name in secrets]},
+            "version": tools()[0],
+            "job": {
+                **runner_job(plan),
+                "rank": part["rank"],
+                "needs": [f"inbox/{name}" for name in secrets],
+                "slurm": slurm_job(plan) if plan.batch else None,
+                "numbers": {index: plan.number_of(index) for index in part["indices"]} if plan.batch else {},
+            },
             "meta": {**part, **_meta(plan)},
             "inbox": secrets,
             "begin_seconds": max((plan.not_before or 0) - time.time(), 0),
             "marks": self._marks(plan),
         }
         if remote.ask("submit", request).get("missing"):
-            remote.send(self._files(plan, version, names))
+            remote.send(files_for(self.home, plan.bundle))
             remote.ask("submit", request)
-
-    def _files(self, plan: Plan, version: str, names: Collection[str]) -> dict[str, Path]:
-        """What the task needs in the host's folder, by name there; what says that something is whole comes last."""
-        files = {f"node/{version}/{name}": NODE / name for name in names}
-        files[f"node/{version}/whole"] = NODE / "__init__.py"
-        if plan.bundle:
-            digests = {digest for _, _, digest, _ in read_manifest(self.home, plan.bundle)["files"]}
-            files.update({f"blobs/{one[:2]}/{one}": blob_path(self.home, one) for one in sorted(digests)})
-            files[f"manifests/{plan.bundle}.json"] = manifest_path(self.home, plan.bundle)
-        return files
 
     def _marks(self, plan: Plan) -> list[tuple[str, str]]:
         """Which of the task and its elements are held or cancelled already: names, each with `hold` or `cancel`."""

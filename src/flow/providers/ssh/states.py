@@ -13,7 +13,7 @@ from flow.status import HELD, report_from_json
 _CLOCKS_AGREE = 2.0  # seconds; a difference that is larger is taken out of the times that a host tells
 
 
-def allocation_of(entries: Mapping[str, Mapping[str, Any]], clocks: Mapping[str, float], *, ranks: int) -> Allocation:
+def allocation_of(entries: Mapping[str, Mapping[str, Any]], clocks: Mapping[str, float]) -> Allocation:
     """Of one task or element, from what each of its hosts tells. clocks: seconds that each is ahead of this one."""
     one = next(iter(entries.values()))
     attempt = max(entry["attempt"] for entry in entries.values())
