@@ -55,6 +55,7 @@ READS_NODE = (
     "flow.resolve",
     "flow.calls",
     "flow.worker",
+    "flow.dev",
 )
 
 

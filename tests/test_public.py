@@ -24,6 +24,7 @@ CALL_SITES = Path(__file__).with_name("call_sites.py")
 
 def test_the_surface_is_exactly_this() -> None:
     assert flow.__all__ == [
+        "DevMachine",
         "Flow",
         "FlowApp",
         "Task",

@@ -60,7 +60,9 @@ def test_each_layer_overrides_the_one_below_and_is_named(machine: Machine) -> No
     settings = machine.settings(
         {"provider": "flag", "local.strict": None}, FLOW_UPLOAD_LIMIT_MB="3.5", FLOW_PROVIDER="env"
     )
-    assert {one.name: (one.value, one.origin) for one in settings.all() if one.name[:3] not in ("slu", "ssh")} == {
+    assert {
+        one.name: (one.value, one.origin) for one in settings.all() if one.name[:3] not in ("dev", "slu", "ssh")
+    } == {
         "provider": ("flag", "--provider"),
         "upload_limit_mb": (3.5, "FLOW_UPLOAD_LIMIT_MB"),
         "local.strict": (False, "default"),

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from flow import errors as errors
     from flow.client import Flow as Flow
     from flow.config import TaskConfig as TaskConfig
+    from flow.dev import DevMachine as DevMachine
     from flow.functions import FlowApp as FlowApp
     from flow.functions import function as function
     from flow.functions import invoke as invoke
@@ -38,6 +39,7 @@ _HOME = {
     "volumes": "flow.shortcuts",
     "Volume": "flow.machines",
     "TaskConfig": "flow.config",
+    "DevMachine": "flow.dev",
     "FlowApp": "flow.functions",
     "function": "flow.functions",
     "invoke": "flow.functions",
@@ -46,6 +48,7 @@ _HOME = {
 }
 
 __all__ = [
+    "DevMachine",
     "Flow",
     "FlowApp",
     "Task",

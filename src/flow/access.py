@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flow.channel import Channel
+from flow.channel import UNREACHABLE, Channel
 from flow.errors import FlowError, ValidationError
 from flow.log_folders import check_rank
 from flow.machines import Allocation, Node, Volume
@@ -30,10 +32,36 @@ def shell(
     terminal = not capture and sys.stdin.isatty()
     argv = entering(node_of(task, allocation, node, "a shell"), words, terminal=terminal)
     if not capture:
-        return subprocess.run(argv, check=False).returncode
+        return in_front(argv)
     ran = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     texts = [output.decode(errors="replace") for output in (ran.stdout, ran.stderr)]
     return subprocess.CompletedProcess(words, ran.returncode, *texts)
+
+
+def in_front(argv: Sequence[str]) -> int:
+    """Run it before the user to its end: its exit code. Ctrl-C is its own business, and SIGTERM is passed on to it."""
+    heard: list[int] = []
+    running: list[subprocess.Popen[bytes]] = []
+
+    def hear(number: int, _: object) -> None:
+        heard.append(number)
+        if number != signal.SIGINT:  # which the terminal sends to both
+            for one in running:
+                one.send_signal(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {one: signal.signal(one, hear) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with subprocess.Popen(argv) as process:
+            running.append(process)
+            code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if heard and (code < 0 or code == UNREACHABLE):  # ssh's own end
+        return 128 + heard[0]
+    return code if code >= 0 else 128 - code
 
 
 @dataclass(frozen=True, slots=True)

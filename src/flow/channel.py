@@ -14,6 +14,8 @@ from flow.errors import ProviderError
 if TYPE_CHECKING:
     import subprocess
 
+# In an image nobody knows which shells there are.
+_ANY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
 UNREACHABLE = 255  # what ssh ends with where it is ssh that failed
 
 
@@ -107,7 +109,13 @@ def ssh(host: str, *, config: str | None = None) -> Channel:
     options += ["BatchMode=yes"] if not (sys.stdin and sys.stdin.isatty()) else []
     options += [f"Port={port}"] if port else []
     words = [*(["-F", config] if config else []), *(word for one in options for word in ("-o", one))]
-    return Channel(("ssh", *words, "--", address), joins_words=True, terminal=("ssh", "-t", *words, "--", address))
+    at_terminal = ("ssh", "-t", "-o", "LogLevel=ERROR", *words, "--", address)  # no word on a connection that is shared
+    return Channel(("ssh", *words, "--", address), joins_words=True, terminal=at_terminal)
+
+
+def by_any_shell(command: str) -> tuple[str, ...]:
+    """The argv that runs a shell command by bash where there is one, else by sh."""
+    return ("sh", "-c", _ANY_SHELL, "sh", command)
 
 
 def _socket_folder() -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from flow.access import node_of
 from flow.blobs import blob_path, store_lock
 from flow.bundle import make_bundle, read_manifest
 from flow.channel import UNREACHABLE, Channel
+from flow.durable import private
 from flow.errors import FlowError, StorageError, ValidationError
 from flow.machines import Allocation
 from flow.node import sync
@@ -48,8 +51,10 @@ def upload_code(task: Task, allocation: Allocation | None, home: Path, source: P
         )
     if source.resolve() in (Path.home(), Path(source.anchor)):
         raise ValidationError(f"`{source}` is not a project", suggestions=["name its folder by `--source`"])
-    with store_lock(home):
+    with store_lock(home), _last_uploads(home / "record" / task.task_id) as uploads:
         bundle = make_bundle(source, home)
+        if uploads.last.get(place.node.folder) == bundle.id:  # an upload would touch nothing
+            return Upload((), (), (), bundle.notes)
         manifest = read_manifest(home, bundle.id)
         now = _entries(manifest)
         was = {
@@ -59,8 +64,38 @@ def upload_code(task: Task, allocation: Allocation | None, home: Path, source: P
         request = {"manifest": manifest, "was": changed}
         digests = {name: digest for name, _, digest, _ in manifest["files"]}
         channel = task.channel(allocation, node)  # what reaches its files is enough
+        uploads.note(place.node.folder, None)
         done = _talk(channel, place.node.folder, request, home, digests)
+        uploads.note(place.node.folder, bundle.id)
     return Upload(tuple(done["updated"]), tuple(done["removed"]), tuple(done["kept"]), bundle.notes)
+
+
+@contextlib.contextmanager
+def _last_uploads(record: Path) -> Iterator[_Uploads]:
+    """What a task was brought up to; one upload at a time."""
+    with open(record / "uploads.json", "a+", opener=private) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield _Uploads(file)
+
+
+class _Uploads:
+    """The bundle of the last upload by the task folder it went to, where that was whole."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        file.seek(0)
+        try:
+            self.last: dict[str, str] = json.loads(file.read() or "{}")
+        except ValueError:  # its writer was killed
+            self.last = {}
+
+    def note(self, folder: str, bundle_id: str | None) -> None:
+        """On disk when this returns, so that what is cut off now is begun anew."""
+        self.last.pop(folder, None)
+        self.last.update({folder: bundle_id} if bundle_id else {})
+        self._file.truncate(0)
+        self._file.write(json.dumps(self.last))
+        self._file.flush()
 
 
 def _submitted(task: Task, home: Path) -> Mapping[str, Any]:

@@ -63,7 +63,7 @@ class Remote:
     def __init__(self, channel: Channel, folder: str, module: ModuleType, needs: Sequence[str], setting: str) -> None:
         self.channel, self.folder, self.setting = channel, folder, setting
         self._module = module
-        self._script = shlex.join(["exec", channel.python, "-c", _program_text(module.__name__, tuple(needs))])
+        self._script = shlex.join(["exec", channel.python, "-c", program_text(module.__name__, tuple(needs))])
         self._conversation = Conversation(channel, self._script)
 
     def ask(self, verb: str, *words: Any) -> Any:
@@ -148,7 +148,7 @@ class Remote:
 
 
 @functools.cache
-def _program_text(name: str, needs: tuple[str, ...]) -> str:
+def program_text(name: str, needs: tuple[str, ...]) -> str:
     """A module of `node/` as one program, behind those that it imports."""
     modules = [(one, (NODE / f"{one}.py").read_text()) for one in ("answers", *needs)]
     return _LOADER.format(modules=modules) + (NODE / f"{name.rpartition('.')[2]}.py").read_text().replace(

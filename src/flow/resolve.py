@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flow.channel import by_any_shell
 from flow.config import TaskConfig, parse_begin, parse_signal
 from flow.errors import ValidationError, did_you_mean
 from flow.gpus import MEMORY_GB, Gpu, is_known_kind, parse_gpu
@@ -30,8 +31,6 @@ _LENT_PREFIXES = ("CONDA_", "LC_")
 _SET_PER_NODE = ("FLOW_NODE_RANK", "FLOW_MAIN_IP", "FLOW_NUM_NODES", "FLOW_NODE_COUNT", "FLOW_TASK_ID", "FLOW_OUTPUT")
 _INTERACTIVE = ("tail", "-f", "/dev/null")  # a machine that waits for `flow ssh`
 _FLOW_VARIABLE = re.compile(r"(\$FLOW_\w+|\$\{FLOW_\w+\})")
-# In an image nobody knows which shells there are.
-_ANY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +245,7 @@ def _argv(config: TaskConfig, *, same_machine: bool) -> tuple[str, ...]:
         return ("sh", "-c", "exec " + " ".join(map(_quoted_but_variables, command)))
     if same_machine and not config.image:
         return ("bash" if shutil.which("bash") else "sh", "-c", command)
-    return ("sh", "-c", _ANY_SHELL, "sh", command)
+    return by_any_shell(command)
 
 
 def _quoted_but_variables(word: str) -> str:

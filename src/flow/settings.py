@@ -64,6 +64,8 @@ class Setting(NamedTuple):
 SETTINGS: tuple[Known, ...] = (
     Known("provider", str, "local", "where tasks run"),
     Known("upload_limit_mb", float, None, "largest project taken, compressed, in MB; none: what the provider takes"),
+    Known("dev.instance_type", str, None, "kind of machine for `flow dev`; none: h100, or another with a GPU, or any"),
+    Known("dev.image", str, None, "container image that `flow dev -c` runs in; none: on the machine itself"),
     Known("local.strict", bool, False, "refuse instance types that this machine lacks, instead of emulating them"),
     Known("local.cpus", int, None, "CPUs given out to tasks; none: all of this machine", least=1),
     Known("local.gpus", int, None, "GPUs given out to tasks; none: all of this machine"),

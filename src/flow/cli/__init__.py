@@ -22,6 +22,7 @@ COMMANDS = {
     "info": Entry("flow.cli.info:info", "Everything known about one task.", _TASKS),
     "wait": Entry("flow.cli.wait:wait", "Wait for tasks to end, and exit with their code.", _TASKS),
     "cancel": Entry("flow.cli.cancel:cancel", "End tasks.", _TASKS),
+    "dev": Entry("flow.cli.dev:dev", "A machine to develop on: a shell, or a command at once.", _TASKS),
     "hold": Entry("flow.cli.hold:hold", "Keep tasks from starting.", _TASKS),
     "resume": Entry("flow.cli.hold:resume", "Let held tasks start.", _TASKS),
     "ssh": Entry("flow.cli.ssh:ssh", "A shell, or one command, where a task runs.", _TASKS),

@@ -62,7 +62,7 @@ class Processes:
             os.chdir(cwd)
             where, what = "run", argv[0]
             program = _find_program(what, env.get("PATH", os.defpath))
-            self.pid = _spawn(program, argv, env, choice)
+            self.pid = spawn(program, argv, env, **choice)
         except (OSError, ValueError) as error:
             os.close(out[0])
             os.close(err[0])
@@ -133,7 +133,8 @@ def _cannot_start(where: str, what: str, error: Exception) -> CannotStart:
     return CannotStart(127 if missing and where == "run" else 126, f"`{what}`: {text}")
 
 
-def _spawn(program: str, argv: list[str], env: dict[str, str], choice: dict[str, Any]) -> int:
+def spawn(program: str, argv: list[str], env: dict[str, str], **choice: Any) -> int:
+    """As os.posix_spawn, in a session of its own."""
     try:
         return os.posix_spawn(program, argv, env, setsid=True, **choice)
     except NotImplementedError:  # macOS: a group of its own must do

@@ -306,12 +306,26 @@ def _write_frames(folder: str, start: Start, *, follow: bool) -> None:
 
 def _enter(folder: str, argv: Sequence[str]) -> None:
     """Become `argv`, or a shell, where the task's command runs: in its folder, environment and container."""
+    env = go_in(folder, argv)
+    words = list(argv) or [env.get("SHELL") or "/bin/sh"]
+    try:
+        os.execvpe(words[0], words, env)
+    except OSError as error:
+        print(f"{words[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def go_in(folder: str, argv: Sequence[str]) -> dict[str, str]:
+    """Bring this process to where the task's command runs, its environment; or become `argv` there, where that is not
+    possible otherwise."""
     try:
         with open(os.path.join(folder, "env.json"), encoding="utf-8") as file:
             place = json.load(file)
     except FileNotFoundError:
         sys.exit("the task has not started")
-    env = dict(place["env"], **{name: os.environ[name] for name in ("TERM", "COLORTERM") if name in os.environ})
+    if os.path.isdir(os.path.join(folder, "sessions")):  # of a development machine, which is in use now
+        with open(os.path.join(folder, "sessions", str(os.getpid())), "w", encoding="utf-8") as file:
+            json.dump({"what": " ".join(argv) or "a shell", "is_fresh": False}, file)
     if place.get("container"):
         terminal = ["-it"] if os.isatty(0) and os.isatty(1) else ["-i"]
         engine, name = place["container"]
@@ -325,12 +339,7 @@ def _enter(folder: str, argv: Sequence[str]) -> None:
         except ProcessLookupError:
             sys.exit("the task has ended")
     os.chdir(place["cwd"])
-    words = list(argv) or [env.get("SHELL") or "/bin/sh"]
-    try:
-        os.execvpe(words[0], words, env)
-    except OSError as error:
-        print(f"{words[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
-        sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
+    return dict(place["env"], **{name: os.environ[name] for name in ("TERM", "COLORTERM") if name in os.environ})
 
 
 def main(argv: Sequence[str]) -> None:

@@ -216,9 +216,9 @@ class Ssh:
         file = self.home / "record" / plan.task_id / f"meeting-{attempt}.json"
         if not file.exists():
             peers = [statuses[rank]["address"] for rank in sorted(statuses)]
-            meeting = {"attempt": attempt, "peers": peers, "ports": statuses[0]["ports"], "token": os.urandom(16).hex()}
+            told = {"attempt": attempt, "peers": peers, "ports": statuses[0]["ports"], "token": os.urandom(16).hex()}
             with suppress(FileExistsError):
-                create_durably(file, json.dumps(meeting).encode())
+                create_durably(file, json.dumps(told).encode())
         return file.read_text()
 
     def _places(self, task_id: str) -> dict[str, list[int]]:

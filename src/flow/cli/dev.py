@@ -1,0 +1,183 @@
+"""`flow dev`: the machine to develop on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from flow.cli import follow, output, times
+from flow.cli.confirm import confirmed
+from flow.cli.group import FlowCommand, UsageError, attach
+from flow.errors import FlowError, ProviderError
+
+if TYPE_CHECKING:
+    from flow.dev import DevMachine, Session
+    from flow.task import Task
+
+_SECTIONS = {
+    "Machine": ("instance_type", "provider", "idle_stop", "show_status", "do_reset", "do_stop"),
+    "Command": ("command", "image", "environment", "no_upload", "watch"),
+}
+_COLUMNS = (output.Column("PID", right=True), output.Column("FOR", right=True), output.Column("RUNS", least=20))
+
+
+@click.command(cls=FlowCommand, sections=_SECTIONS)
+@click.option("-i", "--instance-type", metavar="TYPE", help="Kind of machine; by default an h100, or what there is.")
+@click.option("--provider", metavar="NAME", help="Where the machine is; `local` is this one.")
+@click.option("--idle-stop", metavar="TIME", help="End it when nobody was there so long: `2h`, or `off`.")
+@click.option("--status", "show_status", is_flag=True, help="Show the machine and what runs on it.")
+@click.option(
+    "--reset", "do_reset", is_flag=True, help="End the commands on it, with their containers; keep all files."
+)
+@click.option("--stop", "do_stop", is_flag=True, help="End the machine.")
+@click.option("-c", "--command", metavar="CMD", help="Run this, and exit with its code; by default a shell.")
+@click.option("--image", metavar="IMAGE", help="Run it in a fresh container of this image.")
+@click.option("--env-name", "environment", default="", metavar="NAME", help="In another workspace of the machine.")
+@click.option("--no-upload", is_flag=True, help="Leave the workspace as it is.")
+@click.option("--watch", is_flag=True, help="Run the command again at each change to this folder.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def dev(
+    *,
+    instance_type: str | None,
+    provider: str | None,
+    idle_stop: str | None,
+    show_status: bool,
+    do_reset: bool,
+    do_stop: bool,
+    command: str | None,
+    image: str | None,
+    environment: str,
+    no_upload: bool,
+    watch: bool,
+    yes: bool,
+) -> int:
+    """Work on one machine all day: a shell on it, or with `-c` a command, once this folder is up to date there.
+
+    The first call starts the machine, which stays until `--stop`. Each command runs in a container of its own where
+    there is an image, else on the machine with a /tmp of its own; nothing that it started outlives it.
+
+    Example:
+      flow dev -c 'python train.py'
+    """
+    _check(
+        {"--status": show_status, "--reset": do_reset, "--stop": do_stop},
+        {"-c": command is not None, "--image": image, "--env-name": environment, "--watch": watch,
+         "--no-upload": no_upload, "-i": instance_type, "--idle-stop": idle_stop},
+    )  # fmt: skip
+    if command is not None and not command.strip():
+        raise UsageError("the command is empty", suggestions=["type `flow dev -c 'python train.py'`"])
+    if watch and (command is None or no_upload):
+        raise UsageError(f"`--watch` {'needs `-c`' if command is None else 'uploads what changes'}")
+    from flow.client import Flow
+    from flow.dev import DevMachine
+
+    idle_seconds = None if idle_stop is None else _idle_seconds(idle_stop)
+    client = Flow(provider=provider)
+    machine = DevMachine(client, environment=environment)
+    if show_status:
+        return _show(machine)
+    if do_reset:
+        count = machine.reset()
+        output.say(f"{count} command{'' if count == 1 else 's'} ended; the files are as they were")
+        return 0
+    if do_stop:
+        return _stop(machine, yes=yes)
+    task = machine.start(instance_type=instance_type, idle_stop_seconds=idle_seconds, upload=not no_upload)
+    output.notes([*client.notes, *(task.plan.notes if machine.is_new else ())])
+    if machine.is_new:
+        _tell_start(task)
+    follow.until_started(task)
+    if task.status.is_final:
+        raise FlowError(f"the development machine ended: {task.reason}", suggestions=[f"see `flow logs {task}`"])
+    if watch:
+        assert command
+        return _watch(machine, command, image)
+    if not no_upload and (environment or not machine.is_new):
+        _sync(machine)
+    attach()
+    return machine.run(command, image=image)
+
+
+def _check(verbs: dict[str, bool], others: dict[str, object]) -> None:
+    """That the options fit together."""
+    given = [name for name, value in verbs.items() if value]
+    if given and (more := [*given[1:], *(name for name, value in others.items() if value)]):
+        raise UsageError(f"`{given[0]}` and `{more[0]}` exclude each other", suggestions=["give one of them"])
+
+
+def _idle_seconds(text: str) -> float:
+    if text in ("off", "never"):
+        return 0
+    seconds = times.parse_span(text)
+    if seconds <= 0:
+        raise UsageError(f"`--idle-stop {text}` leaves no time", suggestions=["write a span as `2h`, or `off`"])
+    return seconds
+
+
+def _sync(machine: DevMachine) -> None:
+    here = Path.cwd()
+    if here in (Path.home(), Path(here.anchor)):
+        output.note(f"`{here}` is not uploaded: run from a project's folder to have your code there")
+        return
+    done = machine.sync(here)
+    output.notes(done.notes)
+    for name in done.kept:
+        output.note(f"`{name}` is kept, as it was changed there")
+
+
+def _tell_start(task: Task) -> None:
+    from flow.dev import idle_stop_seconds
+
+    output.say(output.line_of(task))
+    idle = idle_stop_seconds(task)
+    if idle:
+        output.note(f"it ends by itself when nobody was on it for {times.span(idle)} (`--idle-stop off` to keep it)")
+    elif task.price_per_hour:
+        output.note("it costs money until `flow dev --stop`")
+
+
+def _show(machine: DevMachine) -> int:
+    from flow.dev import idle_stop_seconds
+
+    sessions = machine.sessions()
+    task = machine.task
+    idle = idle_stop_seconds(task)
+    click.echo(f"{output.line_of(task)}{output.GAP}{output.status_word(task)}")
+    end = f"when idle for {times.span(idle)}" if idle else "by `flow dev --stop`"
+    click.echo(f"{machine.host}, up {times.span(task.run_seconds or 0)}, ends {end}")
+    if sessions:
+        click.echo("\n".join(output.table(_COLUMNS, [_row(one) for one in sessions])))
+    return 0
+
+
+def _row(one: Session) -> tuple[str, str, str]:
+    return str(one.pid), times.age(time.time() - one.started), one.what
+
+
+def _stop(machine: DevMachine, *, yes: bool) -> int:
+    try:
+        sessions = machine.sessions()
+    except ProviderError:  # out of reach: nobody knows what runs there
+        if not yes:
+            raise
+        sessions = []
+    if sessions:
+        count = len(sessions)
+        what = f"`{output.printable(sessions[0].what)}`" + (f" and {count - 1} more" if count > 1 else "")
+        if not confirmed(f"{what} still run{'s' if count == 1 else ''} there. End the machine?", yes=yes):
+            return 1
+    task = machine.stop()
+    output.say(f"`{task}` has ended" if task.status.is_final else f"`{task}` is told to end")
+    return 0
+
+
+def _watch(machine: DevMachine, command: str, image: str | None) -> int:
+    try:
+        machine.watch(command, image=image, tell=output.note)
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+    return 130

@@ -1,0 +1,317 @@
+"""The development machine: a task that holds one, found again by its name and label; shells and commands on it."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flow.access import Place, in_front, node_of
+from flow.channel import Channel, by_any_shell
+from flow.client import Flow
+from flow.durable import private, writing
+from flow.errors import FlowError, ProviderError, ResourceNotFoundError, ValidationError
+from flow.errors import TimeoutError as FlowTimeoutError
+from flow.gpus import parse_gpu
+from flow.machines import Allocation, Machines, Offer
+from flow.node import session
+from flow.remote import NODE, program_text
+from flow.status import Want
+
+if TYPE_CHECKING:
+    from flow.code_upload import Upload
+    from flow.task import Task
+
+NAME, LABEL = "dev", "flow.dev"  # the label's value: how many seconds it may be idle, 0 for ever
+IDLE_SECONDS = 7200.0  # where machines cost money
+_MODULES = ("tail", "processes", "mount_points", "mounts", "container")  # that `session.py` uses
+# Counts how long nobody was there; each session leaves a file, which only this removes, so that none is missed.
+_HOLD = """cd .. && mkdir -p sessions && idle=0 || exit
+while sleep "$2"; do
+  idle=$((idle + $2))
+  for one in sessions/*; do
+    [ -e "$one" ] || continue
+    idle=0
+    kill -0 "${one##*/}" 2>/dev/null || rm -f "$one"
+  done
+  [ "$1" -eq 0 ] || [ "$idle" -lt "$1" ] || exit 0
+done"""
+_LOOK_SECONDS = 30  # between its looks
+_END_SECONDS = 10  # that are waited for its end
+_POLL_SECONDS = 0.1  # between looks at the project, while it is watched
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A shell or a command on the machine. `is_fresh`: a command in a container, or with a /tmp, of its own."""
+
+    pid: int
+    what: str
+    is_fresh: bool
+    started: float
+
+
+class DevMachine:
+    """The one of a client's provider. `environment` names one of several workspaces on it.
+
+    Each method that needs it to run raises ResourceNotFoundError where there is none.
+    """
+
+    def __init__(self, client: Flow | None = None, *, environment: str = "") -> None:
+        if environment and not re.fullmatch(r"\w[\w.-]{0,63}", environment):
+            raise ValidationError(
+                f"`{environment}` cannot be the name of an environment", suggestions=["use letters, digits, - and _"]
+            )
+        self.client = client or Flow()
+        self.environment = environment
+        self.is_new = False  # whether `start` started it
+        self._provider = self.client.provider()
+        self._task: Task | None = None
+        self._allocation: Allocation | None = None
+
+    # -- the machine
+
+    def find(self) -> Task | None:
+        """The task that holds it, as it is now; None where there is none."""
+        client = self.client
+        client.finish_interrupted()
+        for row in client.records.rows(unfinished=True, name_pattern=NAME):
+            task = client.task_of(row.task_id, row=row)
+            if task.provider != self._provider.name or LABEL not in task.plan.labels:
+                continue
+            self._look(task)
+            client.records.note_outcomes({task.task_id: task.outcome})
+            if not task.status.is_final and client.records.intent(task.task_id).want is not Want.CANCEL:
+                return task
+        return None
+
+    def start(
+        self, *, instance_type: str | None = None, idle_stop_seconds: float | None = None, upload: bool = True
+    ) -> Task:
+        """The task that holds it, started where there is none, by one of those who ask at once; it may still wait.
+
+        instance_type: by default the setting `dev.instance_type`, else h100 where there are any, else the cheapest with
+        a GPU, else any. idle_stop_seconds: it ends when nobody was there for so long; by default two hours where it
+        costs money, and never (0) elsewhere. upload: with a copy of the current folder.
+        Raises ValidationError where it is there, and is another than what is asked for.
+        """
+        home = self.client.home
+        with writing(home):
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = open(home / "dev.lock", "w", opener=private)  # noqa: SIM115  # closed below
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            task = self.find()
+            if task is None:
+                self._task = task = self._submit(instance_type, idle_stop_seconds, upload)
+                self._allocation, self.is_new = None, True
+        if not self.is_new:
+            _check_same(task, instance_type, idle_stop_seconds)
+        return task
+
+    def stop(self) -> Task:
+        """End the machine, and all that runs on it; the task that held it, which has ended."""
+        task = self.task
+        with suppress(FlowError):  # it may wait still, or be out of reach
+            self._ask("end")
+        task.cancel()
+        with suppress(FlowTimeoutError):
+            task.wait(_END_SECONDS)
+        return task
+
+    def reset(self) -> int:
+        """End the commands that run on it and remove their containers; how many. Files and shells stay."""
+        self._found()
+        count: int = self._ask("end", "fresh")
+        return count
+
+    def sessions(self) -> list[Session]:
+        """What runs on it, besides."""
+        self._found()
+        keys = ("pid", "what", "is_fresh", "started")
+        return [Session(*(one[key] for key in keys)) for one in self._ask("list")]
+
+    @property
+    def task(self) -> Task:
+        """The task that holds it, as of the last look."""
+        return self._task or self._found()
+
+    @property
+    def host(self) -> str:
+        """What its provider calls the machine."""
+        return self._place().node.instance_id
+
+    # -- on the machine
+
+    def sync(self, source: str | Path = ".") -> Upload:
+        """Bring its workspace to the state of the project in `source`, as `Task.upload_code` does."""
+        from flow.code_upload import upload_code
+
+        place, allocation = self._place(), self._allocation
+        assert allocation
+        if self.environment:
+            own = self._ask("prepare", self.environment)
+            allocation = replace(allocation, nodes=(replace(place.node, folder=own), *allocation.nodes[1:]))
+        return upload_code(self.task, allocation, self.client.home, Path(source).absolute(), node=0)
+
+    def run(self, command: str | None = None, *, image: str | None = None) -> int:
+        """A shell command, or a shell, in the workspace before the user, to its end: its exit code.
+
+        A command has a container of its own where there is an image (by default that of the setting `dev.image`), else
+        a /tmp of its own.
+        """
+        return in_front(self._argv(command, image))
+
+    def watch(self, command: str, *, image: str | None = None, tell: Callable[[str], None]) -> None:
+        """Run the command, ended and begun again at each change to the current folder, until it is interrupted."""
+        from flow.bundle import make_bundle
+
+        here, home = Path.cwd(), self.client.home
+        self.sync(here)  # refuses what is no project
+        while True:
+            self._found()
+            bundle = make_bundle(here, home).id
+            self.sync(here)
+            argv = self._argv(command, image, leash=True)
+            # apart from our group: it is ended by the end of its input, so that its end is waited for wherever it runs
+            with subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True) as process:
+                assert process.stdin
+                is_told = False
+                try:
+                    while _bundle_of(here, home, bundle) == bundle:
+                        if not is_told and process.poll() is not None:
+                            tell(f"exit {process.returncode}; runs again at the next change")
+                            is_told = True
+                        time.sleep(_POLL_SECONDS)
+                finally:
+                    process.stdin.close()
+                    process.wait()
+
+    def _argv(self, command: str | None, image: str | None, *, leash: bool = False) -> list[str]:
+        place = self._place()
+        default = self.client.settings.get("dev.image") if command else None
+        asked = {
+            "argv": by_any_shell(command) if command else (),
+            "what": command or "a shell",
+            "environment": self.environment,
+            "image": image or default,
+            "needs_image": bool(image),
+            "leash": leash,
+        }
+        terminal = not leash and sys.stdin.isatty() and sys.stdout.isatty()
+        words = ["run", place.node.folder, json.dumps(asked)]
+        if place.channel.is_here:
+            return [*_program(place.channel), *words]
+        return place.channel.command(shlex.join(["exec", *_program(place.channel), *words]), terminal=terminal)
+
+    # -- how the above is known
+
+    def _found(self) -> Task:
+        task = self.find()
+        if task is None:
+            raise ResourceNotFoundError(
+                f"there is no development machine at {self._provider.name}", suggestions=["start one with `flow dev`"]
+            )
+        return task
+
+    def _look(self, task: Task) -> None:
+        allocations = self._provider.allocations([task.task_id])
+        task.see(allocations)
+        self._task, self._allocation = task, next(iter(allocations), None)
+
+    def _place(self) -> Place:
+        """Where it is, as of the last look at which it ran."""
+        task = self.task
+        if self._allocation is None or self._allocation.machines not in (Machines.UP, Machines.SILENT):
+            self._look(task)
+        found = self._allocation
+        if found and found.machines is Machines.SILENT:
+            raise ProviderError(
+                f"the development machine is out of reach: {found.reason}",
+                suggestions=["try again later", "or give it up with `flow dev --stop --yes`"],
+            )
+        return node_of(task, found, 0, "the development machine")
+
+    def _ask(self, verb: str, *words: str) -> Any:
+        """What `session.py` says there."""
+        place = self._place()
+        program = shlex.join([*_program(place.channel), verb, place.node.folder, *words])
+        done = place.channel.ask(f"exec {program}")
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            raise FlowError(f"the development machine failed: {said}", suggestions=["try again"])
+        return json.loads(done.stdout)
+
+    def _submit(self, instance_type: str | None, idle_stop_seconds: float | None, upload: bool) -> Task:
+        asked = instance_type or self.client.settings.get("dev.instance_type") or _default_type(self._provider.offers())
+        config = self.client.load(name=NAME, instance_type=asked, upload_code=upload, provider=self._provider.name)
+        if idle_stop_seconds is None:
+            idle_stop_seconds = 0 if self.client.plan(config).price_per_hour == 0 else IDLE_SECONDS
+        idle = math.ceil(idle_stop_seconds)
+        look = min(_LOOK_SECONDS, idle or _LOOK_SECONDS)
+        command = ["sh", "-c", _HOLD, "hold", str(idle), str(look)]
+        return self.client.run(config.copy_with(command=command, labels={LABEL: str(idle)}))
+
+
+def idle_stop_seconds(task: Task) -> int:
+    """After how long without anybody the machine that this task holds ends; 0: never."""
+    return int(task.plan.labels[LABEL])
+
+
+def _default_type(offers: Sequence[Offer]) -> str | None:
+    """The cheapest h100, else the cheapest with a GPU, else any; what is taken now only where there is no other."""
+    ranks = [(one.gpu is None, one.gpu is not None and one.gpu.kind != "h100", one.available == 0) for one in offers]
+    best = min(range(len(offers)), key=lambda at: ranks[at], default=None)  # the first of its rank is the cheapest
+    return None if best is None else offers[best].instance_type
+
+
+def _check_same(task: Task, instance_type: str | None, idle: float | None) -> None:
+    """Raises ValidationError where the machine is there already, and another than what is asked for."""
+    advice = ["end it first with `flow dev --stop`", "or leave that option out"]
+    if instance_type and not _is_kind(task, instance_type):
+        raise ValidationError(
+            f"the development machine is a `{task.instance_type}`, not a `{instance_type}`", suggestions=advice
+        )
+    if idle is not None and math.ceil(idle) != idle_stop_seconds(task):
+        told = f"after {idle_stop_seconds(task)} idle seconds" if idle_stop_seconds(task) else "never"
+        raise ValidationError(f"the development machine was started to stop by itself {told}", suggestions=advice)
+
+
+def _is_kind(task: Task, asked: str) -> bool:
+    if asked == task.instance_type:
+        return True
+    try:
+        gpu = parse_gpu(asked)
+    except ValidationError:
+        return False
+    return str(gpu) == task.instance_type or (gpu.count is None and gpu.kind == task.plan.gpu_kind)
+
+
+def _bundle_of(project: Path, home: Path, before: str) -> str:
+    """What the project is now; as before while its files cannot be read whole, as when one is being saved."""
+    from flow.bundle import make_bundle
+
+    try:
+        return make_bundle(project, home).id
+    except FlowError:
+        return before
+
+
+def _program(channel: Channel) -> list[str]:
+    """The argv of `session.py` on the machine; where it is another one, with all that it uses in one word."""
+    if channel.is_here:
+        return [sys.executable, str(NODE / "session.py")]
+    packed = base64.b64encode(zlib.compress(program_text(session.__name__, _MODULES).encode())).decode()
+    return [channel.python, "-c", f"import base64, zlib; exec(zlib.decompress(base64.b64decode('{packed}')))"]
