@@ -21,6 +21,7 @@ from flow.machines import Offer
 from tests.support.commands import flow
 from tests.support.fleet import Fleet
 from tests.support.processes import is_alive, wait_until
+from tests.support.slurm import Cluster
 
 FLOW = [sys.executable, "-u", "-m", "flow"]
 
@@ -407,6 +408,18 @@ def test_there_watch_ends_what_ran_before_it_runs_again(project: Path, on_a_flee
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
     assert dev("pgrep -c -f '^sleep 3[0]3'; true") == (0, "0\n")
+
+
+def test_a_node_of_a_cluster_is_one_too(
+    project: Path, slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "file").write_text("here\n")
+    monkeypatch.setenv("FLOW_PROVIDER", "slurm")
+    monkeypatch.setenv("FLOW_SLURM_FOLDER", str(tmp_path / "shared"))
+    ended = flow("dev", "-i", "cpu", "-c", "cat file; exit 3")
+    assert (ended.returncode, ended.stdout) == (3, "here\n"), ended.stderr
+    (project / "file").write_text("there\n")
+    assert dev("cat file; hostname | cut -c1-4") == (0, "there\nnode\n")
 
 
 @pytest.fixture
