@@ -27,14 +27,21 @@ def main() -> None:
     os.write(lock, str(os.getpid()).encode())
     idle, pause = 0, _PAUSE
     while idle < _LINGER:
-        try:
-            is_needed = attend(client)
-        except FlowError:  # a provider that does not answer: it is asked again
-            is_needed = True
-        client.notes.clear()
-        idle = 0 if is_needed else idle + 1
+        idle = 0 if _is_needed(client) else idle + 1
         time.sleep(pause)
         pause = min(pause * 1.2, _LONGEST_PAUSE)
+    os.close(lock)  # who submits something now starts another; what came just before is looked at once more
+    if _is_needed(client):
+        main()
+
+
+def _is_needed(client: Flow) -> bool:
+    try:
+        return attend(client)
+    except FlowError:  # a provider that does not answer: it is asked again
+        return True
+    finally:
+        client.notes.clear()
 
 
 if __name__ == "__main__":

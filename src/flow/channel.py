@@ -96,8 +96,9 @@ def ssh(host: str, *, config: str | None = None) -> Channel:
     Asks for nothing where there is nobody to answer.
     """
     address, _, port = host.rpartition(":")
-    if not port.isdigit():
+    if not port.isdigit() or (":" in address and not address.endswith("]")):  # it may be IPv6
         address, port = host, ""
+    address = address.replace("[", "").replace("]", "")
     options = [
         "StrictHostKeyChecking=accept-new",
         "ConnectTimeout=15",

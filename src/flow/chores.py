@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from flow.attend import Do, Duty, next_duty, start_attendant
 from flow.dependencies import PAIRED, Fact, met_at
 from flow.errors import FlowError
+from flow.machines import Machines
 from flow.plan import Dependency, Plan
 from flow.status import Outcome, TaskStatus, Want
 
@@ -53,7 +54,8 @@ def _gather(client: Flow, task: Task) -> bool:
     want = client.records.intent(task.task_id).want
     duty = next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=found)
     _do(client, task, duty)
-    return duty.do is Do.ALLOCATE or task.plan.retries > 0
+    may_retry = task.plan.retries > 0 and want is Want.RUN and not (found and found.machines is Machines.GONE)
+    return duty.do is Do.ALLOCATE or may_retry
 
 
 def _do(client: Flow, task: Task, duty: Duty) -> None:

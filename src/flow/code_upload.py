@@ -51,7 +51,7 @@ def upload_code(task: Task, allocation: Allocation | None, home: Path, source: P
         )
     if source.resolve() in (Path.home(), Path(source.anchor)):
         raise ValidationError(f"`{source}` is not a project", suggestions=["name its folder by `--source`"])
-    with store_lock(home), _last_uploads(home / "record" / task.task_id) as uploads:
+    with store_lock(home), _last_uploads(home / "record" / task.task_id.partition("_")[0]) as uploads:
         bundle = make_bundle(source, home)
         if uploads.last.get(place.node.folder) == bundle.id:  # an upload would touch nothing
             return Upload((), (), (), bundle.notes)

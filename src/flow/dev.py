@@ -50,6 +50,7 @@ while sleep "$2"; do
 done"""
 _LOOK_SECONDS = 30  # between its looks
 _END_SECONDS = 10  # that are waited for its end
+_AGAIN_SECONDS = 1.0  # before a project that could not be read is read again
 _POLL_SECONDS = 0.1  # between looks at the project, while it is watched
 
 
@@ -117,6 +118,8 @@ class DevMachine:
             if task is None:
                 self._task = task = self._submit(instance_type, idle_stop_seconds, upload)
                 self._allocation, self.is_new = None, True
+            else:
+                self.is_new = False
         if not self.is_new:
             _check_same(task, instance_type, idle_stop_seconds)
         return task
@@ -182,8 +185,13 @@ class DevMachine:
         self.sync(here)  # refuses what is no project
         while True:
             self._found()
-            bundle = make_bundle(here, home).id
-            self.sync(here)
+            try:
+                bundle = make_bundle(here, home).id
+                self.sync(here)
+            except FlowError as error:  # as while a file is being saved
+                tell(error.message)
+                time.sleep(_AGAIN_SECONDS)
+                continue
             argv = self._argv(command, image, leash=True)
             # apart from our group: it is ended by the end of its input, so that its end is waited for wherever it runs
             with subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True) as process:

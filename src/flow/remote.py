@@ -91,7 +91,7 @@ class Remote:
 
     def refusal(self, program: str, said: str) -> FlowError:
         """What a program there said, as an error."""
-        return ProviderError(f"{program}: {said}")
+        return ProviderError(said if program == "flow" else f"{program}: {said}")
 
     def _ask_here(self, verb: str, root: str, *words: Any) -> Any:
         function = getattr(self._module, verb, None) or getattr(answers, verb)
@@ -157,7 +157,7 @@ def program_text(name: str, needs: tuple[str, ...]) -> str:
 
 
 def _write_tar(target: IO[bytes], files: Sequence[tuple[str, Path]]) -> None:
-    with tarfile.open(fileobj=target, mode="w|gz") as archive:
+    with tarfile.open(fileobj=target, mode="w|gz", dereference=True) as archive:
         for name, path in files:
             archive.add(path, name, recursive=False)
 

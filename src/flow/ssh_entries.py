@@ -56,6 +56,6 @@ def install(home: Path, found: Iterable[Entry], config: Path) -> bool:
 
 
 def _entry(name: str, prefix: tuple[str, ...]) -> str:
-    told = subprocess.run([*prefix[:-2], "-G", *prefix[-2:]], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run([*prefix[:-2], "-G", *prefix[-2:]], capture_output=True, text=True, check=False).stdout
     lines = [line for line in told.splitlines() if line.split(" ")[0] in _KEPT and not line.endswith(" none")]
     return f"Host {name}\n" + "".join(f"  {line}\n" for line in lines)

@@ -47,8 +47,8 @@ if [ "$4" = d ]; then
   exit
 fi
 [ ! -d "$at" ] || { echo "$at is a folder" >&2; exit 1; }
-new=$at.flow-$$; trap 'rm -rf "$new"' EXIT; trap 'exit 1' HUP INT TERM
-mkdir "$new" && tar -x -o -f - -C "$new" && mv -f "$new/$5" "$at"
+new=$at.flow-$$; mkdir "$new" || exit; trap 'rm -rf "$new"' EXIT; trap 'exit 1' HUP INT TERM
+tar -x -o -f - -C "$new" && mv -f "$new/$5" "$at"
 """
 )
 

@@ -129,8 +129,10 @@ def remove(names: tuple[str, ...], *, force: bool) -> int:
     fleet = _fleet()
     for name in names:
         answer = _ask(fleet, [name])[name] if name in fleet.hosts and not force else {}
-        busy = {} if isinstance(answer, FlowError) else answer
-        count = sum(one["count"] for key in ("running", "waiting") for one in busy.get(key, ()))
+        if isinstance(answer, FlowError):
+            answer.suggestions += (f"take it out all the same with `flow host remove {name} --force`",)
+            raise answer
+        count = sum(one["count"] for key in ("running", "waiting") for one in answer.get(key, ()))
         if count:
             raise ValidationError(
                 f"`{name}` has {count} unfinished task{'s' * (count > 1)}",

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ from typing import Any, Sequence
 
 _PACKAGE = f"{__package__}." if __package__ else ""  # else they lie beside this file, or came along with it
 answers, remains, inventory = (importlib.import_module(_PACKAGE + one) for one in ("answers", "remains", "inventory"))
+
+OWN = "each host needs a folder of its own, so let `ssh.folder` name one that they do not share"
 
 
 def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -30,11 +33,19 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     tools = os.path.join(root, "node", request["version"])
     if not (os.path.exists(os.path.join(tools, "whole")) and (manifest is None or os.path.exists(manifest))):
         return {"missing": True}
+    owner = answers.read(root, "host")
+    if owner not in ("", socket.gethostname()):
+        raise answers.Refused("flow", f"`{root}` belongs to the host {owner}: {OWN}")
+    if not owner:
+        answers.write(root, "host", socket.gethostname())
     for folder in (os.path.join(base, "inbox"), os.path.join(root, "queue"), os.path.join(root, "asked")):
         os.makedirs(folder, mode=0o700, exist_ok=True)
     with open(os.path.join(base, "lock"), "w") as lock:
         answers.lock(lock)
-        if not answers.read(base, "meta.json"):
+        known = json.loads(answers.read(base, "meta.json") or "{}")
+        if known and any(known[one] != request["meta"][one] for one in ("rank", "indices")):
+            raise answers.Refused("flow", f"another part of `{request['task_id']}` is in `{root}` already: {OWN}")
+        if not known:
             if manifest:
                 job["code"] = {"manifest": manifest, "blobs": os.path.join(root, "blobs")}
             for name, text in request["inbox"].items():

@@ -37,7 +37,7 @@ def facts(root: str) -> dict[str, Any]:
 def gpus_taken(indices: list[int]) -> list[int]:
     """Those that some user's task holds."""
     try:
-        fd = os.open(GPU_LOCKS, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(GPU_LOCKS, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return []
     taken = []

@@ -35,7 +35,6 @@ def run(tasks: str, folder: str, index: int | None, gpus: list[int] | None) -> N
         job.attempt(gpus)
     if job.is_over():
         answers.write(folder, "ended", json.dumps({"code": job.last().get("code")}), durably=True)
-        shutil.rmtree(os.path.join(folder, "inbox"), ignore_errors=True)
 
 
 class Turn:
@@ -131,9 +130,9 @@ class Turn:
         if not gpus:
             return None
         try:
-            fd = os.open(facts.GPU_LOCKS, os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(facts.GPU_LOCKS, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            fd = os.open(facts.GPU_LOCKS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = os.open(facts.GPU_LOCKS, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             os.fchmod(fd, 0o666)  # whatever the umask says
         for one in gpus:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, one)

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -35,6 +36,7 @@ class Unit:
         self.runs = False
         self.gpus: list[int] = []  # that it has while it runs
         self.not_before: float = meta["not_before"]
+        self.again_at = 0.0  # after a start that came to nothing
 
     @property
     def turn(self) -> tuple[int, int, int]:
@@ -80,7 +82,7 @@ class Keeper:
             self._pause()
 
     def _pause(self) -> None:
-        waits = [one.not_before - time.time() for one in self.units.values() if not one.runs]
+        waits = [max(one.not_before, one.again_at) - time.time() for one in self.units.values() if not one.runs]
         waits += [LOOK_SECONDS for one in self.units.values() if one.runs and not one.pid]
         waits += [LOOK_SECONDS] if self.lent else []  # nobody tells when they are given back
         waits += [] if self.units else [LINGER_SECONDS]
@@ -169,10 +171,16 @@ class Keeper:
             if unit.runs:
                 cpus, memory = cpus - unit.meta["cpus"], memory - (unit.meta["memory_gb"] or 0)
                 at_once[name.partition("_")[0]] = at_once.get(name.partition("_")[0], 0) + 1
+        cancelled = {
+            name for name, unit in self.units.items() if not unit.runs and host.is_noted(unit.folder, "cancel")
+        }
         for name, unit in sorted(self.units.items(), key=lambda item: item[1].turn):
             base, meta = name.partition("_")[0], unit.meta
-            is_cancelled = host.is_noted(unit.folder, "cancel")
-            if unit.runs or (not is_cancelled and self._waits(unit, at_once.get(base, 0))):
+            is_cancelled = name in cancelled
+            cancelled.discard(name)
+            if unit.runs or unit.again_at > time.time():
+                continue
+            if not is_cancelled and self._waits(unit, at_once.get(base, 0)):
                 continue
             free = self._of_kind(cards, meta["gpu_kind"]) if meta["gpus"] else []
             fits = cpus >= meta["cpus"] and memory >= (meta["memory_gb"] or 0) and len(free) >= meta["gpus"]
@@ -183,9 +191,7 @@ class Keeper:
             cpus, memory = cpus - meta["cpus"], memory - (meta["memory_gb"] or 0)
             taken = free[: meta["gpus"]]
             cards = [one for one in cards if one not in taken]
-            if cpus <= 0 and not any(
-                host.is_noted(one.folder, "cancel") for one in self.units.values() if not one.runs
-            ):
+            if cpus <= 0 and not cancelled:
                 break
 
     def _waits(self, unit: Unit, running: int) -> bool:
@@ -232,7 +238,7 @@ class Keeper:
                 if unit.pid == pid:
                     unit.pid = 0
                     if status == 1 << 8:  # as on a full disk
-                        unit.not_before = time.time() + AGAIN_SECONDS
+                        unit.again_at = time.time() + AGAIN_SECONDS
                     self._see_end(name, unit)
 
     def _look_at_adopted(self) -> None:
@@ -255,6 +261,7 @@ class Keeper:
     def _forget_ended(self, task_id: str) -> None:
         if not self._of_array(task_id):
             self.tasks.discard(task_id)
+            shutil.rmtree(os.path.join(self.root, "tasks", task_id, "inbox"), ignore_errors=True)  # secrets
             os.unlink(os.path.join(self.root, "queue", task_id))
 
 

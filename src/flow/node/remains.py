@@ -19,6 +19,7 @@ def is_locked(path: str | os.PathLike[str]) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who ask do not see each other
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a child was forked meanwhile
     except BlockingIOError:
         return True
     finally:
@@ -82,11 +83,11 @@ def _marked(marks: set[bytes]) -> list[int]:
 
 def _holders(lock: str) -> list[int]:
     """Processes that inherited the lock, whatever environment they gave themselves; not who merely reads the file."""
-    inode, found = os.stat(lock).st_ino, []
+    locked, found = os.stat(lock), []
     for pid in _pids():
         try:
             for name in os.listdir(f"/proc/{pid}/fd"):
-                if os.stat(f"/proc/{pid}/fd/{name}").st_ino == inode and _is_flocked(pid, name):
+                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{name}"), locked) and _is_flocked(pid, name):
                     found.append(pid)
         except OSError:
             continue

@@ -10,6 +10,7 @@ import click
 from flow.cli import output
 from flow.cli.slurm.command import SlurmCommand
 from flow.cli.slurm.machines import Machines, ask_cluster, machines
+from flow.node import hostlist
 from flow.slurm.formats import Cut, Field, short_layout
 
 _DEFAULT = "%#P %.5a %.10l %.6D %.6t %N"
@@ -113,7 +114,10 @@ def sinfo(
 
     client = Flow()
     lines = machines(client)
-    for field, some in {"partition": partition, "names": nodes, "state": states and states.lower()}.items():
+    if nodes is not None:
+        wanted = set(hostlist.expand(nodes))
+        lines = [one for one in lines if wanted & set(hostlist.expand(one.names))]
+    for field, some in {"partition": partition, "state": states and states.lower()}.items():
         if some is not None:
             lines = [one for one in lines if getattr(one, field) in some.split(",")]
     output.notes(client.notes)

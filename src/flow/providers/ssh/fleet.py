@@ -42,7 +42,7 @@ def parse_host(text: str, origin: str = "") -> Host:
             f"`{text.strip()}` is no host", suggestions=["write `gpu1`, `user@10.0.0.7:2222` or `10.0.0.7 as gpu1`"]
         )
     name = words[2] if is_named else re.sub(r"^.*@|:\d+$", "", words[0])
-    if not re.fullmatch(r"[\w.-]{1,64}", name):
+    if not re.fullmatch(r"\w[\w.-]{0,63}", name):
         raise ValidationError(f"`{name}` is no name for a host", suggestions=["name it: `TARGET as gpu1`"])
     return Host(name, words[0], origin)
 

@@ -49,6 +49,9 @@ def _machines(
     if any(entry["runs"] or entry["ended"] for entry in all_) and (len(entries) == 1 or begun):
         is_up = len(begun) == len(entries) or (reports and len(entries) == 1)  # else some node is still to be told
         return (Machines.UP if is_up else Machines.STARTING), ""
+    ends = [report for report in begun if report.phase == "ended" and report.cause == "exit" and report.code == 0]
+    if len(ends) == len(entries):  # that there is nothing to follow is not written down yet
+        return Machines.UP, ""
     in_turn = sorted(entries.items())
     host, one = next((each for each in in_turn if not each[1]["runs"]), in_turn[0])
     if len(entries) > 1 and not begun and not one["held"]:
