@@ -261,7 +261,7 @@ class ProviderContract:
         if client.provider().steering is None:
             return
         command = (
-            "echo run $FLOW_ATTEMPT; trap 'echo saved; exit 3' TERM; while [ $FLOW_ATTEMPT = 1 ]; do sleep 0.05; done"
+            "trap 'echo saved; exit 3' TERM; echo run $FLOW_ATTEMPT; while [ $FLOW_ATTEMPT = 1 ]; do sleep 0.05; done"
         )
         task, fixed = self.running(client, command), self.running(client, "sleep 1000", requeue=False)
         assert wait_until(lambda: task.logs() == "run 1\n", seconds=self.patience)
