@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from flow.dependencies import never_met, when_met
 from flow.machines import Allocation, Machines
-from flow.node.remains import is_locked
+from flow.node.remains import is_locked, unmarked
 from flow.plan import Dependency, Plan
 from flow.status import Want
 
@@ -74,12 +74,11 @@ def start_attendant(home: Path) -> None:
     """Have a process see to what tasks need, detached from this one and its terminal, unless one does already."""
     if is_locked(home / LOCK):
         return
-    unmarked = {name: value for name, value in os.environ.items() if not name.startswith("FLOW_TASK_")}
     own = {"FLOW_HOME": str(home), "FLOW_SCHEDULER": str(home)}  # begun by a task, it is no part of it
     with contextlib.suppress(OSError), (home / "attend.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "flow.attendant"],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", env={**unmarked, **own},
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", env={**unmarked(os.environ), **own},
             start_new_session=True,
         )  # fmt: skip
         process.returncode = 0  # it outlives us: Python is not to warn that nobody waits for it

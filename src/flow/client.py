@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flow.attend import start_attendant
-from flow.chores import give
 from flow.durable import NoRoomError, is_full
 from flow.errors import FlowError, QuotaExceededError, ResourceNotFoundError, StorageError, ValidationError
 from flow.importing import refuse_while_importing
@@ -134,6 +132,8 @@ class Flow:
                 continue
         else:
             raise ValidationError("ten new task ids in a row were taken", suggestions=["is the clock right?"])
+        from flow.chores import give  # of use to those who submit
+
         made = self.task_of(submission.task_id, submission)
         is_kept_there = config.hold and self.provider(submission.plan.provider).capabilities.own_numbers
         if is_kept_there or submission.task_id in self.records.unallocated():
@@ -451,6 +451,8 @@ class Flow:
                         changed[task_id] = outcome
                     is_open = outcome.state in (TaskStatus.PENDING, TaskStatus.STARTING, TaskStatus.PREEMPTED)
                     if is_open and asked[task_id].nodes > 1 and provider.capabilities.gathers:
+                        from flow.attend import start_attendant
+
                         start_attendant(self.home)
                 except FlowError as error:
                     self.notes.append(error.message)
@@ -485,6 +487,8 @@ class Flow:
             with suppress(OSError):  # the local scheduler keeps this room, and makes it anew
                 (self.home / "local" / "spare").unlink()
         for task_id in self.records.unallocated():
+            from flow.chores import give  # there seldom are any
+
             try:
                 give(self, self.task_of(task_id))
             except FlowError as error:  # what stands in the way of one must not hide the others

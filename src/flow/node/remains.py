@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import signal
-from typing import Iterator
+from typing import Iterator, Mapping
 
 ENGINE_SECONDS = 20.0  # for one answer of docker or podman
 
@@ -30,6 +30,11 @@ def is_locked(path: str | os.PathLike[str]) -> bool:
 def is_alive(folder: str) -> bool:
     """Whether the runner of a task folder, or a process of its command, is."""
     return is_locked(os.path.join(folder, "runner.lock")) or is_locked(os.path.join(folder, "command.lock"))
+
+
+def unmarked(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the mark of a task, by which its processes are found: for what is no part of it."""
+    return {name: value for name, value in environ.items() if not name.startswith("FLOW_TASK_")}
 
 
 def kill_left_over(folder: str) -> bool:

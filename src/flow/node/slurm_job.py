@@ -28,6 +28,7 @@ _HURRY = """kill -USR1 $(sed -n 's/.*"runner_pid": \\([0-9]*\\).*/\\1/p'"""
 
 _PACKAGE = f"{__package__}." if __package__ else ""  # else they lie beside this file
 login, processes, asked = (importlib.import_module(_PACKAGE + one) for one in ("slurm_login", "processes", "asked"))
+read_status = login.answers.read_status
 
 
 def main(base: str) -> None:
@@ -130,7 +131,7 @@ class Job:
             if self.is_told:
                 self.runner.terminate()
             self.runner.wait()
-        is_ended = _status(at + "/0").get("phase") == "ended"
+        is_ended = read_status(at + "/0").get("phase") == "ended"
         if others:
             self._wait_for(others, is_ended=is_ended)
         processes.Processes().kill()  # what a runner left that was killed
@@ -242,7 +243,7 @@ class Job:
     def _note_that_slurm_told(self) -> None:
         """Slurm ends the job, and may run it again: whatever the command made of that was not its own end."""
         for folder in self._last_folders():
-            status = _status(folder)
+            status = read_status(folder)
             if status.get("cause") == "exit":
                 _write_loss(folder, status, "cancel", "told to end by Slurm")
 
@@ -254,7 +255,7 @@ class Job:
             cause = "lost" if state == "NODE_FAIL" else "requeue"
             for folder in folders:
                 reason = f"{LOST.get(state, 'requeued')}: Slurm runs it again"
-                _write_loss(folder, _status(folder), cause, reason, requeued=True)
+                _write_loss(folder, read_status(folder), cause, reason, requeued=True)
 
     def _last_state(self) -> str:
         """What accounting has of the start before this one; "" where there is none."""
@@ -274,7 +275,7 @@ class Job:
     def _write_losses(self, folders: list[str]) -> None:
         """An end for each rank that could not write its own."""
         for folder in folders:
-            status = _status(folder)
+            status = read_status(folder)
             if status.get("phase") != "ended":
                 cause, reason = (
                     ("cancel", "cancelled") if self.is_told else ("lost", "its runner died without a report")
@@ -284,7 +285,7 @@ class Job:
     def _ends(self) -> list[dict[str, Any]]:
         """How the attempts so far ended, by their first rank."""
         starts = login.attempts(self.folder)
-        return [_status(os.path.join(self.folder, str(number), "0")) for number in starts]
+        return [read_status(os.path.join(self.folder, str(number), "0")) for number in starts]
 
     def _last_folders(self) -> list[str]:
         """Those of the last attempt, by rank; none before the first."""
@@ -293,21 +294,13 @@ class Job:
 
     def _end_of(self, folders: list[str]) -> dict[str, Any]:
         """The end that decides: of the first rank that failed of itself, else of any."""
-        ends = [_status(folder) for folder in folders]
+        ends = [read_status(folder) for folder in folders]
         failed = [one for one in ends if one.get("code") != 0 or one.get("cause") != "exit"]
         own = [one for one in failed if one.get("cause") != "peer"] or failed
         if not own:
             return {"code": 0, "cause": "exit"}
         first = min(own, key=lambda one: float(one.get("ended") or 0))
         return {"code": first.get("code") or 1, "cause": first.get("cause")}
-
-
-def _status(folder: str) -> dict[str, Any]:
-    try:
-        status: dict[str, Any] = json.loads(login.read(folder, "status.json"))
-        return status
-    except ValueError:
-        return {}
 
 
 def _write_loss(folder: str, status: dict[str, Any], cause: str, reason: str, **more: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flow.durable import unlock
-from flow.node.remains import is_locked
+from flow.node.remains import is_locked, unmarked
 
 _started: list[int] = []  # the schedulers that this process started, until they were seen to have left
 _START_SECONDS = 5.0  # for the scheduler that another process starts, until it listens
@@ -53,7 +53,7 @@ def start_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env={**_unmarked(os.environ), "FLOW_SCHEDULER": str(folder)},  # see node/processes.py
+                env={**unmarked(os.environ), "FLOW_SCHEDULER": str(folder)},  # see node/processes.py
                 pass_fds=[starting],
                 start_new_session=True,
             )
@@ -92,10 +92,6 @@ def _reap() -> None:
             has_left = True
         if has_left:
             _started.remove(pid)
-
-
-def _unmarked(environ: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environ.items() if not name.startswith("FLOW_TASK_")}
 
 
 def take_lock(path: Path, *, wait_seconds: float = 0.0, note_pid: bool = True) -> int | None:
