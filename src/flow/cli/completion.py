@@ -19,8 +19,13 @@ def completion(shell: str) -> int:
     Example:
       eval "$(flow completion bash)"
     """
+    click.echo(completion_script("flow", shell))
+    return 0
+
+
+def completion_script(program: str, shell: str) -> str:
+    """What a shell has to read to complete the words of `program`."""
     kind = get_completion_class(shell)
     if kind is None:
         raise click.UsageError(f"no completion for {shell}")
-    click.echo(kind(click.Command("flow"), {}, "flow", "_FLOW_COMPLETE").source())
-    return 0
+    return kind(click.Command(program), {}, program, f"_{program}_COMPLETE".upper()).source()

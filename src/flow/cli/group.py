@@ -84,9 +84,17 @@ class FlowCommand(click.Command):
 
 
 class TaskGroup(click.Group):
-    """`flow`, or a command with commands of its own, made from a table; a module is imported when it is called."""
+    """A program, or a command with commands of its own, made from a table; a module is imported when it is called."""
 
-    def __init__(self, table: Mapping[str, Entry], synonyms: Mapping[str, str], *, example: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        table: Mapping[str, Entry],
+        synonyms: Mapping[str, str],
+        *,
+        example: str,
+        is_program: bool = False,
+        **kwargs: Any,
+    ) -> None:
         version = click.Option(
             ["--version"],
             is_flag=True,
@@ -96,7 +104,7 @@ class TaskGroup(click.Group):
             help="Show the version and exit.",
         )
         super().__init__(
-            params=[version] if kwargs["name"] == "flow" else [],
+            params=[version] if is_program else [],
             callback=_show_help,
             invoke_without_command=True,
             context_settings={"help_option_names": ["-h", "--help"]},
@@ -109,7 +117,7 @@ class TaskGroup(click.Group):
     def call(self, words: Sequence[str], invocation: Invocation) -> int:
         """Run one command line and return its exit code; whatever goes wrong is raised."""
         try:
-            with self.make_context("flow", list(words), obj=invocation) as context:
+            with self.make_context(self.name, list(words), obj=invocation) as context:
                 code = self.invoke(context)
                 return code if isinstance(code, int) else 0
         except click.exceptions.Exit as end:
@@ -181,7 +189,7 @@ def _show_help() -> None:
 
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        click.echo(f"flow {flow.__version__}")
+        click.echo(f"{ctx.info_name} {flow.__version__}")
         ctx.exit()
 
 

@@ -22,8 +22,8 @@ class Account:
         self._name, self._origin = name, origin
 
     @classmethod
-    def of(cls, settings: Settings) -> Account:
-        """The account that the settings name. Raises AuthenticationError where there is no key."""
+    def of(cls, settings: Settings, *, project: str | None = None) -> Account:
+        """The account of the settings; `project` goes before theirs. Raises AuthenticationError without a key."""
         key = settings.get("mithril.api_key")
         if not key:
             raise AuthenticationError(
@@ -31,6 +31,8 @@ class Account:
                 suggestions=["`flow init` sets it, or MITHRIL_API_KEY", f"it is at {KEYS_PAGE}"],
             )
         api = Api(key, settings.get("mithril.api_url"))
+        if project:
+            return cls(api, project, origin="--project")
         return cls(api, settings.get("mithril.project"), origin=settings.origin("mithril.project"))
 
     @cached_property

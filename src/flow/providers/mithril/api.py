@@ -69,6 +69,10 @@ class Api:
         """What is there; as `path`, `/v2/me`. Raises FlowError."""
         return self._asked("GET", path, query)
 
+    def one(self, path: str, **query: object) -> dict[str, Any]:
+        """The same of one thing, whose fields they are."""
+        return _object(self.get(path, **query), path)
+
     def list(self, path: str, **query: object) -> Iterator[dict[str, Any]]:
         """Everything that a list holds, over all its pages."""
         while True:
