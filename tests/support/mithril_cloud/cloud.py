@@ -71,7 +71,7 @@ class Cloud:
         self.changed = threading.Condition(threading.RLock())
         self.clock, self.faults = Clock(), Faults()
         self.machines = Machines(fleet, self.changed)
-        self.server = Server(fleet.gateway, self.handle, self.faults)
+        self.server = Server(fleet.gateway, self.handle, faults=self.faults, clock=self.clock)
         self.url = self.server.url
         self._fill()
         self._is_open = True

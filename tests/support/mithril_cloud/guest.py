@@ -26,7 +26,8 @@ for one in $devices; do
   ln -s "../../$name" "/dev/disk/by-id/virtio-$volume"
 done
 cd /
-[ ! -e /var/lib/foundry/booted ] || exec systemctl boot
+[ ! -e /etc/systemd/system/multi-user.target.wants ] || systemctl boot
+[ ! -e /var/lib/foundry/booted ] || exit
 touch /var/lib/foundry/booted
 [ ! -e /{SCRIPT} ] || exec env -i PATH="$PATH" LANG=C.UTF-8 /bin/bash /{SCRIPT} >/{LOG} 2>&1
 """
@@ -59,7 +60,7 @@ class Attached:
 def furnish(folder: Path, keys: Sequence[str], script: str | None) -> None:
     """Add to a disk that was just installed what the cloud's image has, and what this bid gave it."""
     root, etc = folder / "root", folder / "etc.new"
-    for name in ("var/lib/foundry", "var/log/foundry", "opt/mithril", "mnt/local"):
+    for name in ("var/lib/foundry", "var/log/foundry", "opt/mithril"):
         (root / name).mkdir(parents=True, exist_ok=True)
     if script is not None:
         (root / SCRIPT).write_text(script)
@@ -81,8 +82,11 @@ def furnish(folder: Path, keys: Sequence[str], script: str | None) -> None:
     _program(folder / "local/bin/foundrypf", _PORT_FORWARDER)
 
 
-def prepare_boot(folder: Path, name: str, *, private_ip: str, nodes: Mapping[str, str], attached: Attached) -> None:
-    """What is another at each boot; `nodes` has the address of every node of the bid by its name."""
+def prepare_boot(folder: Path, name: str, nodes: Mapping[str, str], attached: Attached, *, elsewhere: bool) -> None:
+    """What is another at each boot; `nodes` has the private address of every node of the bid by its name.
+
+    `elsewhere`: on another machine than before, which has a local disk of its own, and nothing was announced there.
+    """
     hosts = [f"{address} {node}" for node, address in nodes.items()]
     (folder / "etc.new/hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
     (folder / "etc.new/hostname").write_text(f"{name}\n")
@@ -91,16 +95,15 @@ def prepare_boot(folder: Path, name: str, *, private_ip: str, nodes: Mapping[str
         f"vd{chr(ord('b') + at)}:{os.major(number)}:{os.minor(number)}:{volume}"
         for at, (volume, number) in enumerate(numbers.items())
     ]
-    (folder / "local/etc/boot").write_text(f"private_ip={private_ip}\ndevices='{' '.join(devices)}'\n")
+    (folder / "local/etc/boot").write_text(f"private_ip={nodes[name]}\ndevices='{' '.join(devices)}'\n")
     shares = folder / "shares"
     shutil.rmtree(shares, ignore_errors=True)
     shares.mkdir()
     for share, exported in attached.shares.items():
         (shares / share).symlink_to(exported)
-    (folder / "root" / SIGNAL).unlink(missing_ok=True)
-    local = folder / "root/mnt/local"  # such a disk does not outlive the machine
-    shutil.rmtree(local, ignore_errors=True)
-    local.mkdir()
+    if elsewhere:
+        (folder / "root" / SIGNAL).unlink(missing_ok=True)
+        shutil.rmtree(folder / "root/mnt/local", ignore_errors=True)
 
 
 def announce(folder: Path, instance_status: str, bid_status: str, end_time: str | None) -> None:

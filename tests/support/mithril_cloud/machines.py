@@ -52,6 +52,7 @@ class Slot:
     actual: Power = "gone"
     wanted: Power = "gone"
     at_work: bool = False
+    is_elsewhere: bool = True  # than when it last booted
     announced: bool = False
     failure: str = ""
     loops: dict[str, str] = field(default_factory=dict)
@@ -75,7 +76,7 @@ class Machines:
         slot.number = self._numbers.popleft()  # the one that was given back the longest ago
         if self.pretended:
             self._numbers.append(slot.number)
-        slot.announced = False
+        slot.is_elsewhere, slot.announced = True, False
         return f"10.66.{self._fleet.number}.{slot.number}"
 
     def address(self, fid: str) -> str:
@@ -166,10 +167,9 @@ class Machines:
             install(machine, host.folder, self._fleet.folder / "user.pub")
             furnish(host.folder, setup.keys, setup.script)
         slot.host = self._fleet.hosts[slot.fid] = host
-        private = setup.nodes[setup.name]
-        prepare_boot(
-            host.folder, setup.name, private_ip=private, nodes=setup.nodes, attached=self._attach(slot, setup.volumes)
-        )
+        attached = self._attach(slot, setup.volumes)
+        prepare_boot(host.folder, setup.name, setup.nodes, attached, elsewhere=slot.is_elsewhere)
+        slot.is_elsewhere = False
         host.start()
 
     def _end(self, slot: Slot, *, gone: bool) -> None:

@@ -1,10 +1,10 @@
 """`systemctl` for machines without systemd: services of /etc/systemd/system that are started, kept and enabled.
 
 Of a unit it knows Type (oneshot or else), Environment, EnvironmentFile, WorkingDirectory, User, ExecStartPre,
-ExecStart, ExecStopPost, Restart (no, always, on-failure), RestartSec, TimeoutStopSec, RemainAfterExit, StandardOutput=append:FILE;
-what is written otherwise is in /var/log/units/UNIT.log. Order and dependencies it does not know: what is enabled starts
-at each boot, all at once, when network and sshd are there. Called as `poweroff`, `halt`, `shutdown` or `reboot` it ends
-the services and then the machine. Standard library only: it runs on the machine.
+ExecStart, ExecStopPost, Restart (no, always, on-failure), RestartSec, TimeoutStopSec, RemainAfterExit and
+StandardOutput=append:FILE; what is written otherwise is in /var/log/units/UNIT.log. Order and dependencies it does not
+know: what is enabled starts at each boot, all at once, when network and sshd are there. Called as `poweroff`, `halt`,
+`shutdown` or `reboot` it ends the services and then the machine. Standard library only: it runs on the machine.
 """
 
 from __future__ import annotations
