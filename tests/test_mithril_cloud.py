@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import urllib3
 
+from tests.support.containers import IMAGE
 from tests.support.mithril_cloud import Cloud, faults
 from tests.support.mithril_cloud.bill import Bill
 from tests.support.mithril_cloud.clock import stamp
@@ -514,6 +515,17 @@ def test_a_share_is_seen_by_all_machines(client: Client) -> None:
     failed = client.cloud.host("train").run("mount -t nfs4 fileshare-other.mithril.internal:/ /srv", check=False)
     told = "mount.nfs4: Failed to resolve server fileshare-other.mithril.internal: Name or service not known\n"
     assert (failed.returncode, failed.stderr) == (32, told)
+
+
+def test_a_machine_may_have_a_docker_at_every_boot(client: Client) -> None:
+    client.cloud.give_docker()
+    client.machine("train", f"docker run --rm --network none {IMAGE} echo from a container")
+    assert wait_until(lambda: client.log() == "from a container\n", seconds=30), client.log()
+    client.ssh("sudo reboot")
+    assert wait_until(lambda: client.cloud.instance("train").status != "STATUS_RUNNING")
+    client.cloud.await_bid("train", "Allocated")
+    again = f"docker run --rm --network none {IMAGE} echo again"
+    assert wait_until(lambda: client.ssh(again).stdout == "again\n", seconds=30, every=0.1)
 
 
 def test_volumes_have_limits_and_go_a_while_after_they_are_deleted(pretended: Client) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.components import require
 from tests.support.fleet import Fleet, Host
 from tests.support.mithril_cloud import account, bids, catalogue, goods, storage
 from tests.support.mithril_cloud.checks import RefusedError
@@ -90,7 +91,7 @@ class Cloud:
         first = ApiKey("laptop", now, now + 90 * 86400)
         self.api_keys, self.key = {first.fid: first}, first.secret
         self.spot = Spot(self.machines, catalogue.lanes(), catalogue.TYPES)
-        self.machines.pretended = False
+        self.machines.pretended = self.machines.has_docker = False
         self.faults.clear()
         self.server.requests.clear()
 
@@ -159,6 +160,11 @@ class Cloud:
         host = self.machines[self.instance(name, rank).fid].host
         assert host, self.describe(name)
         return host
+
+    def give_docker(self) -> None:
+        """Have a Docker on machines from now on, with the image of `tests.support.containers`; skips without one."""
+        require("dockerd", "containers run on machines of the cloud")
+        self.machines.has_docker = True
 
     def crash(self, name: str, rank: int = 0) -> None:
         """Its machine dies; the bid stays, and is paid for."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.containers import IMAGE, image_archive
 from tests.support.mithril_cloud import systemctl
 
 SCRIPT = "var/lib/foundry/startup_script.sh"
@@ -41,6 +42,13 @@ name=${name%%.mithril.internal:*}
   exit 32
 }
 exec mount -i --bind "/run/shares/$name" "$target"
+"""
+_DOCKER = f"""\
+[Service]
+ExecStart=/usr/sbin/dockerd --bridge=none --iptables=false --ip-forward=false
+ExecStartPost=/bin/sh -c 'until docker version; do sleep 0.05; done; docker import /var/cache/image.tar {IMAGE}'
+[Install]
+WantedBy=multi-user.target
 """
 _PORT_FORWARDER = """\
 #!/bin/bash
@@ -80,6 +88,15 @@ def furnish(folder: Path, keys: Sequence[str], script: str | None) -> None:
         (folder / "local" / name).mkdir(exist_ok=True)
     _program(folder / "local/sbin/boot", _BOOT)
     _program(folder / "local/bin/foundrypf", _PORT_FORWARDER)
+
+
+def add_docker(folder: Path) -> None:
+    """One that runs from the first boot on, with a small image in it."""
+    (folder / "root/var/cache/image.tar").write_bytes(image_archive())
+    units = folder / "etc.new/systemd/system"
+    (units / "docker.service").write_text(_DOCKER)
+    (units / "multi-user.target.wants").mkdir()
+    (units / "multi-user.target.wants/docker.service").symlink_to("/etc/systemd/system/docker.service")
 
 
 def prepare_boot(folder: Path, name: str, nodes: Mapping[str, str], attached: Attached, *, elsewhere: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from tests.support.fleet import Fleet, Host
 from tests.support.fleet_disk import Machine, install
-from tests.support.mithril_cloud.guest import Attached, announce, furnish, prepare_boot
+from tests.support.mithril_cloud.guest import Attached, add_docker, announce, furnish, prepare_boot
 from tests.support.mithril_cloud.records import InstanceType, Volume
 from tests.support.processes import wait_until
 
@@ -62,6 +62,7 @@ class Machines:
     """`changed` guards all of it, and is notified when a machine is as it is wanted."""
 
     def __init__(self, fleet: Fleet, changed: threading.Condition) -> None:
+        self.has_docker = False  # on disks that are made from now on
         self.pretended = False  # no machine is booted; instances only say so
         self._fleet, self._changed = fleet, changed
         self._slots: dict[str, Slot] = {}
@@ -166,6 +167,8 @@ class Machines:
         if not host.folder.exists():
             install(machine, host.folder, self._fleet.folder / "user.pub")
             furnish(host.folder, setup.keys, setup.script)
+            if self.has_docker:
+                add_docker(host.folder)
         slot.host = self._fleet.hosts[slot.fid] = host
         attached = self._attach(slot, setup.volumes)
         prepare_boot(host.folder, setup.name, setup.nodes, attached, elsewhere=slot.is_elsewhere)
