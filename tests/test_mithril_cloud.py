@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import signal
 import socket
@@ -619,6 +620,20 @@ def test_answers_are_late_broken_or_no_json(client: Client) -> None:
     with pytest.raises(urllib3.exceptions.HTTPError):
         client.send("GET", "/v2/me")
     client.ask("GET", "/v2/me")
+
+
+def test_a_connection_is_not_kept_open_by_a_fork(client: Client) -> None:
+    client.ask("GET", "/v2/me")  # over a connection that stays
+    if (child := os.fork()) == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        client.cloud.faults.play(faults.reset())
+        with pytest.raises(urllib3.exceptions.ProtocolError):
+            client.send("GET", "/v2/me")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize("fault", [faults.taken_then(504), faults.taken_then_reset()])

@@ -59,9 +59,9 @@ exec sleep infinity
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """What is attached for one boot: `device` is a loop device of this machine, a share a folder."""
+    """What is attached for one boot: block devices of this machine, and folders."""
 
-    devices: Mapping[str, str]  # by volume
+    devices: Mapping[str, int]  # their numbers by volume
     shares: Mapping[str, Path]  # by name
 
 
@@ -107,10 +107,9 @@ def prepare_boot(folder: Path, name: str, nodes: Mapping[str, str], attached: At
     hosts = [f"{address} {node}" for node, address in nodes.items()]
     (folder / "etc.new/hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
     (folder / "etc.new/hostname").write_text(f"{name}\n")
-    numbers = {volume: Path(device).stat().st_rdev for volume, device in attached.devices.items()}
     devices = [
         f"vd{chr(ord('b') + at)}:{os.major(number)}:{os.minor(number)}:{volume}"
-        for at, (volume, number) in enumerate(numbers.items())
+        for at, (volume, number) in enumerate(attached.devices.items())
     ]
     (folder / "local/etc/boot").write_text(f"private_ip={nodes[name]}\ndevices='{' '.join(devices)}'\n")
     shares = folder / "shares"

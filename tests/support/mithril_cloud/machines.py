@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import threading
@@ -55,7 +56,7 @@ class Slot:
     is_elsewhere: bool = True  # than when it last booted
     announced: bool = False
     failure: str = ""
-    loops: dict[str, str] = field(default_factory=dict)
+    loops: dict[str, int] = field(default_factory=dict)  # the open device of each block volume
 
 
 class Machines:
@@ -179,7 +180,7 @@ class Machines:
         if slot.host:
             slot.host.power_off()
         for device in slot.loops.values():
-            subprocess.run(["losetup", "--detach", device], check=True)
+            os.close(device)
         slot.loops.clear()
         if gone and slot.host:
             slot.host.reap()
@@ -194,11 +195,9 @@ class Machines:
         for volume in volumes:
             if volume.interface == "Block" and volume.fid not in slot.loops:
                 assert wait_until(partial(self._is_free, volume.fid)), f"{volume.fid} is attached elsewhere"
-                words: list[str | Path] = ["losetup", "--find", "--show", volume.backing]
-                made = subprocess.run(words, capture_output=True, text=True, check=True)
-                slot.loops[volume.fid] = made.stdout.strip()
+                slot.loops[volume.fid] = _open_device(volume.backing)
         shares = {one.name: one.backing for one in volumes if one.interface == "File"}
-        return Attached(dict(slot.loops), shares)
+        return Attached({fid: os.fstat(one).st_rdev for fid, one in slot.loops.items()}, shares)
 
     def _is_free(self, volume: str) -> bool:
         """Whether the machine that had it last has let go of it."""
@@ -216,6 +215,15 @@ def make_backing(folder: Path, fid: str, interface: str, size_gb: int) -> Path:
     with path.open("wb") as file:
         file.truncate(max(16, size_gb) << 20)
     return path
+
+
+def _open_device(backing: Path) -> int:
+    """A loop device that is gone when this, and whoever mounted it, lets go of it: it does not outlive the tests."""
+    words: list[str | Path] = ["losetup", "--find", "--show", backing]
+    device = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    opened = os.open(device, os.O_RDONLY)
+    subprocess.run(["losetup", "--detach", device], check=True)
+    return opened
 
 
 def remove_backing(path: Path) -> None:
