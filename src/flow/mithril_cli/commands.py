@@ -94,7 +94,7 @@ def _list_command(resource: Resource, text: str) -> click.Command:
     )
     return ListCommand(
         resource,
-        help=f"{text} `--FIELD VALUE` leaves those whose field has this value: several with commas between them, "
+        help=f"{text} `--FIELD VALUE` keeps those whose field has this value: several with commas between them, "
         f"patterns as `train-*`, `none` for nothing.\n\nThe fields are {', '.join(_filter_options(resource))}."
         f"{_example(resource, 'list', '')}",
         params=[
@@ -168,9 +168,10 @@ def _update_command(resource: Resource, text: str) -> click.Command:
             with _advice(resource, given):
                 return lookup.account.api.update(f"{resource.path}/{fid}", body)
 
-        code, changed = _each(found, change, as_json=as_json)
+        changed: list[dict[str, Any]] = []
+        code = _each(found, change, lambda _, row: changed.append(row), as_json=as_json)
         if changed:
-            show.rows(changed.values(), resource, lookup, as_json=as_json, only_ids=ids)
+            show.rows(changed, resource, lookup, as_json=as_json, only_ids=ids)
         return code
 
     return FlowCommand(
@@ -198,13 +199,17 @@ def _delete_command(resource: Resource, text: str) -> click.Command:
         # whoever wrote ids into a pipe has chosen them, and cannot be asked through it
         if found and "-" not in references and not confirmed(f"Delete {what}?", yes=yes):
             return 1
-        code, deleted = _each(found, lambda fid: lookup.account.api.delete(f"{resource.path}/{fid}"), as_json=as_json)
-        for fid, was_there in deleted.items():
+
+        def remove(fid: str) -> bool:
+            return lookup.account.api.delete(f"{resource.path}/{fid}")
+
+        def tell(fid: str, was_there: bool) -> None:
             if as_json:
                 output.print_json_line({"fid": fid, "deleted": was_there})
             else:
                 click.echo(fid if ids else f"{fid}  {'deleted' if was_there else 'gone already'}")
-        return code
+
+        return _each(found, remove, tell, as_json=as_json)
 
     return FlowCommand(
         "delete",
@@ -318,8 +323,8 @@ def _advice(resource: Resource, given: Mapping[str, Any]) -> Iterator[None]:
         raise
 
 
-def _each(ids: Sequence[str], do: Callable[[str], T], *, as_json: bool) -> tuple[int, dict[str, T]]:
-    """Do it to each, some at a time: the exit code, and what came of those that it could be done to."""
+def _each(ids: Sequence[str], do: Callable[[str], T], tell: Callable[[str, T], None], *, as_json: bool) -> int:
+    """Do it to each, some at a time, and tell what came of it, in their order; the exit code is the first error's."""
     from concurrent.futures import ThreadPoolExecutor
 
     def done(fid: str) -> T | FlowError:
@@ -328,11 +333,11 @@ def _each(ids: Sequence[str], do: Callable[[str], T], *, as_json: bool) -> tuple
         except FlowError as error:
             return error
 
-    code, results = 0, {}
+    code = 0
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
         for fid, result in zip(ids, pool.map(done, ids), strict=True):
             if not isinstance(result, FlowError):
-                results[fid] = result
+                tell(fid, result)
             elif len(ids) == 1:
                 raise result
             else:
@@ -341,4 +346,4 @@ def _each(ids: Sequence[str], do: Callable[[str], T], *, as_json: bool) -> tuple
                     output.print_json_line({"fid": fid, "error": {"code": result.code, "message": result.message}})
                 else:
                     output.say(f"error: `{fid}`: {result.message}")
-    return code, results
+    return code

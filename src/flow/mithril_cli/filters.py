@@ -9,7 +9,7 @@ from typing import Any
 from flow.cli import output
 from flow.cli.group import UsageError
 from flow.errors import did_you_mean
-from flow.mithril_cli.lookup import Lookup
+from flow.mithril_cli.lookup import Lookup, is_pattern
 from flow.mithril_cli.resources import REFERENCES, STATES, Resource
 
 Row = Mapping[str, Any]
@@ -77,7 +77,7 @@ def _parameter(resource: Resource, name: str, words: Sequence[str]) -> str | Non
     """What to ask the server for, if it can look for these values."""
     if name in resource.parameters.split():
         return name
-    plain = all(word.lower() not in _NOTHING and not _is_pattern(word) for word in words)
+    plain = all(word.lower() not in _NOTHING and not is_pattern(word) for word in words)
     if not plain or (len(words) > 1 and name not in resource.plural.split()):
         return None
     if name == "status" and words[0] not in STATES.get(resource.name, ()):
@@ -119,7 +119,11 @@ def _is(value: Any, word: str) -> bool:
     if isinstance(value, (int, float)) or text.startswith("$"):
         return _number(text) == _number(word)
     low = text.lower()
-    return fnmatchcase(text, word) or (low.startswith("status_") and low.removeprefix("status_") == word.lower())
+    return (
+        text == word
+        or fnmatchcase(text, word)
+        or (low.startswith("status_") and low.removeprefix("status_") == word.lower())
+    )
 
 
 def _number(text: str) -> float | str:
@@ -127,7 +131,3 @@ def _number(text: str) -> float | str:
         return float(text.replace("$", "").replace(",", ""))
     except ValueError:
         return text
-
-
-def _is_pattern(word: str) -> bool:
-    return any(sign in word for sign in "*?[")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +33,14 @@ class Lookup:
 
     def ids(self, resource: Resource, word: str) -> list[str]:
         """Those of all that have this name, or one of this pattern; an id is itself. Raises where there is none."""
-        return [word] if self._is_id(resource, word) else [str(one["fid"]) for one in self._named(resource, word)]
+        if _is_id(resource, word):
+            return [word]
+        matching = [row for row in self._all(resource) if fnmatchcase(_name(row), word)] if is_pattern(word) else []
+        return [str(row["fid"]) for row in matching or self._named(resource, word)]
 
     def id(self, resource: Resource, word: str, *, region: str | None = None) -> str:
         """The one of this name. region: where an instance type is to be had, as one name stands for one in each."""
-        if self._is_id(resource, word):
+        if _is_id(resource, word):
             return word
         return str(self._only(resource, word, self._named(resource, word), region)["fid"])
 
@@ -46,7 +50,7 @@ class Lookup:
 
     def one(self, resource: Resource, word: str) -> Row:
         """Everything about the one of this name or id."""
-        if not self._is_id(resource, word):
+        if not _is_id(resource, word):
             return self._only(resource, word, self._named(resource, word))
         if resource.has_get:
             try:
@@ -60,12 +64,10 @@ class Lookup:
 
     def _named(self, resource: Resource, word: str) -> Sequence[Row]:
         if "name" in resource.filters:
-            asked = list(self.rows(resource, name=word))
-            if found := [row for row in asked if row.get("name") == word]:
-                return found
-        rows = self._all(resource)
-        found = [row for row in rows if fnmatchcase(_name(row), word)]
-        found = found or [row for row in rows if _name(row).lower() == word.lower()]
+            rows: Iterable[Row] = self.rows(resource, name=word)
+        else:
+            rows = self._all(resource)
+        found = [row for row in rows if _name(row) == word]
         if not found:
             raise self._nothing(resource, word)
         return found
@@ -101,8 +103,14 @@ class Lookup:
             suggestions=[*did_you_mean(word, names), *few, f"list them with `mithril {resource.name} list`"],
         )
 
-    def _is_id(self, resource: Resource, word: str) -> bool:
-        return bool(resource.prefix) and word.startswith(resource.prefix)
+
+def is_pattern(word: str) -> bool:
+    """Whether it stands for many."""
+    return any(sign in word for sign in "*?[")
+
+
+def _is_id(resource: Resource, word: str) -> bool:
+    return bool(resource.prefix) and re.fullmatch(rf"{resource.prefix}\w+", word) is not None
 
 
 def _name(row: Row) -> str:

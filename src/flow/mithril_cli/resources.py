@@ -59,7 +59,7 @@ class Resource:
     @property
     def many(self) -> str:
         """Several of them, in prose."""
-        return self.one + "s" if self.one != "availability" else "what is to be had"
+        return self.one + "s"
 
 
 _LAUNCH = "launch_specification"
@@ -124,7 +124,7 @@ REGIONS = Resource(
     examples={"list": "--fileshare-storage-enabled true", "get": "us-central1-b"},
 )  # fmt: skip
 AVAILABILITY = Resource(
-    "availability", "availability", "/v2/spot/availability",
+    "availability", "offer", "/v2/spot/availability",
     "fid instance_type region capacity last_instance_price lowest_allocated_price adjustable_memory "
     "default_image_version",
     "fid instance_type region capacity last_instance_price lowest_allocated_price",

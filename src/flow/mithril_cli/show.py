@@ -40,7 +40,10 @@ def rows(found: Iterable[Row], resource: Resource, lookup: Lookup, *, as_json: b
     """Lines for each, as they come; a table when all are there."""
     if as_json or only_ids:
         for row in found:
-            output.print_json_line(row) if as_json else click.echo(output.printable(str(row.get("fid"))))
+            if as_json:
+                output.print_json_line(row)
+            else:
+                click.echo(output.printable(str(row.get("fid"))))
         return
     found = list(found)
     if not found:
