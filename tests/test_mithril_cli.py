@@ -238,6 +238,8 @@ def test_projects_are_named_and_the_only_one_need_not_be(
         ("bids list Open", 2, ("`Open` is no filter", "write it as `--name Open`", "see `mithril bids list --help`")),
         ("bids list --status", 2, ("`--status` has no value", "write it as `--status VALUE`",
                                    "see `mithril bids list --help`")),
+        ("projects list --project x", 2, ("projects have no field `--project`",
+                                          "the fields are --created-at, --fid, --name")),
         ("pricing list", 2, ("missing `--instance-type`", "name one or several: `--instance-type NAME,NAME`")),
         ("bids get trian", 4, ("no bid `trian`", "list them with `mithril bids list`")),
         ("regions get us-central5-b", 4, ("no region `us-central5-b`", "did you mean `us-central5-a`?",
@@ -278,7 +280,7 @@ def test_what_the_server_refuses_is_told_in_its_words_with_what_to_do(cloud: Clo
     name = run(f"bids create --name train --limit-price 6 {made}", code=2)
     assert name.stderr.startswith("error: Name already used")
     cloud.faults.play(faults.UNKNOWN_KEY)
-    assert run("me", code=5).stderr.startswith("error: the API key is not accepted: Invalid API key")
+    assert run("me", code=5).stderr.startswith("error: the API key of MITHRIL_API_KEY is not accepted: Invalid API key")
     cloud.faults.play(faults.NO_MEMBER, "GET /v2/volumes")
     assert json.loads(run("volumes list --json", code=5).stdout)["error"]["code"] == "authentication"
 

@@ -18,9 +18,6 @@ from flow.mithril_cli.filters import chosen, read_filters
 from flow.mithril_cli.lookup import Lookup
 from flow.mithril_cli.parameters import body_of, common_options, field_option, references_argument, references_of
 from flow.mithril_cli.resources import Resource
-from flow.providers.mithril.account import Account
-from flow.providers.mithril.api import NotKnownError, PriceTooLowError
-from flow.settings import Settings
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -294,6 +291,9 @@ reservations = ResourceGroup(resources.RESERVATIONS)
 
 
 def _lookup(project: str | None = None, api_url: str | None = None) -> Lookup:
+    from flow.providers.mithril.account import Account  # no help needs it
+    from flow.settings import Settings
+
     settings = Settings.load({"mithril.api_url": api_url})
     output.notes(settings.warnings)
     return Lookup(Account.of(settings, project=project))
@@ -311,6 +311,8 @@ def _example(resource: Resource, action: str, default: str) -> str:
 @contextmanager
 def _advice(resource: Resource, given: Mapping[str, Any]) -> Iterator[None]:
     """What to do about an error of a request, in the words of this command."""
+    from flow.providers.mithril.api import NotKnownError, PriceTooLowError
+
     try:
         yield
     except NotKnownError as error:

@@ -59,7 +59,7 @@ def _asked(lookup: Lookup, resource: Resource, name: str, words: Sequence[str]) 
     """The values as the API has them: ids for names, states as they are written."""
     if name == "status" and resource.name in STATES:
         return [_state(STATES[resource.name], word) for word in words]
-    referred = REFERENCES.get(name)
+    referred = REFERENCES.get(name) if name in resource.fields.split() else None
     if referred is None:
         return list(words)
     return [fid for word in words for fid in ([word] if word.lower() in _NOTHING else lookup.ids(referred, word))]

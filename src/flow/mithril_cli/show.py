@@ -33,6 +33,7 @@ _COLORS = {
     "STATUS_RUNNING": "cyan", "STATUS_PREEMPTING": "yellow", "STATUS_PAUSED": "yellow", "STATUS_ERROR": "red",
     "Pending": "yellow", "Active": "cyan",
 }  # fmt: skip
+_LEAST = {"name": 12, "instance_type": 8, "instance_type_name": 8, "public_key": 16}  # characters, where room is short
 _COUNTED = re.compile(r"(num_|created_at$|capacity$)|.*(_gb|_price|_quantity|_cents)$")
 
 
@@ -85,8 +86,7 @@ def _brief(value: Any) -> str:
 
 def _column(name: str) -> Column:
     title = _TITLES.get(name, name.replace("_", " ").upper())
-    least = {"public_key": 16, "snippet": 8}.get(name)
-    return Column(title, least, right=bool(_COUNTED.match(name)), colors=_COLORS if name == "status" else {})
+    return Column(title, _LEAST.get(name), right=bool(_COUNTED.match(name)), colors=_COLORS if name == "status" else {})
 
 
 def _cells(row: Row, names: Iterable[str]) -> list[str]:

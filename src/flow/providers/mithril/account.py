@@ -30,7 +30,7 @@ class Account:
                 "no API key for Mithril",
                 suggestions=["`flow init` sets it, or MITHRIL_API_KEY", f"it is at {KEYS_PAGE}"],
             )
-        api = Api(key, settings.get("mithril.api_url"))
+        api = Api(key, settings.get("mithril.api_url"), origin=settings.origin("mithril.api_key"))
         if project:
             return cls(api, project, origin="--project")
         return cls(api, settings.get("mithril.project"), origin=settings.origin("mithril.project"))
