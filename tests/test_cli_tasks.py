@@ -514,10 +514,11 @@ def test_status_as_a_stream_is_one_document_a_line(started: Callable[..., Any]) 
 class Terminal:
     """A command line with a terminal of 100 columns as its input and outputs."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, package: str = "flow.cli") -> None:
         self._ours, theirs = pty.openpty()
         environment = {**os.environ, "COLUMNS": "100", "LINES": "30", "TERM": "xterm"}
-        command = [sys.executable, "-m", "flow", *words]
+        program = f"import sys; from {package} import main; sys.exit(main())"
+        command = [sys.executable, "-c", program, *words]
         self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
         os.close(theirs)
         self.screen = ""

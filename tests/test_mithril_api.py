@@ -75,6 +75,8 @@ def test_what_is_asked_for_is_answered(api: Api, cloud: Cloud) -> None:
     key = api.create("/v2/ssh-keys", {"name": "k", "project": cloud.project})
     cloud.is_admin = True
     assert api.update(f"/v2/ssh-keys/{key['fid']}", {"required": True})["required"] is True
+    cloud.faults.play(faults.garbled(b""), "PATCH")
+    assert api.update(f"/v2/ssh-keys/{key['fid']}", {"required": False}) == {}
     assert {one.headers["User-Agent"] for one in cloud.requests} == {"flow"}
 
 

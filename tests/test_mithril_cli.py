@@ -19,6 +19,7 @@ from flow.mithril_cli.values import price
 from tests.support.commands import Ended, mithril
 from tests.support.mithril_cloud import Cloud, faults
 from tests.test_cli import error
+from tests.test_cli_tasks import Terminal
 
 A100, REGION = "a100-80gb.sxm.1x", "us-central1-b"
 
@@ -165,6 +166,25 @@ def test_delete_asks_unless_it_was_told(cloud: Cloud, key: str) -> None:
     assert [json.loads(line) for line in gone] == [
         {"fid": first, "deleted": False}, {"fid": "bid_nosuch", "deleted": False},
     ]  # fmt: skip
+
+
+def test_on_a_terminal_delete_asks_and_states_have_colors(
+    cloud: Cloud, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bid("train")
+    terminal = Terminal("bids", "delete", "train", package="flow.mithril_cli")
+    assert terminal.shows("Delete the bid `train`? [y/N]: ")
+    terminal.types("n\n")
+    assert (terminal.end(), cloud.count("DELETE")) == (1, 0)
+    terminal = Terminal("bids", "delete", "train", package="flow.mithril_cli")
+    assert terminal.shows("[y/N]: ")
+    terminal.types("y\n")
+    assert terminal.end() == 0
+    assert terminal.screen.endswith("  deleted\n")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = Terminal("bids", "list", package="flow.mithril_cli")
+    assert terminal.end() == 0
+    assert "\x1b[35mTerminated\x1b[0m" in terminal.screen
 
 
 def test_what_cannot_be_removed_does_not_keep_the_others(cloud: Cloud, key: str) -> None:
@@ -324,12 +344,19 @@ def test_other_things_of_an_account_are_listed(cloud: Cloud, key: str) -> None:
     made = f"--name course --instance-type {A100} --region {REGION} --ssh-keys laptop"
     run(f"reservations create {made} --start-time 1h --end-time 5h")
     assert told("reservations list --status pending -q") == told("reservations get course -q")
+    bid("train")
+    cloud.await_bid("train", "Allocated")
+    refused = run("instances update train-1 --status status_paused", code=2)
+    assert refused.stderr.startswith("error: Only reserved instances can be paused")
+    assert cloud.requests[-1].json() == {"instances": [cloud.instance("train").fid], "status": "STATUS_PAUSED"}
+    run("reservations update course --paused")
+    assert [one.paused for one in cloud.reservations.values()] == [True]
     cloud.is_admin = True
     assert told("ssh-keys update laptop --required")[1].split()[1:3] == ["laptop", "true"]
     header, *rows = told(f"availability list --instance-type {A100}")
     assert header.split() == ["ID", "TYPE", "REGION", "CAPACITY", "PRICE", "LOWEST"]
     assert [row.split()[1:] for row in rows] == [
-        [A100, REGION, "12", "$1.25", "$1.30"], [A100, "us-central5-a", "8", "$1.30", "$1.35"],
+        [A100, REGION, "11", "$1.25", "$1.30"], [A100, "us-central5-a", "8", "$1.30", "$1.35"],
     ]  # fmt: skip
 
 

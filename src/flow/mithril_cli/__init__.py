@@ -23,7 +23,7 @@ COMMANDS = {
     "availability": Entry("flow.mithril_cli.commands:availability", "What is to be had where: list, get.", _MARKET),
     "pricing": Entry("flow.mithril_cli.commands:pricing", "Prices: get those of now, list earlier ones.", _MARKET),
     "bids": Entry("flow.mithril_cli.commands:bids", "Spot bids: list, get, create, update, delete.", _HELD),
-    "instances": Entry("flow.mithril_cli.commands:instances", "Machines of bids and reservations: list, get.", _HELD),
+    "instances": Entry("flow.mithril_cli.commands:instances", "Machines that there are: list, get, update.", _HELD),
     "volumes": Entry("flow.mithril_cli.commands:volumes", "Volumes: list, get, create, delete.", _HELD),
     "reservations": Entry("flow.mithril_cli.commands:reservations", "Reservations: list, get, create, update.", _HELD),
     "completion": Entry("flow.mithril_cli.commands:completion", "Print the completion script of a shell.", _SETUP),

@@ -15,7 +15,7 @@ from flow.cli.group import Entry, FlowCommand, TaskGroup, UsageError
 from flow.errors import FlowError
 from flow.mithril_cli import resources, show
 from flow.mithril_cli.filters import chosen, read_filters
-from flow.mithril_cli.lookup import Lookup
+from flow.mithril_cli.lookup import Lookup, Row
 from flow.mithril_cli.parameters import body_of, common_options, field_option, references_argument, references_of
 from flow.mithril_cli.resources import Resource
 
@@ -161,12 +161,18 @@ def _update_command(resource: Resource, text: str) -> click.Command:
             raise UsageError("there is nothing to change", suggestions=[f"give one of {options}"])
         found = [lookup.id(resource, word) for word in references_of(references)]
 
-        def change(fid: str) -> dict[str, Any]:
-            with _advice(resource, given):
-                return lookup.account.api.update(f"{resource.path}/{fid}", body)
+        api, afterwards = lookup.account.api, Lookup(lookup.account)
 
-        changed: list[dict[str, Any]] = []
-        code = _each(found, change, lambda _, row: changed.append(row), as_json=as_json)
+        def change(fid: str) -> Row:
+            with _advice(resource, given):
+                return api.update(f"{resource.path}/{fid}", body) or afterwards.one(resource, fid)
+
+        code, changed = 0, list[Row]()
+        if resource.together:
+            api.update(resource.path, {resource.together: found, **body})
+            changed = [afterwards.one(resource, fid) for fid in found]
+        else:
+            code = _each(found, change, lambda _, row: changed.append(row), as_json=as_json)
         if changed:
             show.rows(changed, resource, lookup, as_json=as_json, only_ids=ids)
         return code

@@ -33,6 +33,7 @@ class Resource:
     fields, columns: those of a row, and those shown in a table.
     filters: field -> the parameter by which the server filters by it; `plural`: those that take several values.
     parameters: what the server's list takes besides. needs: the filter that it cannot do without.
+    together: the field of ids, where one request changes many.
     prefix: how ids begin, "" where there are none. has_get: one can be asked for by its id.
     """
 
@@ -53,6 +54,7 @@ class Resource:
     needs: str = ""
     create: tuple[Field, ...] = ()
     update: tuple[Field, ...] = ()
+    together: str = ""
     secrets: str = ""  # fields that are told once, when it is made
     examples: Mapping[str, str] = field(default_factory=dict)
 
@@ -174,8 +176,12 @@ INSTANCES = Resource(
     filters={
         "instance_type": "instance_type", "region": "region", "bid": "bid_fid_in", "reservation": "reservation_fid_in",
     },
-    plural="bid reservation", parameters="sort_by sort_dir",
-    examples={"list": "--bid train", "get": "train-1"},
+    plural="bid reservation", parameters="sort_by sort_dir", together="instances",
+    update=(
+        Field("status", "What it is to be; only machines of reservations can be paused.", required=True,
+              choices=("STATUS_PAUSED", "STATUS_RUNNING")),
+    ),
+    examples={"list": "--bid train", "get": "train-1", "update": "course-1 --status STATUS_PAUSED"},
 )  # fmt: skip
 VOLUMES = Resource(
     "volumes", "volume", "/v2/volumes",

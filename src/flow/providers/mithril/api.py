@@ -92,8 +92,9 @@ class Api:
         return _object(self._asked("POST", path, {}, body), path, NotKnownError)
 
     def update(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """What it is now. The same change twice is one, so it is asked for until there is an answer."""
-        return _object(self._asked("PATCH", path, {}, body), path)
+        """What it is now, {} where that is not told. The same change twice is one: it is asked for until it is done."""
+        told = self._asked("PATCH", path, {}, body)
+        return _object(told, path) if isinstance(told, dict) else {}
 
     def delete(self, path: str) -> bool:
         """Remove it; what is gone already is fine. Whether it was there."""
