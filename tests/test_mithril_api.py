@@ -114,6 +114,7 @@ def test_a_list_is_found_within_whatever_it_comes_in(api: Api, cloud: Cloud, wra
         (faults.QUOTA, QuotaExceededError, "Quota exceeded for h100-80gb.sxm.8x"),
         (faults.refusal(402, "Payment required"), QuotaExceededError, "Payment required"),
         (faults.INVALID, ValidationError, "limit_price: field required"),
+        (faults.refusal(422, [{"loc": None, "msg": "no"}, {"loc": "x", "msg": 3}]), ValidationError, "no; x: 3"),
         (faults.refusal(400, "No SSH keys"), ValidationError, "No SSH keys"),
         (faults.refusal(418, {"message": "teapot"}), ProviderError, "{url} answered 418: teapot"),
     ],
@@ -333,6 +334,9 @@ def test_threads_share_one(api: Api, cloud: Cloud) -> None:
 def test_the_project_is_found_by_its_name_once(api: Api, cloud: Cloud) -> None:
     account = Account(api)
     assert (account.project, account.project, cloud.count("GET")) == (cloud.project, cloud.project, 1)
+    cloud.faults.play(faults.rewritten('"fid"', '"id"'), "GET")
+    with pytest.raises(ProviderError, match="something without an id was told of"):
+        Account(api).project  # noqa: B018
     cloud.projects.append(Project("Other", 0))
     assert Account(api, "other").project == cloud.projects[1].fid
     assert Account(api, "proj_x").project == "proj_x"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from flow.mithril_cli import COMMANDS, SYNONYMS
+from flow.mithril_cli import COMMANDS, SYNONYMS, main
 from flow.mithril_cli import mithril as program
 from flow.mithril_cli.values import price
 from tests.support.commands import Ended, mithril
@@ -330,6 +331,42 @@ def test_states_that_nobody_knows_are_shown_and_can_be_asked_for(cloud: Cloud, k
         == "note: no status `Suspended` is known: there are Open, Allocated, Preempting, Terminated, Paused\n"
     )
     assert "status" not in cloud.requests[-1].query
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        *(faults.garbled(body) for body in (b"", b"[]", b"{}", b"null", b'"x"', b"[{}]", b'{"data":[{"name":null}]}')),
+        *(faults.refusal(400, detail) for detail in (None, {"a": [1]}, [], "")),
+        *(faults.refusal(422, [one]) for one in ({"loc": None, "msg": 3}, {"loc": "x"}, "x", 3)),
+        *(faults.broken(status) for status in (300, 405, 500, 599)),
+        faults.rewritten('"fid"', '"id"'),
+        faults.rewritten('"name": "[^"]*"', '"name": 7'),
+        faults.rewritten('"status": "[^"]*"', '"status": null'),
+        faults.rewritten('"created_at": "[^"]*"', '"created_at": "yesterday"'),
+        faults.rewritten('"instances": ', '"instances": {"a": 1}, "x": '),
+        faults.rewritten(r'"limit_price": "\$', '"limit_price": "€'),
+    ],
+)
+def test_no_answer_is_too_strange_to_be_told(
+    cloud: Cloud, key: str, strange: faults.Fault, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bid("train")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    cloud.faults.play(strange, times=math.inf)
+    lines = (
+        "me", "bids list", "bids list --json --instances none --limit-price 6", "bids get train", "projects list",
+        "bids update train --limit-price 9", "instances list --bid train", "regions list", "ssh-keys list -q",
+        f"pricing get {A100} {REGION}", f"pricing list --instance-type {A100}", "quotas list",
+        "api-keys create --name k --expires-at 1d",
+        f"volumes create --name data --size-gb 1 --region {REGION}", "bids delete train --yes",
+    )  # fmt: skip
+    for line in lines:
+        code = main(shlex.split(line))
+        told = capfd.readouterr()
+        assert code in (0, 2, 4, 5, 6), line
+        assert "internal error" not in told.err + told.out, (line, told)
+        assert cloud.key not in told.err + told.out
 
 
 def test_names_cannot_move_the_cursor(cloud: Cloud, key: str) -> None:

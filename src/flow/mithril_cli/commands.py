@@ -108,12 +108,9 @@ def _get_command(resource: Resource, text: str) -> click.Command:
         lookup = _lookup(**where)
         for at, word in enumerate(references_of(references)):
             found = lookup.one(resource, word)
-            if ids:
-                click.echo(found["fid"])
-                continue
-            if at and not as_json:
+            if at and not (as_json or ids):
                 click.echo()
-            show.facts(found, as_json=as_json)
+            show.facts(found, as_json=as_json, only_ids=ids)
         return 0
 
     return FlowCommand(
@@ -132,10 +129,7 @@ def _create_command(resource: Resource, text: str) -> click.Command:
             body["project"] = lookup.account.project
         with _advice(resource, given):
             made = lookup.account.api.create(resource.path, body)
-        if ids:
-            click.echo(made.get("fid"))
-            return 0
-        show.facts(made, as_json=as_json, secrets=resource.secrets)
+        show.facts(made, as_json=as_json, only_ids=ids, secrets=resource.secrets)
         if made.get(resource.secrets):
             output.note(f"the {resource.secrets.replace('_', ' ')} is shown this once")
         return 0

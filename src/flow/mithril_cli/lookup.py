@@ -36,13 +36,13 @@ class Lookup:
         if _is_id(resource, word):
             return [word]
         matching = [row for row in self._all(resource) if fnmatchcase(_name(row), word)] if is_pattern(word) else []
-        return [str(row["fid"]) for row in matching or self._named(resource, word)]
+        return [_fid(row) for row in matching or self._named(resource, word)]
 
     def id(self, resource: Resource, word: str, *, region: str | None = None) -> str:
         """The one of this name. region: where an instance type is to be had, as one name stands for one in each."""
         if _is_id(resource, word):
             return word
-        return str(self._only(resource, word, self._named(resource, word), region)["fid"])
+        return _fid(self._only(resource, word, self._named(resource, word), region))
 
     def names(self, resource: Resource) -> dict[str, str]:
         """The name of each id."""
@@ -82,9 +82,9 @@ class Lookup:
                 for row in self.rows(AVAILABILITY, region=region)
                 if row.get("region") == region
             }
-            found = [row for row in found if row["fid"] in sold] or found
+            found = [row for row in found if _fid(row) in sold] or found
         if len(found) > 1:
-            ids = ", ".join(str(row["fid"]) for row in found[:_MOST_NAMED])
+            ids = ", ".join(map(_fid, found[:_MOST_NAMED]))
             raise ValidationError(
                 f"`{word}` is the name of {len(found)} {resource.many}", suggestions=[f"give an id: {ids}"]
             )
@@ -111,6 +111,12 @@ def is_pattern(word: str) -> bool:
 
 def _is_id(resource: Resource, word: str) -> bool:
     return bool(resource.prefix) and re.fullmatch(rf"{resource.prefix}\w+", word) is not None
+
+
+def _fid(row: Row) -> str:
+    from flow.providers.mithril.api import id_of  # no help needs it
+
+    return id_of(row)
 
 
 def _name(row: Row) -> str:

@@ -41,10 +41,7 @@ def rows(found: Iterable[Row], resource: Resource, lookup: Lookup, *, as_json: b
     """Lines for each, as they come; a table when all are there."""
     if as_json or only_ids:
         for row in found:
-            if as_json:
-                output.print_json_line(row)
-            else:
-                click.echo(output.printable(str(row.get("fid"))))
+            facts(row, as_json=as_json, only_ids=only_ids)
         return
     found = list(found)
     if not found:
@@ -57,10 +54,13 @@ def rows(found: Iterable[Row], resource: Resource, lookup: Lookup, *, as_json: b
     click.echo("\n".join(output.table(columns, cells)))
 
 
-def facts(row: Row, *, as_json: bool, secrets: str = "") -> None:
+def facts(row: Row, *, as_json: bool, only_ids: bool = False, secrets: str = "") -> None:
     """Everything about one thing, a line each; what has several lines in brief, but for secrets, which come last."""
     if as_json:
         output.print_json_line(row)
+        return
+    if only_ids:
+        click.echo(output.printable(str(row.get("fid"))))
         return
     shown = {name: value for name, value in _flat(row) if value not in (None, [], {}) and name not in secrets.split()}
     width = max(map(len, shown), default=0)

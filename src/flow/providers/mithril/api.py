@@ -164,6 +164,13 @@ class Api:
         )
 
 
+def id_of(row: Mapping[str, Any]) -> str:
+    """The id of what was told. Raises ProviderError where it has none."""
+    if not isinstance(row.get("fid"), str):
+        raise ProviderError("something without an id was told of", suggestions=["try again in a moment"])
+    return str(row["fid"])
+
+
 def _pool(url: str) -> urllib3.PoolManager:
     """Connections that are kept, by way of the proxy that the environment names for such addresses."""
     from urllib.parse import unquote, urlsplit
@@ -302,5 +309,6 @@ def _said(text: str) -> str:
 
 def _field(one: Mapping[str, Any]) -> str:
     """`limit_price: field required` of one field's error. Source: FastAPI."""
-    place = ".".join(str(part) for part in one.get("loc", ()) if part != "body")
+    loc = one.get("loc")
+    place = ".".join(str(part) for part in (loc if isinstance(loc, list) else [loc]) if part not in ("body", None))
     return f"{place}: {one.get('msg', one)}" if place else str(one.get("msg", one))
