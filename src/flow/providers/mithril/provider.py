@@ -27,6 +27,7 @@ from flow.providers.startup import Mark, read_mark, startup_script
 
 _BIDS, _INSTANCES, _KEYS = "/v2/spot/bids", "/v2/instances", "/v2/api-keys"
 _USER = "ubuntu"
+_NOTICE = "/opt/mithril/*_SIGNAL.yml"
 _SCRIPT_BYTES = 10_000
 _LIVE = ("Open", "Allocated", "Preempting", "Paused")
 _ASKED_ONE_BY_ONE = 3  # bids by their names; more are found in the list of all
@@ -112,6 +113,7 @@ class Mithril(Rented):
             plan,
             mark=Mark(plan.task_id, attempt, plan.hash, self.home_id, (str(round(limit * 100)),)),
             user=_USER,
+            notice=_NOTICE,
             volumes=on_machine(self.volumes.list(), volumes),
             grace_seconds=float(str(self._settings.get("grace_minutes") or 10.0)) * 60,
         )
