@@ -325,6 +325,19 @@ def states_of(host: Host) -> list[str]:
     ]
 
 
+def test_a_host_is_rebooted_whose_runner_was_not_heard_of_by_that_of_the_first_node(client: Flow, fleet: Fleet) -> None:
+    first, second = (fleet.hosts[name] for name in ("gpu1", "gpu2"))
+    blockers = [running(client, "sleep 1000", name, cpus=2) for name in ("gpu3", "gpu4")]
+    second.run("ip route add blackhole $1", first.address)
+    gang = running(client, "sleep 1000", num_instances=2)
+    assert [one.instance_id for one in gang.get_instances()] == ["gpu1", "gpu2"]
+    assert wait_until(lambda: gang.logs() == "up\nup\n", seconds=_SECONDS)
+    second.reboot()
+    assert (gang.wait(timeout=_SECONDS), gang.reason) == ("lost", "its runner died without a report (node 1)")
+    for one in blockers:
+        one.cancel()
+
+
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_host_of_several_is_rebooted_while_they_run(client: Flow, fleet: Fleet, retries: int) -> None:
     gang = running(client, AGAIN, num_instances=2, retries=retries)
