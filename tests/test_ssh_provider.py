@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -83,3 +84,31 @@ def test_a_slurm_script_runs_on_hosts(client: Flow, project: Path) -> None:
     assert array.wait(timeout=60) == "completed"
     number = array.number or 0
     assert sorted(array.logs().splitlines()) == [f"3 {number + 1}", f"4 {number}"]
+
+
+def test_one_enters_a_task_on_a_host_and_sees_what_it_sees(client: Flow, fleet: Fleet, tmp_path: Path) -> None:
+    port = 8123
+    server = f"exec python3 -m http.server --directory $FLOW_WORKSPACE --bind 127.0.0.1 {port}"
+    task = client.run(f"echo mine > file; {server}", upload_code=False, region="gpu2")
+    assert wait_until(lambda: task.refresh().status == "running", seconds=60)
+    assert wait_until(lambda: task.shell("grep -c : file", capture=True).stdout == "0\n", seconds=60)
+    assert task.shell("cat file $FLOW_WORKSPACE/file", capture=True).stdout == "mine\n" * 2
+    (tmp_path / "there").write_text("back")
+    task.copy_to(tmp_path / "there", "/workspace/")
+    assert task.copy_from("/workspace/there", tmp_path / "here").read_text() == "back"
+    with task.forward(port) as forwarding:
+        answered = lambda: b"mine" in fetched(f"http://{forwarding.address}/file")  # noqa: E731
+        assert wait_until(answered, seconds=60)
+    task.cancel()
+    assert task.wait(timeout=60) == "cancelled"
+    with pytest.raises(ValidationError, match="is cancelled: a shell needs a running task"):
+        task.shell("true")
+
+
+def fetched(url: str) -> bytes:
+    try:
+        with urlopen(url, timeout=5) as answer:
+            content: bytes = answer.read()
+            return content
+    except OSError:
+        return b""

@@ -17,9 +17,12 @@ from flow.log_folders import check_rank
 from flow.machines import Allocation, Node, Volume
 from flow.node import mounts, tail
 from flow.providers import VolumeStore
+from flow.remote import packed_program
 
 if TYPE_CHECKING:
     from flow.task import Task
+
+_ENTERS_BY = ("mount_points", "mounts")  # that `tail.py` needs to enter a task
 
 
 def shell(
@@ -91,8 +94,7 @@ def entering(place: Place, words: Sequence[str], *, terminal: bool = False) -> l
     argv = ["enter", place.node.folder, *(["--", *words] if words else [])]
     if place.channel.is_here:
         return [sys.executable, str(Path(tail.__file__)), *argv]
-    # its standard input is the user's: the program goes along as a word
-    return place.channel.python_command(Path(tail.__file__).read_text(), *argv, terminal=terminal)
+    return place.channel.python_command(packed_program(tail.__name__, _ENTERS_BY), *argv, terminal=terminal)
 
 
 def mount(task: Task, allocation: Allocation | None, volume: Volume, store: VolumeStore) -> str:

@@ -333,7 +333,7 @@ def go_in(folder: str, argv: Sequence[str]) -> dict[str, str]:
     if place.get("prefix"):
         os.execvp(place["prefix"][0], [*place["prefix"], *(argv or ["sh"])])
     if place.get("namespace_of"):
-        mounts = importlib.import_module("mounts")  # beside this file, which runs as a program here
+        mounts = importlib.import_module("mounts")  # beside this file, which runs as a program here, or came along
         try:
             mounts.join_task(folder, *place["namespace_of"])
         except ProcessLookupError:
