@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -18,6 +19,7 @@ from flow.dev import DevMachine, _default_type
 from flow.errors import ResourceNotFoundError
 from flow.gpus import parse_gpu
 from flow.machines import Offer
+from flow.node import tail
 from tests.support.commands import flow
 from tests.support.fleet import Fleet
 from tests.support.processes import is_alive, wait_until
@@ -269,6 +271,19 @@ def test_several_run_at_once_are_listed_and_reset_together(project: Path) -> Non
         assert [process.wait(timeout=30) for process in (one, other)] == [143, 143]
         assert not any(map(is_alive, pids))
     assert flow("dev", "--status").stdout.count("\n") == 2
+
+
+def test_a_process_that_has_the_number_of_an_ended_command_is_left_alone(project: Path) -> None:
+    task = DevMachine().start()
+    assert dev("true")[0] == 0
+    with subprocess.Popen(["sleep", "300"]) as other:
+        note = Path(str(task.folder), "sessions", str(other.pid))
+        note.write_text(json.dumps({"what": "ended", "is_fresh": True, "began": tail.began(os.getpid())}))
+        assert flow("dev", "--status").stdout.count("\n") == 2
+        assert flow("dev", "--reset").stderr == "0 commands ended; the files are as they were\n"
+        assert flow("dev", "--stop").returncode == 0
+        assert other.poll() is None
+        other.kill()
 
 
 def test_stop_asks_before_it_ends_what_runs(project: Path) -> None:
