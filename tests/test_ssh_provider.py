@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -84,6 +87,24 @@ def test_a_slurm_script_runs_on_hosts(client: Flow, project: Path) -> None:
     assert array.wait(timeout=60) == "completed"
     number = array.number or 0
     assert sorted(array.logs().splitlines()) == [f"3 {number + 1}", f"4 {number}"]
+
+
+def test_a_host_that_is_gone_though_a_connection_to_it_is_kept_delays_nobody_for_long(
+    client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_PROVIDER", "ssh")
+    gone, there = (client.run("sleep 1000", upload_code=False, region=name) for name in ("gpu1", "gpu2"))
+    both = (gone, there)
+    assert wait_until(lambda: all(task.refresh().status == "running" for task in both), seconds=60)
+    status = [sys.executable, "-m", "flow", "status", "--json"]
+    seen = subprocess.run(status, stdout=subprocess.PIPE, check=True, timeout=40).stdout
+    fleet.hosts["gpu1"].cut()
+    shown = subprocess.run(status, stdout=subprocess.PIPE, check=True, timeout=40).stdout
+    states = [{one["task_id"]: one["status"] for one in json.loads(told)["tasks"]} for told in (seen, shown)]
+    assert states == [dict.fromkeys(map(str, both), "running")] * 2
+    fleet.hosts["gpu1"].heal()
+    client.cancel(*both)
+    assert [task.wait(timeout=60) for task in both] == ["cancelled", "cancelled"]
 
 
 def test_one_enters_a_task_on_a_host_and_sees_what_it_sees(client: Flow, fleet: Fleet, tmp_path: Path) -> None:
