@@ -414,6 +414,25 @@ def test_there_nothing_is_left_after_a_stop(project: Path, on_a_fleet: Fleet) ->
         assert host.run("pgrep -f '^sleep 302'", check=False).stdout == ""
 
 
+def test_there_one_that_is_out_of_reach_ends_when_it_is_back(project: Path, on_a_fleet: Fleet) -> None:
+    task_id = dev("echo $FLOW_TASK_ID")[1]
+    task = Flow().get_task(task_id.strip())
+    host = on_a_fleet.hosts[task.get_instances()[0].instance_id]
+    with begun("echo ready; sleep 304") as process:
+        assert read_line(process) == "ready\n"
+        host.cut()
+        ended = flow("dev", "--stop")
+        assert (ended.returncode, "is out of reach" in ended.stderr) == (6, True), ended.stderr
+        ended = flow("dev", "--stop", "--yes")
+        assert (ended.returncode, ended.stderr) == (
+            0,
+            f"`{task}` is to end, as the first `flow` command will tell it that finds its host to answer again\n",
+        )
+        host.heal()
+        assert wait_until(lambda: flow("status").returncode == 0 and task.refresh().status == "cancelled", seconds=60)
+        process.terminate()
+
+
 def test_there_watch_ends_what_ran_before_it_runs_again(project: Path, on_a_fleet: Fleet) -> None:
     (project / "step").write_text("one\n")
     with begun("cat step; pgrep -c -f '^sleep 3[0]3'; exec sleep 303", "--watch") as process:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # In an image nobody knows which shells there are.
 _ANY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
+SOON_SECONDS = 4  # after which it is asked whether a machine that says nothing is there at all
 _PROBE_SECONDS = 5
 _IS_DEAD = re.compile(r"timed out|No route to host|is unreachable|Connection refused|Could not resolve|is down")
 UNREACHABLE = 255  # what ssh ends with where it is ssh that failed
@@ -68,12 +69,21 @@ class Channel:
         """The same, of a machine that must answer. Raises ProviderError, with what ssh said, where it does not."""
         import subprocess
 
+        pipe, words = subprocess.PIPE, self.command(script)
         try:
-            done = self.run(script, stdin=stdin, timeout=timeout)
+            with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+                try:
+                    out, err = process.communicate(stdin, timeout=SOON_SECONDS)
+                except subprocess.TimeoutExpired:
+                    self.check_answers()
+                    out, err = process.communicate(timeout=timeout)
+                finally:
+                    process.kill()
         except subprocess.TimeoutExpired:
             raise self.unreachable(f"no answer within {timeout:g} s") from None
         except OSError as error:
             raise self.unreachable(f"`{self.prefix[0]}`: {error.strerror}") from error
+        done = subprocess.CompletedProcess(words, process.returncode, out, err)
         if self.prefix and done.returncode == UNREACHABLE:
             raise self.unreachable(done.stderr.decode(errors="replace"))
         return done

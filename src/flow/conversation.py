@@ -10,10 +10,9 @@ import threading
 import weakref
 from typing import Any
 
-from flow.channel import Channel
+from flow.channel import SOON_SECONDS, Channel
 
 _SECONDS = 300  # within which something is said
-_SOON_SECONDS = 4  # after which it is asked whether the machine is there at all
 
 
 class Conversation:
@@ -76,7 +75,7 @@ class Conversation:
         said = select.poll()
         said.register(process.stdout, select.POLLIN)
         while b"\n" not in self._heard:
-            if not said.poll(_SOON_SECONDS * 1000):
+            if not said.poll(SOON_SECONDS * 1000):
                 self._channel.check_answers()
                 if not said.poll(_SECONDS * 1000):
                     raise self._channel.unreachable(f"no answer within {_SECONDS} s")
