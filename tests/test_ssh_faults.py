@@ -259,10 +259,44 @@ def test_a_host_that_was_installed_anew_has_lost_its_tasks(client: Flow, fleet: 
 
 
 def test_pruned_tasks_leave_nothing_on_their_hosts(client: Flow, fleet: Fleet) -> None:
-    task = submitted(client, "true", "gpu1")
-    assert task.wait(timeout=_SECONDS) == "completed"
+    task, array = submitted(client, "true", "gpu1"), submitted(client, "true", "gpu1", array="1-3")
+    assert [one.wait(timeout=_SECONDS) for one in (task, array)] == ["completed"] * 2
+    tasks = host_folder(fleet.hosts["gpu1"], task).parent
+    assert len(list(tasks.iterdir())) == 5
     client.prune(keep=0)
-    assert not host_folder(fleet.hosts["gpu1"], task).exists()
+    assert list(tasks.iterdir()) == []
+
+
+def test_code_that_no_task_of_a_host_uses_goes_with_the_next_pruned_task(
+    client: Flow, fleet: Fleet, project: Path
+) -> None:
+    host = fleet.hosts["gpu1"]
+    store = host.folder / "root/root/.flow-host"
+
+    def kept() -> set[str]:
+        return {path.read_text() for path in store.glob("blobs/*/*")}
+
+    def ran(content: str, *others: str) -> Task:
+        for name, text in (("file", content), *zip(others, others, strict=True)):
+            (project / name).write_text(text)
+        task = client.run("cat file", region="gpu1")
+        assert task.wait(timeout=_SECONDS) == "completed"
+        return task
+
+    old, new = ran("old", "both"), ran("new")
+    recent = ran("recent")
+    assert kept() == {"old", "both", "new", "recent"}
+    for path in [*store.glob("manifests/*"), *store.glob("blobs/*/*")]:
+        if recent.plan.bundle not in path.name:
+            os.utime(path, (time.time() - 100_000,) * 2)
+    (store / "blobs/own").write_text("own")
+    os.utime(store / "blobs/own", (0, 0))
+    client.prune(keep=2)
+    assert kept() == {"both", "new", "recent"} and (store / "blobs/own").exists()
+    assert not host_folder(host, old).exists() and host_folder(host, new).exists()
+    client.prune(keep=1)
+    assert kept() == {"both", "recent"}
+    assert client.run("cat file both", region="gpu1").wait(timeout=_SECONDS) == "completed"
 
 
 def test_a_clock_that_is_wrong_is_seen_through(client: Flow, fleet: Fleet) -> None:

@@ -22,8 +22,6 @@ from flow.remote import packed_program
 if TYPE_CHECKING:
     from flow.task import Task
 
-_ENTERS_BY = ("mount_points", "mounts")  # that `tail.py` needs to enter a task
-
 
 def shell(
     task: Task, allocation: Allocation | None, command: Sequence[str] | str | None, *, node: int, capture: bool
@@ -94,7 +92,8 @@ def entering(place: Place, words: Sequence[str], *, terminal: bool = False) -> l
     argv = ["enter", place.node.folder, *(["--", *words] if words else [])]
     if place.channel.is_here:
         return [sys.executable, str(Path(tail.__file__)), *argv]
-    return place.channel.python_command(packed_program(tail.__name__, _ENTERS_BY), *argv, terminal=terminal)
+    # its standard input is the user's: the program goes along as a word
+    return place.channel.python_command(packed_program(tail, ("mount_points", "mounts")), *argv, terminal=terminal)
 
 
 def mount(task: Task, allocation: Allocation | None, volume: Volume, store: VolumeStore) -> str:

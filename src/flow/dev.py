@@ -332,4 +332,4 @@ def _program(channel: Channel) -> list[str]:
     """The argv of `session.py` on the machine; where it is another one, with all that it uses in one word."""
     if channel.is_here:
         return [sys.executable, str(NODE / "session.py")]
-    return [channel.python, "-c", packed_program(session.__name__, _MODULES)]
+    return [channel.python, "-c", packed_program(session, _MODULES)]

@@ -26,7 +26,8 @@ from flow.errors import FlowError, ProviderError, StorageError
 from flow.node import answers
 
 NODE = Path(answers.__file__).parent
-_LOADER = """import sys, types
+_LOADER = """from __future__ import annotations
+import sys, types
 for name, text in {modules!r}:
     module = sys.modules[name] = types.ModuleType(name)
     exec(text, module.__dict__)
@@ -158,9 +159,9 @@ def program_text(name: str, needs: tuple[str, ...]) -> str:
     )
 
 
-def packed_program(name: str, needs: tuple[str, ...]) -> str:
-    """The same, short enough to be a word of a command, as where standard input is the user's."""
-    packed = base64.b64encode(zlib.compress(program_text(name, needs).encode())).decode()
+def packed_program(module: ModuleType, needs: Sequence[str]) -> str:
+    """The same as one short line, for a command line."""
+    packed = base64.b64encode(zlib.compress(program_text(module.__name__, tuple(needs)).encode())).decode()
     return f"import base64, zlib; exec(zlib.decompress(base64.b64decode('{packed}')))"
 
 
