@@ -151,7 +151,7 @@ def test_a_host_is_rebooted(client: Flow, fleet: Fleet) -> None:
 
 
 def host_folder(host: Host, task: Task) -> Path:
-    return host.folder / "root" / "root" / ".flow-host" / "tasks" / task.task_id
+    return host.folder / "root" / host.home.lstrip("/") / ".flow-host" / "tasks" / task.task_id
 
 
 def test_a_link_is_cut_while_tasks_run_and_end(client: Flow, fleet: Fleet) -> None:
@@ -231,6 +231,43 @@ def test_a_runner_is_killed(client: Flow, fleet: Fleet) -> None:
     assert (lost.wait(timeout=_SECONDS), again.wait(timeout=_SECONDS)) == ("lost", "completed")
     assert attempts(again) == ["lost", "completed"]
     assert host.run("pgrep -fx 'sleep 1111'", check=False).stdout == ""
+
+
+def test_the_container_of_a_runner_that_was_killed_ends_before_anything_else_runs(
+    empty_fleet: Fleet, tmp_path: Path, containers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = empty_fleet.boot("box", gpus=1, user="ann")  # who cannot kill what is in a container
+    host.start_docker()
+    host.run("chmod 666 /run/docker.sock")
+    (tmp_path / "bin").mkdir()
+    write_quick_ssh(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FLOW_SSH_HOSTS", "box")
+    monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(empty_fleet.config))
+    client = Flow("ssh")
+    again = running(client, AGAIN, image=containers, retries=1, gpu="a100:1", env={"CUDA_VISIBLE_DEVICES": "0"})
+    host.run("kill -9 $1", str(runner_of(host, again)))
+    assert again.wait(timeout=_SECONDS) == "completed", again.reason
+    assert (attempts(again), again.logs()) == (["lost", "completed"], "up\nup\nagain\n")
+    for is_cancelled in (True, False):
+        task = running(client, "sleep 1000", image=containers)
+        host.run("kill -9 $1", str(runner_of(host, task)))
+        if is_cancelled:
+            task.cancel()
+        assert task.wait(timeout=_SECONDS) in (("cancelled", "lost") if is_cancelled else ("lost",))
+        assert host.run("docker ps --all --quiet").stdout == ""
+    held = running(client, "sleep 1000", image=containers, retries=1)
+    held.hold()
+    host.run("kill -9 $1", str(runner_of(host, held)))
+    assert wait_until(lambda: host.run("docker ps --all --quiet").stdout == "", seconds=_SECONDS)
+    assert (held.refresh().status.is_final, held.is_held) == (False, True)
+    held.cancel()
+    assert held.wait(timeout=_SECONDS) == "cancelled"
+
+
+def runner_of(host: Host, task: Task) -> int:
+    pid: int = json.loads((host_folder(host, task) / "1/0/status.json").read_text())["runner_pid"]
+    return pid
 
 
 def test_only_the_elements_on_a_lost_host_are_lost(client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
