@@ -126,6 +126,28 @@ def test_one_enters_a_task_on_a_host_and_sees_what_it_sees(client: Flow, fleet: 
         task.shell("true")
 
 
+def test_who_watches_a_task_on_a_host_has_its_ports_in_its_next_attempt_too(
+    client: Flow, fleet: Fleet, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_PROVIDER", "ssh")
+    (project / "serve.sh").write_text(
+        "echo $FLOW_ATTEMPT > attempt; python3 -m http.server --bind 127.0.0.1 8124 &\n"
+        "[ $FLOW_ATTEMPT = 1 ] || wait; until [ -e /tmp/go ]; do sleep 0.05; done; exit 3\n"
+    )
+    (project / "task.yaml").write_text("name: serve\ncommand: sh serve.sh\nports: [8124]\nretries: 1\nregion: gpu2\n")
+    words = [sys.executable, "-u", "-m", "flow", "run", "task.yaml", "--watch"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        told = next((line for line in process.stderr if "note: port 8124" in line), "")
+        url = told.split()[-1] + "/attempt"
+        assert wait_until(lambda: fetched(url) == b"1\n", seconds=60), told
+        fleet.hosts["gpu2"].run("touch /tmp/go")
+        assert wait_until(lambda: fetched(url) == b"2\n", seconds=60)
+        client.cancel("serve")
+        process.communicate(timeout=60)
+        assert process.returncode == 143
+
+
 def fetched(url: str) -> bytes:
     try:
         with urlopen(url, timeout=5) as answer:
