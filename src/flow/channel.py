@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +89,15 @@ class Channel:
             raise self.unreachable(done.stderr.decode(errors="replace"))
         return done
 
+    def hang_up(self) -> None:
+        """End the ssh connection that is kept, if there is one: its machine is about to go."""
+        import subprocess
+
+        if "--" in self.prefix:
+            at = self.prefix.index("--")
+            words = [*self.prefix[:at], "-O", "exit", *self.prefix[at:]]
+            subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+
     def unreachable(self, said: str) -> ProviderError:
         """The error for a machine that does not answer."""
         last = said.strip().rpartition("\n")[2].strip() or "the connection was cut"
@@ -131,19 +141,20 @@ class Channel:
         return [*prefix, shlex.join(words)] if self.joins_words else [*prefix, *words]
 
 
-def ssh(host: str, *, config: str | None = None) -> Channel:
+def ssh(host: str, *, config: str | None = None, options: Sequence[str] = ()) -> Channel:
     """The channel to `host` as the user's own ssh config has it, over one connection that is kept for ten minutes.
 
     host: as ssh takes it, or with `:port` behind it; its key is pinned on first use, unless that config says otherwise.
-    config: another file in its place. Asks for nothing where there is nobody to answer.
+    config: another file in its place. options: more of ssh's own, `NAME=VALUE`. Asks for nothing where there is nobody
+    to answer.
     """
     address, _, port = host.rpartition(":")
     if not port.isdigit() or (":" in address and not address.endswith("]")):  # it may be IPv6
         address, port = host, ""
     address = address.replace("[", "").replace("]", "")
     folder = _own_folder()
-    options = ["ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4", "ControlMaster=auto"]
-    options += ["ControlPersist=10m", f"ControlPath={folder}/%C"]
+    options = [*options, "ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4"]  # ssh takes the first
+    options += ["ControlMaster=auto", "ControlPersist=10m", f"ControlPath={folder}/%C"]
     options += ["BatchMode=yes"] if not (sys.stdin and sys.stdin.isatty()) else []
     options += [f"Port={port}"] if port else []
     words = ["-F", str(_config_file(folder, config)), *_options(options)]

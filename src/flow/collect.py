@@ -38,7 +38,7 @@ def forget(provider: Provider, allocations: Collection[Allocation]) -> None:
     for channel, root, names in _places(provider, allocations):
         folders = sorted({name.partition("/")[0] for name in names})
         python = sys.executable if channel.is_here else channel.python
-        words = [python, "-c", Path(sweep.__file__).read_text(), str(PurePosixPath(root).parent)]
+        words = [python, "-c", Path(sweep.__file__).read_text(), root]
         channel.ask(f"exec {shlex.join(words)}", stdin="\n".join(folders).encode())
 
 

@@ -1,6 +1,7 @@
-"""Removes from a machine what pruned tasks left there, then code that none of its tasks uses. `sweep.py ROOT`.
+"""Removes from a machine what pruned tasks left there, then code that none of its tasks uses. `sweep.py TASKS`.
 
-The names of their folders come on standard input, a line each. Standard library, Python 3.8 and up.
+The names of their folders in that one come on standard input, a line each; code lies beside it. Standard library,
+Python 3.8 and up.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ _BLOB = re.compile(r"[0-9a-f]{64}(\.\d+)?")  # with the number of who did not ge
 _MANIFEST = re.compile(r"[0-9a-f]{64}\.json(\.\d+)?")
 
 
-def forget(root: str, names: Iterable[str]) -> None:
+def forget(tasks: str, names: Iterable[str]) -> None:
     """Remove task folders; that of an array with the last of its elements."""
-    tasks = os.path.join(root, "tasks")
     bases = set()
     for name in names:
         if re.fullmatch(r"[\w-]+", name):
@@ -32,9 +32,10 @@ def forget(root: str, names: Iterable[str]) -> None:
         shutil.rmtree(os.path.join(tasks, base), ignore_errors=True)
 
 
-def sweep(root: str) -> None:
+def sweep(tasks: str) -> None:
     """Remove old code. Raises OSError or ValueError, with nothing removed, where it is not known what is used."""
-    manifests, used = os.path.join(root, "manifests"), set(_used_manifests(os.path.join(root, "tasks")))
+    root = os.path.dirname(tasks)
+    manifests, used = os.path.join(root, "manifests"), set(_used_manifests(tasks))
     there = set(os.listdir(manifests))
     old = {name for name in there - used if _MANIFEST.fullmatch(name) and _is_old(os.path.join(manifests, name))}
     blobs: set[str] = set()
@@ -71,5 +72,5 @@ def _remove_old(path: str) -> None:
 
 if __name__ == "__main__":
     forget(sys.argv[1], sys.stdin.read().split())
-    with contextlib.suppress(OSError, ValueError, LookupError):
+    with contextlib.suppress(OSError, ValueError, LookupError):  # there may be no code
         sweep(sys.argv[1])
