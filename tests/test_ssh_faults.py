@@ -300,8 +300,15 @@ def test_pruned_tasks_leave_nothing_on_their_hosts(client: Flow, fleet: Fleet) -
     assert [one.wait(timeout=_SECONDS) for one in (task, array)] == ["completed"] * 2
     tasks = host_folder(fleet.hosts["gpu1"], task).parent
     assert len(list(tasks.iterdir())) == 5
+    waits = [submitted(client, "true", "gpu1", begin="now+1hour", **more) for more in ({}, {"array": "1-2"}, {})]
+    for one in waits[:2]:
+        one.cancel()
+        assert one.wait(timeout=_SECONDS) == "cancelled"
+    for one in waits:
+        os.utime(tasks / one.task_id / "meta.json", (0, 0))
     client.prune(keep=0)
-    assert list(tasks.iterdir()) == []
+    assert [path.name for path in tasks.iterdir()] == [waits[2].task_id]
+    waits[2].cancel()
 
 
 def test_code_that_no_task_of_a_host_uses_goes_with_the_next_pruned_task(

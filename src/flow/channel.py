@@ -175,7 +175,7 @@ def _config_file(folder: Path, config: str | None) -> Path:
     """The user's config, then what holds where it says nothing: of several values ssh takes the first."""
     if config and not Path(config).exists():
         return Path(config)  # ssh says so
-    own = Path(config).absolute() if config else Path(pwd.getpwuid(os.getuid()).pw_dir, ".ssh", "config")
+    own = Path(config).absolute() if config else _home() / ".ssh" / "config"
     files = [own] if config else [own, Path("/etc/ssh/ssh_config")]
     text = "".join(f'Include "{glob.escape(str(one))}"\n' for one in files)
     content = f"{text}Host *\n  StrictHostKeyChecking accept-new\n".encode()
@@ -183,6 +183,14 @@ def _config_file(folder: Path, config: str | None) -> Path:
     if not file.exists() or file.read_bytes() != content:
         write_durably(file, content)
     return file
+
+
+def _home() -> Path:
+    """The user's home as ssh knows it, whatever HOME says."""
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:  # ssh says so
+        return Path.home()
 
 
 def _forgetting(said: str, where: str) -> str:

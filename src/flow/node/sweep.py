@@ -32,6 +32,20 @@ def forget(tasks: str, names: Iterable[str]) -> None:
         shutil.rmtree(os.path.join(tasks, base), ignore_errors=True)
 
 
+def forget_unstarted(tasks: str) -> None:
+    """Remove what ended before it had a turn on this host, long ago: it left nothing that a client would look for."""
+    queue = os.path.join(os.path.dirname(tasks), "queue")
+    if not os.path.isdir(queue):
+        return
+    folders = os.listdir(tasks)
+    begun = [name for name in folders if any(one.isdigit() for one in os.listdir(os.path.join(tasks, name)))]
+    kept = {*os.listdir(queue), *(name.partition("_")[0] for name in begun)}
+    for base in {name.partition("_")[0] for name in folders} - kept:
+        with contextlib.suppress(FileNotFoundError):
+            if _is_old(os.path.join(tasks, base, "meta.json")):
+                forget(tasks, [name for name in folders if name.partition("_")[0] == base])
+
+
 def sweep(tasks: str) -> None:
     """Remove old code. Raises OSError or ValueError, with nothing removed, where it is not known what is used."""
     root = os.path.dirname(tasks)
@@ -73,4 +87,5 @@ def _remove_old(path: str) -> None:
 if __name__ == "__main__":
     forget(sys.argv[1], sys.stdin.read().split())
     with contextlib.suppress(OSError, ValueError, LookupError):  # there may be no code
+        forget_unstarted(sys.argv[1])
         sweep(sys.argv[1])
