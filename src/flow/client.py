@@ -18,6 +18,7 @@ from flow.providers import Provider
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
+from flow.settings_names import provider_name
 from flow.status import FINAL, Outcome, TaskStatus, Want, states_named
 from flow.task import Task
 
@@ -392,7 +393,7 @@ class Flow:
 
     def provider(self, name: str | None = None) -> Provider:
         """The provider called `name`; by default the settings' one."""
-        name = name or str(self.settings.get("provider"))
+        name = provider_name(name or str(self.settings.get("provider")))
         if name not in self._providers:
             self._providers[name] = open_provider(name, self.home, self.settings)
         return self._providers[name]

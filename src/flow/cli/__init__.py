@@ -43,7 +43,7 @@ COMMANDS = {
     "scontrol": Entry("flow.cli.slurm.scontrol:scontrol", "Tasks in detail; hold, release, requeue them.", _SLURM),
     "sinfo": Entry("flow.cli.slurm.sinfo:sinfo", "List the machines to be had.", _SLURM),
     "slurm": Entry("flow.cli.slurm.install:slurm", "Put these commands on PATH under their own names.", _SLURM),
-    "config": Entry("flow.cli.config:config", "Show the settings and where each comes from.", _SETUP),
+    "config": Entry("flow.cli.config:config", "Show and change the settings.", _SETUP),
     "schema": Entry("flow.cli.schema:schema", "Print the JSON schema of a task file.", _SETUP),
     "completion": Entry("flow.cli.completion:completion", "Print the completion script of a shell.", _SETUP),
     "prune": Entry("flow.cli.prune:prune", "Delete the records of ended tasks.", _SETUP),

@@ -21,6 +21,15 @@ PROVIDERS = {
 
 def open_provider(name: str, home: Path, settings: Settings) -> Provider:
     """The provider called `name`, with its options from the settings. Raises ValidationError for an unknown name."""
+    module, _, attribute = provider_target(name).partition(":")
+    kind = getattr(importlib.import_module(module), attribute)
+    options = {option.name: settings.get(f"{name}.{option.name}") for option in kind.options}
+    provider: Provider = kind(home, options)
+    return provider
+
+
+def provider_target(name: str) -> str:
+    """Where the provider of this name is, "module:class". Raises ValidationError for an unknown name."""
     target = PROVIDERS.get(name) or _entry_points().get(name)
     if target is None:
         known = [*PROVIDERS, *_entry_points()]
@@ -28,11 +37,7 @@ def open_provider(name: str, home: Path, settings: Settings) -> Provider:
             f"unknown provider `{name}`",
             suggestions=[*did_you_mean(name, known), f"there is: {', '.join(known)}"],
         )
-    module, _, attribute = target.partition(":")
-    kind = getattr(importlib.import_module(module), attribute)
-    options = {option.name: settings.get(f"{name}.{option.name}") for option in kind.options}
-    provider: Provider = kind(home, options)
-    return provider
+    return target
 
 
 def _entry_points() -> dict[str, str]:
