@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,17 +90,18 @@ class Channel:
         return [*prefix, shlex.join(words)] if self.joins_words else [*prefix, *words]
 
 
-def ssh(host: str, *, config: str | None = None) -> Channel:
+def ssh(host: str, *, config: str | None = None, options: Sequence[str] = ()) -> Channel:
     """The channel to `host` as the user's own ssh config has it, over one connection that is kept for ten minutes.
 
     host: as ssh takes it, or with `:port` behind it; its key is pinned on first use. config: another file in its place.
-    Asks for nothing where there is nobody to answer.
+    options: more of ssh's own, `NAME=VALUE`. Asks for nothing where there is nobody to answer.
     """
     address, _, port = host.rpartition(":")
     if not port.isdigit() or (":" in address and not address.endswith("]")):  # it may be IPv6
         address, port = host, ""
     address = address.replace("[", "").replace("]", "")
     options = [
+        *options,  # of two, ssh takes the first
         "StrictHostKeyChecking=accept-new",
         "ConnectTimeout=15",
         "ServerAliveInterval=15",
