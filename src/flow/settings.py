@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flow.errors import ValidationError, did_you_mean
+from flow.errors import UnknownProfileError, ValidationError, did_you_mean
 from flow.masking import MASK
 from flow.settings_names import PROFILES, entries, named, provider_name, setting_name
 
@@ -123,8 +123,8 @@ class Settings:
         """Read all layers; None (an empty variable, a key without a value) leaves the word to the next one.
 
         flags: by setting name. cwd: where the search for the project's file starts. FLOW_PROFILE chooses a profile.
-        Raises ValidationError, with the place, for values that are not allowed, and for a profile that no file has;
-        unknown names in files only warn.
+        Raises ValidationError, with the place, for values that are not allowed, UnknownProfileError; unknown names in
+        files only warn.
         """
         env = os.environ if env is None else env
         settings = {one.name: Setting(one.name, one.default, "default", one.help, one.secret) for one in SETTINGS}
@@ -293,7 +293,7 @@ def _refuse_unknown_profile(profile: str | None, there: set[str]) -> None:
         return
     names = ", ".join(f"`{one}`" for one in sorted(there))
     near = did_you_mean(profile, there) or ([f"there is {names}"] if there else [])
-    raise ValidationError(
+    raise UnknownProfileError(
         f"no profile `{profile}` in the settings", suggestions=[*near, f"make it with `flow --profile {profile} init`"]
     )
 
