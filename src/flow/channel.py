@@ -72,6 +72,15 @@ class Channel:
             raise self.unreachable(done.stderr.decode(errors="replace"))
         return done
 
+    def hang_up(self) -> None:
+        """End the ssh connection that is kept, if there is one: its machine is about to go."""
+        import subprocess
+
+        if "--" in self.prefix:
+            at = self.prefix.index("--")
+            words = [*self.prefix[:at], "-O", "exit", *self.prefix[at:]]
+            subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+
     def unreachable(self, said: str) -> ProviderError:
         """The error for a machine that does not answer."""
         last = said.strip().rpartition("\n")[2].strip() or "the connection was cut"

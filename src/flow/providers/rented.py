@@ -33,6 +33,7 @@ from flow.status import Want
 
 _FOLDER = "~/.flow-host"  # for tasks, on each machine
 _LATE_SECONDS = 120.0  # within which a request that was never answered may still show
+_TRUSTED_SECONDS = 3.0  # how long machines that are up are taken to be, while they answer
 _STATE = f"test -e {READY} && echo ready; test -e {ROOT}/bill.json && echo told; test -d {ROOT} && echo guarded; :"
 _TAKE_BILL = f"sudo -n sh -c 'umask 077; cat > {ROOT}/bill.new && mv {ROOT}/bill.new {ROOT}/bill.json'"
 
@@ -91,6 +92,7 @@ class Rented(Ssh):
     def __init__(self, home: Path, options: Mapping[str, object]) -> None:
         super().__init__(home, options)
         self.fleet: RentedFleet = RentedFleet(home, options, self._end_what_is_over)
+        self._seen: dict[str, tuple[float, list[Rental]]] = {}  # by task: when, and what
 
     # -- what each cloud does
 
@@ -146,7 +148,7 @@ class Rented(Ssh):
         bases = None if task_ids is None else list(dict.fromkeys(one.partition("_")[0] for one in task_ids))
         given = {one for one in bases or () if self._was_given(one)}  # before looking: it may be given just now
         found: dict[str, Rental] = {}
-        for rental in self.rentals(bases):
+        for rental in self._rentals(bases):
             found.setdefault(rental.task_id or rental.rental_id, rental)
         told = self._looked_at([one for one in found.values() if self._can_look(one)])
         allocations = [one for rental in found.values() for one in self._allocations(rental, told)]
@@ -171,9 +173,10 @@ class Rented(Ssh):
             if self._is_kept(base):
                 continue
             rental = self._live(base)
-            if rental and self._can_look(rental) and not self._is_over(base) and self._ask_to_end(rental, one):
+            has_ended = self._has_ended(base)
+            if rental and self._can_look(rental) and not has_ended and self._ask_to_end(rental, one):
                 continue
-            if index and not self._is_over(base):  # the others go on; what is not there yet is told when it comes
+            if index and not has_ended:  # the others go on; what is not there yet is told when it comes
                 continue
             self._give_back(base, rental)
 
@@ -183,6 +186,18 @@ class Rented(Ssh):
         return sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
 
     # -- looking
+
+    def _rentals(self, task_ids: list[str] | None) -> list[Rental]:
+        """What the cloud tells; of one task whose machines were up a moment ago only those are asked."""
+        if task_ids is None or len(task_ids) != 1:
+            return self.rentals(task_ids)
+        since, known = self._seen.get(task_ids[0], (0.0, []))
+        if time.monotonic() - since > _TRUSTED_SECONDS:
+            known = self.rentals(task_ids)
+            self._seen.pop(task_ids[0], None)
+            if known and known[0].state is Machines.UP:
+                self._seen[task_ids[0]] = (time.monotonic(), known)
+        return known
 
     def _live(self, task_id: str) -> Rental | None:
         """The newest one of a task that is not gone."""
@@ -286,6 +301,10 @@ class Rented(Ssh):
 
     # -- giving back
 
+    def _has_ended(self, task_id: str) -> bool:
+        """Whether its end is on record, and with it all that its machines had to tell."""
+        return Records(self.home).final(task_id) is not None
+
     def _is_kept(self, task_id: str) -> bool:
         """Whether it has ended of itself, and its machines are to stay."""
         with suppress(ResourceNotFoundError):
@@ -309,7 +328,11 @@ class Rented(Ssh):
 
     def _give_back(self, task_id: str, rental: Rental | None) -> None:
         """And prove it gone; what may still appear, as it was asked for just now, is looked for again."""
+        self._seen.pop(task_id, None)
         if rental:
+            for one in rental.machines:
+                if way := self.fleet.ways.pop(one.name, None):
+                    way.hang_up()
             self.end(rental)
         asked = self._held / task_id
         if self._live(task_id) is not None or (rental is None and self._may_come(asked)):
