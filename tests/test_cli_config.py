@@ -49,7 +49,8 @@ def test_a_secret_is_read_from_the_input_and_never_shown() -> None:
 
 
 def test_a_profile_is_written_and_used_by_its_name() -> None:
-    assert flow("--profile", "work", "config", "set", "provider", "ssh").returncode == 0
+    ended = flow("--profile", "work", "config", "set", "provider", "ssh")
+    assert ended.stderr == f"`{user_file()}`, new profile `work`: `provider` is `ssh`\n"
     assert user_file().read_text() == "profiles:\n  work:\n    provider: ssh\n"
     assert flow("config", "get", "provider").stdout == "local\n"
     assert flow("config", "get", "provider", "--profile", "work").stdout == "ssh\n"
@@ -75,6 +76,26 @@ def test_what_makes_no_sense_is_refused(words: tuple[str, ...], message: str) ->
     ended = flow("config", *words)
     assert (ended.returncode, ended.stderr.splitlines()[0]) == (2, f"error: {message}")
     assert not user_file().exists()
+
+
+def test_fcp_is_mithril_on_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for ended in (flow("offers", "--provider", "fcp"), flow("run", "true", "--provider", "fcp")):
+        assert (ended.returncode, ended.stderr.splitlines()[0]) == (5, "error: no API key for Mithril")
+
+
+def test_a_wrong_value_can_be_put_right() -> None:
+    user_file().parent.mkdir()
+    user_file().write_text("local: {cpus: many} # ä\n")
+    assert flow("status").returncode == 2
+    assert flow("config", "set", "local.cpus", "3").returncode == 0
+    assert user_file().read_text() == "local: {cpus: 3} # ä\n"
+
+
+def test_a_file_that_is_no_text_is_told() -> None:
+    user_file().parent.mkdir()
+    user_file().write_bytes(b"\xff\xfe")
+    ended = flow("config", "set", "local.cpus", "1")
+    assert (ended.returncode, "is not a text file" in ended.stderr) == (2, True)
 
 
 def test_a_damaged_file_is_not_written_over() -> None:

@@ -26,11 +26,13 @@ def change_settings(changes: Mapping[str, Any], profile: str | None = None) -> P
     Where the file is. It is made where there is none, and only the user may read it.
     Raises ValidationError for a name or a value that is not allowed, StorageError where it cannot be written.
     """
+    from flow.yaml_positions import read_text
+
     file = user_file()
     with writing(file.parent):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with Lock(file.parent / ".config.lock"):
-            text = file.read_bytes().decode("utf-8-sig") if file.exists() else ""
+            text = read_text(file, str(file)) if file.exists() else ""
             for name, value in changes.items():
                 text = changed(text, name, value, profile=profile, file=str(file))
             write_durably(file.resolve(), text.encode())  # a link stays one

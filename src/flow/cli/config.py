@@ -133,8 +133,9 @@ def _write(name: str, value: str | None) -> None:
     from flow.settings_edit import change_settings
 
     profile = os.environ.get("FLOW_PROFILE") or None
+    is_new = _is_new_profile()
     file = change_settings({name: value}, profile)
-    where = f"`{file}`" + (f", profile `{profile}`" if profile else "")
+    where = f"`{file}`" + (f", {'new ' * is_new}profile `{profile}`" if profile else "")
     settings = Settings.load()
     output.notes(settings.warnings)
     now = settings.setting(name)
@@ -145,6 +146,19 @@ def _write(name: str, value: str | None) -> None:
     output.say(f"{where}: `{name}` is {_told(now) if is_from_file else 'written'}")
     if not is_from_file:
         output.note(f"{now.origin} overrides it: `{name}` is now {_told(now)}")
+
+
+def _is_new_profile() -> bool:
+    from flow.errors import UnknownProfileError, ValidationError
+    from flow.settings import Settings
+
+    try:
+        Settings.load()
+    except UnknownProfileError:
+        return True
+    except ValidationError:  # maybe that is what the change puts right
+        pass
+    return False
 
 
 def _told(setting: Setting) -> str:

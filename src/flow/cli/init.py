@@ -115,7 +115,7 @@ def _provider(setup: Setup, *, yes: bool) -> str:
     is_known = now == "mithril" or not setup.settings.origin("provider").startswith("default")
     if setup.asks:
         output.say("Where shall tasks run?")
-        return choose("Provider", _PROVIDERS, now if is_known else "mithril")
+        return choose("Provider", _PROVIDERS, now if is_known else "mithril", read=provider_name)
     if not (is_known or yes):
         raise nobody_to_ask("it is not said where tasks shall run")
     return now

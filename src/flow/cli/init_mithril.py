@@ -84,7 +84,7 @@ class Mithril:
             raise ValidationError("this account has no project", suggestions=["make one in the web console"])
         asked = given or now
         if not given and len(there) == 1:
-            asked = names[0]
+            asked = now if now in there else names[0]
             output.say(f"project: {output.printable(asked)}")
         elif self._setup.asks and not given:
             choices = [Choice(fid, name if names.count(name) == 1 else fid, name) for fid, name in there.items()]
@@ -160,4 +160,4 @@ def _key(public: str) -> tuple[Any, ...]:
 
 
 def _key_of(file: Path) -> tuple[Any, ...]:
-    return _key(file.read_text(errors="replace")) if file.exists() else ()
+    return _key(file.read_text(errors="replace")) if file.exists() else (file,)  # like no key

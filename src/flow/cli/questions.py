@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import click
@@ -18,8 +18,10 @@ class Choice(NamedTuple):
     about: str = ""
 
 
-def choose(question: str, choices: Sequence[Choice], default: str | None = None) -> str:
-    """The value of the choice that the user names, by its number or its name."""
+def choose(
+    question: str, choices: Sequence[Choice], default: str | None = None, *, read: Callable[[str], str] = str
+) -> str:
+    """The value of the choice that the user names, by its number or its name; `read` makes that of other names."""
     width = max(len(one.name) for one in choices)
     for number, one in enumerate(choices, 1):
         output.say(f"  {number}  {output.printable(one.name):{width}}  {output.printable(one.about)}".rstrip())
@@ -27,7 +29,7 @@ def choose(question: str, choices: Sequence[Choice], default: str | None = None)
     while True:
         said = str(click.prompt(question, default=shown, err=True)).strip()
         for number, one in enumerate(choices, 1):
-            if said in (str(number), one.name, one.value):
+            if said == str(number) or read(said) in (one.name, one.value):
                 return one.value
         output.say(f"`{output.printable(said)}` is none of them: type a number from 1 to {len(choices)}")
 

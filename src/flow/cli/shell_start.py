@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -75,4 +76,4 @@ def start_file(shell: str) -> Path:
         return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "fish/completions/flow.fish"
     if shell == "zsh":
         return Path(os.environ.get("ZDOTDIR") or Path.home()) / ".zshrc"
-    return Path.home() / ".bashrc"
+    return Path.home() / (".bash_profile" if sys.platform == "darwin" else ".bashrc")  # macOS opens login shells
