@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
 import pytest
 
+from flow.client import Flow
+from flow.errors import AuthenticationError, UnknownProfileError
 from flow.settings import user_file
 from tests.support.commands import flow
+from tests.support.mithril_cloud import Cloud
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +74,7 @@ def test_a_profile_is_written_and_used_by_its_name() -> None:
         (("get", "x"), "no setting `x`"),
         (("gte", "x"), "no command `gte`"),
         (("unset", "x"), "no setting `x`"),
+        (("set", "provider", "ssh", "--profile", "a b"), "`a b` cannot be the name of a profile"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words: tuple[str, ...], message: str) -> None:
@@ -81,6 +86,25 @@ def test_what_makes_no_sense_is_refused(words: tuple[str, ...], message: str) ->
 def test_fcp_is_mithril_on_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for ended in (flow("offers", "--provider", "fcp"), flow("run", "true", "--provider", "fcp")):
         assert (ended.returncode, ended.stderr.splitlines()[0]) == (5, "error: no API key for Mithril")
+
+
+def test_a_task_stays_with_the_profile_that_it_was_submitted_by(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOW_MITHRIL_API_URL", cloud.url)
+    profiles = f"{{work: {{provider: fcp, api_key: {cloud.key}}}, plain: {{provider: ssh}}}}"
+    user_file().parent.mkdir()
+    user_file().write_text(f"provider: local\nprofiles: {profiles}\n")
+    ended = flow("run", "true", "-i", "a100", "--dry-run", "--json", "--profile", "work")
+    assert json.loads(ended.stdout)["provider"] == "mithril@work", ended.stderr
+    for profile, name in (("", "local"), ("plain", "ssh"), ("work", "mithril@work")):
+        monkeypatch.setenv("FLOW_PROFILE", profile)
+        client = Flow()
+        assert client.provider().name == name
+        assert client.provider("mithril@work").offers()
+        with pytest.raises(AuthenticationError):
+            client.provider("mithril").offers()
+    user_file().write_text("provider: local\n")
+    with pytest.raises(UnknownProfileError):
+        Flow(provider="local").provider("mithril@work")
 
 
 def test_a_wrong_value_can_be_put_right() -> None:

@@ -110,11 +110,17 @@ _SECTIONS = {name.partition(".")[0] for name in _KNOWN if "." in name}
 
 
 class Settings:
-    """All settings, each with its origin; made by `load`. `warnings` tell what was passed over in files."""
+    """All settings, each with its origin; made by `load`. `warnings` tell what was passed over in files.
 
-    def __init__(self, settings: Mapping[str, Setting], warnings: tuple[str, ...] = ()) -> None:
-        self.warnings = warnings
+    `profile`: the one that was chosen.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Setting], warnings: tuple[str, ...] = (), profile: str | None = None
+    ) -> None:
+        self.warnings, self.profile = warnings, profile
         self._settings = dict(settings)
+        self._of_profile: set[str] = set()
 
     @classmethod
     def load(
@@ -133,8 +139,8 @@ class Settings:
         files = [_read(file, profile, warnings, is_own=is_own) for file, is_own in _files(env, cwd, warnings)]
         for file in files:
             settings.update(file.settings)
-        for file in files:
-            settings.update(file.of_profile)
+        of_profile = {name: one for file in files for name, one in file.of_profile.items()}
+        settings.update(of_profile)
         _refuse_unknown_profile(profile, {name for file in files for name in file.profiles})
         for known in SETTINGS:
             variables = [(env.get(name), name) for name in (*reversed(known.also), known.variable)]
@@ -145,7 +151,19 @@ class Settings:
         if provider.origin == "default" and key.value:
             origin = f"default, as {key.name} is in {key.origin}"
             settings["provider"] = provider._replace(value="mithril", origin=origin)
-        return cls(settings, tuple(warnings))
+        loaded = cls(settings, tuple(warnings), profile)
+        loaded._of_profile = set(of_profile)
+        return loaded
+
+    def with_profile(self, profile: str | None) -> Settings:
+        """These, or those of another profile. Raises UnknownProfileError."""
+        if profile == self.profile:
+            return self
+        return Settings.load(env={**os.environ, "FLOW_PROFILE": profile or ""})
+
+    def has_of_profile(self, section: str) -> bool:
+        """Whether the profile sets anything in the section."""
+        return any(name.startswith(f"{section}.") for name in self._of_profile)
 
     def get(self, name: str) -> Any:
         """The value of a setting; of a secret that is in the keyring, what is there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from flow.mistakes import Location
     from flow.yaml_positions import Document
 
+_PROFILE = re.compile(r"[\w-]+")
 _STEP = 2  # columns that a section is set in
 
 
@@ -41,6 +43,8 @@ def change_settings(changes: Mapping[str, Any], profile: str | None = None) -> P
 
 def changed(text: str, name: str, value: Any, *, profile: str | None = None, file: str = "config.yaml") -> str:
     """`text` of a settings file with one setting changed, or taken out (None). Raises ValidationError."""
+    if profile is not None and not _PROFILE.fullmatch(profile):
+        raise ValidationError(f"`{profile}` cannot be the name of a profile", suggestions=["use letters, digits, `-`"])
     known = known_setting(name)
     wanted = None if value is None else _checked(known, value)
     document = _parsed(text, file)

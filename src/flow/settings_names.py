@@ -51,5 +51,6 @@ def setting_name(written: str) -> str:
 
 
 def provider_name(written: str) -> str:
-    """A provider's own name: `mithril` for `fcp`."""
-    return _PROVIDERS.get(written, written)
+    """A provider's own name: `mithril` for `fcp`, with a profile (`fcp@work`) or without."""
+    kind, at, profile = written.partition("@")
+    return _PROVIDERS.get(kind, kind) + at + profile

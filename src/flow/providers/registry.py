@@ -21,10 +21,15 @@ PROVIDERS = {
 
 
 def open_provider(name: str, home: Path, settings: Settings) -> Provider:
-    """The provider called `name`, with its options from the settings. Raises ValidationError for an unknown name."""
-    module, _, attribute = provider_target(name).partition(":")
+    """The provider called `name`, with its options from the settings, which are those of PROFILE in `NAME@PROFILE`.
+
+    Raises ValidationError for an unknown name.
+    """
+    section, _, profile = name.partition("@")
+    module, _, attribute = provider_target(section).partition(":")
     kind = getattr(importlib.import_module(module), attribute)
-    options = {option.name: settings.get(f"{name}.{option.name}") for option in kind.options}
+    options = {option.name: settings.get(f"{section}.{option.name}") for option in kind.options}
+    kind = type(kind.__name__, (kind,), {"name": name}) if profile else kind
     provider: Provider = kind(home, options)
     return provider
 
