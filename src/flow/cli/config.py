@@ -102,7 +102,7 @@ def set_(name: str, value: str) -> int:
     known = known_setting(name)
     given = _read(known.name) if value == "-" else value
     if known.name == "provider":
-        provider_target(value_of(known, given))
+        provider_target(str(value_of(known, given)).partition("@")[0])
     _write(known.name, given)
     return 0
 
