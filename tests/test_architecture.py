@@ -45,6 +45,7 @@ READS_NODE = (
     "flow.access",
     "flow.forwarding",
     "flow.code_upload",
+    "flow.collect",
     "flow.cli.slurm",
     "flow.slurm.jobs",
     "flow.providers.local",
