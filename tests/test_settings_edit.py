@@ -71,6 +71,7 @@ def test_only_the_line_of_the_setting_changes(name: str, value: str | None, old:
         ("mithril: {project: a, region: b}\n", "mithril.project", None, "mithril: {region: b}\n"),
         ("mithril: {project: a, region: b}\n", "mithril.region", None, "mithril: {project: a}\n"),
         ("mithril: {project: a} # x\nprovider: b\n", "mithril.project", None, "provider: b\n"),
+        ("{provider: a}\n", "provider", None, "{}\n"),
         ("{provider: a}\n", "mithril.region", "x", "{provider: a, mithril: {region: x}}\n"),
         ("mithril:\nprovider: a\n", "mithril.region", "x", "mithril:\n  region: x\nprovider: a\n"),
         ("local.cpus: 1\nlocal:\n  gpus: 1\n", "local.cpus", "2", "local.cpus: 2\nlocal:\n  gpus: 1\n"),

@@ -167,7 +167,8 @@ def _without(text: str, root: yaml.Node, location: Location) -> str:
     at = next(index for index, pair in enumerate(pairs) if pair[0] is key)
     if at + 1 < len(pairs):
         return text[: key.start_mark.index] + text[pairs[at + 1][0].start_mark.index :]
-    return text[: _end(text, pairs[at - 1][1])] + text[_end(text, value) :]
+    start = _end(text, pairs[at - 1][1]) if at else key.start_mark.index
+    return text[:start] + text[_end(text, value) :]
 
 
 def _find(root: yaml.Node, location: Location) -> tuple[yaml.Node, yaml.Node]:
