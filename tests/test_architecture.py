@@ -17,7 +17,8 @@ ROWS = (
     "errors masking",
     "gpus mistakes durable importing connection operand users aws",
     "machines mounts outbox channel ignore tree blobs bundle registries",
-    "plan settings spellings yaml_positions yaml_text field_types task_fields config slurm",
+    "plan settings settings_names settings_edit keyring_entries spellings yaml_positions yaml_text field_types "
+    "task_fields config slurm",
     "status dependencies boot job conversation remote",
     "secret_files log_feeds log_reading logs references record_index record_format record prune",
     "providers",
