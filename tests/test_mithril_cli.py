@@ -19,8 +19,8 @@ from flow.mithril_cli import mithril as program
 from flow.mithril_cli.values import price
 from tests.support.commands import Ended, mithril
 from tests.support.mithril_cloud import Cloud, faults
+from tests.support.terminal import Terminal
 from tests.test_cli import error
-from tests.test_cli_tasks import Terminal
 
 A100, REGION = "a100-80gb.sxm.1x", "us-central1-b"
 

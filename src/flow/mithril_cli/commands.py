@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from flow.cli import output
-from flow.cli.completion import completion_script
 from flow.cli.confirm import confirmed
 from flow.cli.group import Entry, FlowCommand, TaskGroup, UsageError
+from flow.cli.shell_start import SHELLS, completion_script
 from flow.errors import FlowError
 from flow.mithril_cli import resources, show
 from flow.mithril_cli.filters import chosen, read_filters
@@ -262,17 +262,14 @@ def me(*, as_json: bool, api_url: str | None) -> int:
 
 
 @click.command(cls=FlowCommand)
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), metavar="bash|zsh|fish")
+@click.argument("shell", type=click.Choice(SHELLS), metavar="bash|zsh|fish")
 def completion(shell: str) -> int:
-    """Print the completion script of a shell.
-
-    In bash and zsh put the example into the start file of the shell; in fish write the output to
-    `~/.config/fish/completions/mithril.fish`.
+    """Print the completion script of a shell. `flow completion SHELL --install` installs it too.
 
     Example:
       eval "$(mithril completion bash)"
     """
-    click.echo(completion_script("mithril", shell))
+    click.echo(completion_script(shell, "mithril"), nl=False)
     return 0
 
 
