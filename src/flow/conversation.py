@@ -35,6 +35,13 @@ class Conversation:
                 answer = self._exchange(question)
             return answer
 
+    def close(self) -> None:
+        """End the program now, as where its machine is about to go; it would start again with the next question."""
+        if self._process and self._owner == os.getpid():
+            self._process.kill()
+            self._process.communicate()
+        self._process, self._heard = None, b""
+
     def _begin(self) -> None:
         self._owner, self._lock = os.getpid(), threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
