@@ -315,6 +315,19 @@ def test_it_ends_by_itself_when_nobody_was_there(project: Path) -> None:
         DevMachine().sessions()
 
 
+def test_a_process_that_has_the_number_of_an_ended_command_keeps_no_machine(project: Path) -> None:
+    task = DevMachine().start(idle_stop_seconds=3)
+    with subprocess.Popen(["sleep", "300"]) as other:
+        assert wait_until(
+            lambda: task.refresh().folder is not None and Path(str(task.folder), "sessions").exists(), seconds=30
+        )
+        note = {"what": "ended", "is_fresh": True, "began": tail.began(os.getpid())}
+        Path(str(task.folder), "sessions", str(other.pid)).write_text(json.dumps(note))
+        assert task.wait(timeout=60) == "completed"
+        assert other.poll() is None
+        other.kill()
+
+
 def test_from_python(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     machine = DevMachine()
     task = machine.start(idle_stop_seconds=3600)
