@@ -37,12 +37,19 @@ IDLE_SECONDS = 7200.0  # where machines cost money
 _MODULES = ("tail", "processes", "mount_points", "mounts", "container")  # that `session.py` uses
 # Counts how long nobody was there; each session leaves a file, which only this removes, so that none is missed.
 _HOLD = """cd .. && mkdir -p sessions && idle=0 || exit
+is_alive() {
+  note=$2
+  [ -e /proc/self/stat ] || { kill -0 "$1" 2>/dev/null; return; }
+  stat=$(cat "/proc/$1/stat" 2>/dev/null) || return
+  set -- ${stat##*)}
+  grep -q "\\"began\\": \\"${20}\\"" "$note"
+}
 while sleep "$2"; do
   idle=$((idle + $2))
   for one in sessions/*; do
     [ -e "$one" ] || continue
     idle=0
-    kill -0 "${one##*/}" 2>/dev/null || rm -f "$one"
+    is_alive "${one##*/}" "$one" || rm -f "$one"
   done
   [ "$1" -eq 0 ] || [ "$idle" -lt "$1" ] || exit 0
 done"""

@@ -36,6 +36,7 @@ def run(tasks: str, folder: str, index: int | None, gpus: list[int] | None) -> N
     if not job.is_over():
         job.attempt(gpus)
     if job.is_over():
+        os.makedirs(folder, mode=0o700, exist_ok=True)  # of an element that never had a turn
         answers.write(folder, "ended", json.dumps({"code": job.last().get("code")}), durably=True)
 
 
