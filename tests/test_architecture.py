@@ -27,8 +27,8 @@ ROWS = (
     "task steering access endpoints views forwarding transfer code_upload jupyter ssh_entries",
     "calls upload",
     "client chores shortcuts",
-    "warm worker calling functions attendant",
-    "dev",
+    "warm worker calling functions attendant standing",
+    "dev colab",
     "cli",
     "__main__ pytest_plugin",
 )

@@ -229,6 +229,7 @@ class Host:
             "address": self.address,
             "gateway": self.fleet.gateway,
             "gateway_mac": self.fleet.mac,
+            "shares": " ".join(self.machine.shares),
         }
         groups = make_groups(self._group, self.machine.memory_mb)
         argv = ["unshare", *_NAMESPACES, "bash", "-ec", _JOIN, "bash", *map(str, groups)]
