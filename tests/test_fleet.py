@@ -34,11 +34,11 @@ def test_four_machines_answer_each_with_a_name_processes_and_gpus_of_its_own(fle
         assert parse_nvidia_smi("\n".join(lines[6:])) == tuple(Card(index, "a100", 80.0) for index in range(4))
 
 
-def test_what_a_machine_does_to_a_folder_that_it_shares_stays_there(empty_fleet: Fleet, tmp_path: Path) -> None:
+def test_what_a_machine_does_to_its_copy_of_a_folder_stays_there(empty_fleet: Fleet, tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "file").write_text("ours")
-    host = empty_fleet.boot("gpu1", shares=(str(folder),))
+    host = empty_fleet.boot("gpu1", copies=(str(folder),))
     assert ssh(host, f"cat {folder}/deep/file").stdout == "ours"
     host.clean()  # which deletes all that is below /tmp
     assert (

@@ -26,7 +26,7 @@ def machine(empty_fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hos
     require("jupyterlab", "notebooks are run in its page")
     require("chromium", "notebooks are run in a browser")
     folders = tuple(one for one in (sys.base_prefix, sys.prefix) if one not in ("/usr", "/usr/local"))
-    host = empty_fleet.boot("gpu1", gpus=4, shares=folders)
+    host = empty_fleet.boot("gpu1", gpus=4, copies=folders)
     host.run('mkdir -p /root/.local/bin; ln -s "$1" /root/.local/bin', f"{sys.prefix}/bin/jupyter-lab")
     monkeypatch.setenv("FLOW_PROVIDER", "ssh")
     monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(empty_fleet.config))

@@ -203,6 +203,11 @@ class Host:
         self.plug_in()
         self.wait()
 
+    def ended(self) -> int | None:
+        """By which signal it went down by itself: SIGINT for `poweroff`, SIGHUP for `reboot`; None while it is on."""
+        code = self._shell.poll() if self._shell else None
+        return None if code is None else abs(code)
+
     def reap(self) -> None:
         """Gone for good, and its disk with it; `start` would make another with its name and address."""
         self.slow(0)
@@ -229,7 +234,7 @@ class Host:
             "address": self.address,
             "gateway": self.fleet.gateway,
             "gateway_mac": self.fleet.mac,
-            "shares": " ".join(self.machine.shares),
+            "copies": " ".join(self.machine.copies),
         }
         groups = make_groups(self._group, self.machine.memory_mb)
         argv = ["unshare", *_NAMESPACES, "bash", "-ec", _JOIN, "bash", *map(str, groups)]

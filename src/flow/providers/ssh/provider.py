@@ -19,7 +19,7 @@ from flow.job import runner_job, slurm_job
 from flow.machines import Allocation, Capabilities, Machines, Offer
 from flow.outbox import outbox_files
 from flow.plan import Plan
-from flow.providers import Option
+from flow.providers import Option, VolumeStore
 from flow.providers.ssh.fleet import Fleet
 from flow.providers.ssh.placing import offers_of, place
 from flow.providers.ssh.states import allocation_of
@@ -54,9 +54,9 @@ class Ssh:
         return Capabilities(containers=True, arrays=True, retries=True, divides_machines=True, gathers=True)
 
     @property
-    def volumes(self) -> None:
+    def volumes(self) -> VolumeStore | None:
         """None yet."""
-        return
+        return None
 
     @property
     def steering(self) -> Ssh:
@@ -112,7 +112,7 @@ class Ssh:
                 asked[name] = [*(asked.get(name) or ()), one]
         # asked before looking: who gives one away now is not to have lost it
         given = {one for one in bases if (self.home / "record" / one / "allocated").exists()}
-        told = self.fleet.ask_each(list(asked), lambda name, remote: _look(remote, asked[name]))
+        told = self.fleet.ask_each(list(asked), lambda name, remote: look(remote, asked[name]))
         found: dict[str, dict[str, Any]] = {}
         clocks: dict[str, float] = {}
         known = set()
@@ -336,7 +336,7 @@ class Ssh:
         return [] if (self.home / "record" / task_id.partition("_")[0]).exists() else list(self.fleet.hosts)
 
 
-def _look(remote: Remote, task_ids: list[str] | None) -> dict[str, Any]:
+def look(remote: Remote, task_ids: list[str] | None) -> dict[str, Any]:
     """What a host tells of tasks, and by how many seconds its clock is `ahead` at least."""
     before = time.time()
     told: dict[str, Any] = remote.ask("look", task_ids)
