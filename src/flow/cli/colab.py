@@ -10,7 +10,6 @@ import click
 
 from flow.cli import follow, output, times
 from flow.cli.group import Entry, FlowCommand, TaskGroup, UsageError
-from flow.cli.jupyter import until_ended
 from flow.cli.references import task_argument
 
 if TYPE_CHECKING:
@@ -28,7 +27,9 @@ colab = TaskGroup(
 @click.command("connect", cls=FlowCommand)
 @task_argument(required=False, metavar="[TASK]")
 @click.option("-i", "--instance-type", metavar="TYPE", help="Kind of machine: `8xa100`, or a provider's own name.")
-@click.option("--hours", type=click.FloatRange(min=0, min_open=True), metavar="H", help="It ends after so long; 4.")
+@click.option(
+    "--hours", type=click.FloatRange(min=0, min_open=True), metavar="H", help="Hours after which it ends; by default 4."
+)
 @click.option("--image", metavar="IMAGE", help="Container image to run in.")
 @click.option("--provider", metavar="NAME", help="Where the machine is; `local` is this one.")
 @click.option("--port", type=click.IntRange(1, 65535), metavar="PORT", help="Port of this machine; by default 8888.")
@@ -76,7 +77,7 @@ def connect(
         code = 0
         if not only_print and (server.is_own or not server.is_direct):
             try:
-                until_ended(task, server)
+                follow.until_unserved(task, server)
                 return 0
             except KeyboardInterrupt:
                 output.say("")

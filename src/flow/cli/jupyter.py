@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
 from flow.cli import follow, output
 from flow.cli.group import FlowCommand
 from flow.cli.references import task_argument
-from flow.errors import TimeoutError as FlowTimeoutError
-
-if TYPE_CHECKING:
-    from flow.jupyter import Jupyter
-    from flow.task import Task
-
-_LOOK_SECONDS = 1.0
 
 
 @click.command(cls=FlowCommand)
@@ -46,17 +38,7 @@ def jupyter(reference: str, *, node: int, no_browser: bool) -> None:
             import webbrowser
 
             webbrowser.open(server.url)
-        until_ended(task, server)
-
-
-def until_ended(task: Task, server: Jupyter) -> None:
-    """Wait for the end of either, and say which it was."""
-    while server.is_running and not task.status.is_final:
-        try:
-            task.wait(_LOOK_SECONDS)
-        except FlowTimeoutError:
-            continue
-    output.say(f"`{task}` has ended: {task.status}" if task.status.is_final else "the server has ended")
+        follow.until_unserved(task, server)
 
 
 def _has_screen() -> bool:
