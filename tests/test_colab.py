@@ -93,7 +93,7 @@ def test_a_task_whose_server_is_open_to_anybody_gets_one_which_ends_with_the_com
         process.wait(60)
     with pytest.raises(OSError, match="refused"):
         allowed(url)
-    assert "nothing to Colab that goes on" in flow("colab", "connect", str(task), "--print").stderr
+    assert "ends with this command" in flow("colab", "connect", str(task), "--print").stderr
     assert "nothing of its machine can be chosen" in flow("colab", "connect", str(task), "--hours", "1").stderr
     end(task)
 

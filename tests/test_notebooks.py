@@ -17,6 +17,7 @@ from tests.support.components import require
 from tests.support.fleet import Fleet, Host
 from tests.test_transfer import end, running
 
+pytestmark = pytest.mark.timeout(300)  # a browser and a server in one: on a machine with much to do
 COLAB = "https://colab.research.google.com"
 
 

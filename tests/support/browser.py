@@ -115,7 +115,7 @@ class Page:
         assert "exceptionDetails" not in told, told["exceptionDetails"]
         return told["result"].get("value")
 
-    def wait_for(self, expression: str, *, seconds: float = 60) -> None:
+    def wait_for(self, expression: str, *, seconds: float = 100) -> None:
         """Until a JavaScript expression is true."""
         is_true = wait_until(lambda: bool(self.get(f"!!({expression})")), seconds=seconds, every=0.05)
         assert is_true, f"{expression} in\n{self.get('document.body.innerText')}\n{self.complaints}"

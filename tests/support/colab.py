@@ -95,5 +95,5 @@ def cell(page: Page, url: str, code: str) -> str:
     page.wait_for("window.run")
     page.get(f"cell({json.dumps(url)}, {json.dumps(code)}), 0")
     shown = "document.querySelector('pre').textContent"
-    assert wait_until(lambda: bool(page.get(shown)), seconds=60, every=0.05), page.complaints
+    assert wait_until(lambda: bool(page.get(shown)), seconds=100, every=0.05), page.complaints
     return str(page.get(shown))

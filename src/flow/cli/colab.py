@@ -58,6 +58,8 @@ def connect(
 
     if reference and (instance_type or image or provider or hours):
         raise UsageError("`TASK` runs already: nothing of its machine can be chosen", suggestions=["leave it out"])
+    if reference and only_print:
+        raise UsageError("what serves TASK ends with this command", suggestions=["leave out `--print`, or TASK"])
     client = Flow(provider=provider)
     if reference:
         task, is_new = client.get_task(reference), False
@@ -67,8 +69,6 @@ def connect(
     output.say(output.line_of(task))
     follow.until_started(task)
     with task.jupyter(origin=COLAB, local=port) as server:
-        if only_print and server.is_own:
-            raise UsageError(f"`{task}` serves nothing to Colab that goes on", suggestions=["leave out `--print`"])
         click.echo(f"url     {server.url}")
         if not server.is_direct:
             click.echo(f"tunnel  flow forward {task} {server.port}:{urlsplit(server.url).port}")
@@ -76,6 +76,7 @@ def connect(
         output.hint('in Colab choose "Connect to a local runtime", and paste the URL')
         code = 0
         if not only_print and (server.is_own or not server.is_direct):
+            output.note("open until Ctrl-C")
             try:
                 follow.until_unserved(task, server)
                 return 0
