@@ -19,7 +19,7 @@ from typing import Any
 
 from flow.channel import Channel
 from flow.durable import create_durably, write_durably
-from flow.errors import FlowError, ProviderError, ResourceNotFoundError
+from flow.errors import FlowError, ProviderError, QuotaExceededError, ResourceNotFoundError, ValidationError
 from flow.machines import Allocation, Capabilities, Machines
 from flow.node import host as program
 from flow.plan import Plan
@@ -32,6 +32,7 @@ from flow.remote import Remote
 from flow.status import Want
 
 _FOLDER = "~/.flow-host"  # for tasks, on each machine
+_BOOT_SECONDS = 3600.0  # after which a machine is not waited for any more; 20 minutes are common
 _LATE_SECONDS = 120.0  # within which a request that was never answered may still show
 _TRUSTED_SECONDS = 3.0  # how long machines that are up are taken to be, while they answer
 _STATE = f"test -e {READY} && echo ready; test -e {ROOT}/bill.json && echo told; test -d {ROOT} && echo guarded; :"
@@ -65,6 +66,7 @@ class Rental:
     reason: str = ""
     machines: tuple[Machine, ...] = ()
     created: float | None = None
+    given: float | None = None  # when the last of its machines was, in seconds since the epoch
     price_per_hour: float | None = None  # US dollars, all machines together
     ended_with: str = ""
     told: Mapping[str, Any] | None = None  # the cloud's own words
@@ -93,6 +95,7 @@ class Rented(Ssh):
         super().__init__(home, options)
         self.fleet: RentedFleet = RentedFleet(home, options, self._end_what_is_over)
         self._seen: dict[str, tuple[float, list[Rental]]] = {}  # by task: when, and what
+        self._machines: dict[str, list[str]] = {}  # by task: to which there is a way
 
     # -- what each cloud does
 
@@ -137,7 +140,12 @@ class Rented(Ssh):
         if rental is None:
             if not self._was_given(plan.task_id):
                 self._hold_open(plan.task_id)
-                self.rent(plan, attempt)
+                try:
+                    self.rent(plan, attempt)
+                except (ValidationError, QuotaExceededError):  # refused, so that there is nothing to come
+                    self.forget_task(plan.task_id)
+                    (self._held / plan.task_id).unlink(missing_ok=True)
+                    raise
         elif rental.state is Machines.PAUSED and rental.ended_with:
             self.wake(rental)
         elif rental.state is Machines.UP and rental.plan_hash == plan.hash:
@@ -150,6 +158,8 @@ class Rented(Ssh):
         found: dict[str, Rental] = {}
         for rental in self._rentals(bases):
             found.setdefault(rental.task_id or rental.rental_id, rental)
+            if rental.state is not Machines.UP:
+                self._hang_up(str(rental.task_id))
         told = self._looked_at([one for one in found.values() if self._can_look(one)])
         allocations = [one for rental in found.values() for one in self._allocations(rental, told)]
         if task_ids is None:
@@ -210,6 +220,7 @@ class Rented(Ssh):
             return False
         for one in rental.machines:
             self.fleet.ways[one.name] = self.way_to(rental, one)
+        self._machines[rental.task_id] = [one.name for one in rental.machines]
         return True
 
     def _looked_at(self, rentals: Sequence[Rental]) -> dict[str, Any]:
@@ -229,6 +240,10 @@ class Rented(Ssh):
             price_per_hour=rental.price_per_hour,
             plan_hash=rental.plan_hash,
         )
+        if self._boots_in_vain(rental, told):
+            minutes = _BOOT_SECONDS / 60
+            reason = f"its machine did not boot within {minutes:g} minutes"
+            return [replace(whole, attempt=max(attempt, 1), machines=Machines.GONE, reason=reason)]
         if rental.state is Machines.QUEUED and attempt:
             return [replace(whole, machines=Machines.PREEMPTED)]
         answers = {one.name: told[one.name] for one in rental.machines if one.name in told}
@@ -248,6 +263,15 @@ class Rented(Ssh):
         clocks = {name: answer["ahead"] for name, answer in answers.items()}
         made = [allocation_of(entries, clocks) for entries in found.values()]
         return [replace(one, price_per_hour=rental.price_per_hour) for one in made]
+
+    def _boots_in_vain(self, rental: Rental, told: Mapping[str, Any]) -> bool:
+        """Whether machines that cost money have been out of reach since they were given to a task that waits."""
+        is_late = rental.given is not None and time.time() - rental.given > _BOOT_SECONDS
+        if not is_late or self._last_attempt(str(rental.task_id)) or rental.home_id != self.home_id:
+            return False
+        answers = [told.get(one.name) for one in rental.machines]
+        is_silent = any(one is None or isinstance(one, FlowError) for one in answers)
+        return rental.state in (Machines.STARTING, Machines.UP) and is_silent
 
     def _is_array(self, rental: Rental) -> bool:
         try:
@@ -329,16 +353,20 @@ class Rented(Ssh):
     def _give_back(self, task_id: str, rental: Rental | None) -> None:
         """And prove it gone; what may still appear, as it was asked for just now, is looked for again."""
         self._seen.pop(task_id, None)
+        self._hang_up(task_id)
         if rental:
-            for one in rental.machines:
-                if way := self.fleet.ways.pop(one.name, None):
-                    way.hang_up()
             self.end(rental)
         asked = self._held / task_id
         if self._live(task_id) is not None or (rental is None and self._may_come(asked)):
             return
         self.forget_task(task_id)
         asked.unlink(missing_ok=True)
+
+    def _hang_up(self, task_id: str) -> None:
+        """End the connections to its machines: one to a machine that is gone would be waited for."""
+        for name in self._machines.pop(task_id, ()):
+            if way := self.fleet.ways.pop(name, None):
+                way.hang_up()
 
     def _may_come(self, asked: Path) -> bool:
         try:

@@ -41,16 +41,17 @@ def path_of(volume_id: str) -> str:
 
 
 class Volumes:
-    """All of a project's. `home` is the folder of the records."""
+    """All of a project's. `home` is the folder of the records; region: where new ones go, if none is named."""
 
-    def __init__(self, account: Account, home: Path) -> None:
-        self._account, self._api, self._home = account, account.api, home
+    def __init__(self, account: Account, home: Path, region: str | None) -> None:
+        self._account, self._api, self._home, self._region = account, account.api, home, region
 
     def create(self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None) -> Volume:
         """Make one in a region. Raises ValidationError, QuotaExceededError."""
+        region = region or self._region
         if not region:
             raise ValidationError(
-                f"the volume `{name}` is to be in no region",
+                f"no region is named for the volume `{name}`",
                 suggestions=["name one by `--region`, or `flow config set mithril.region …`"],
             )
         body = {
@@ -112,11 +113,14 @@ class Volumes:
     def detach(self, volume_id: str, task_id: str) -> None:
         """Its bid's end lets go of it."""
 
-    def remove_ephemeral(self, task_id: str) -> None:
-        """What was to go with a task. Raises FlowError while the cloud still holds it."""
+    def forget_task(self, task_id: str, *, is_refused: bool) -> None:
+        """Remove what was to go with a task, and what was made for one that never got machines.
+
+        Raises FlowError while the cloud still holds it.
+        """
         with suppress(ResourceNotFoundError):
             for one in Records(self._home).get(task_id).plan.mounts:
-                if one.kind == VOLUME and one.ephemeral:
+                if one.kind == VOLUME and (one.ephemeral or (is_refused and one.size_gb)):
                     self._api.delete(f"{_VOLUMES}/{one.source}")
 
     def _of(self, volume_id: str) -> Volume:
