@@ -239,6 +239,7 @@ class Host:
             "address": self.address,
             "gateway": self.fleet.gateway,
             "gateway_mac": self.fleet.mac,
+            "copies": " ".join(self.machine.copies),
         }
         groups = make_groups(self._group, self.machine.memory_mb)
         argv = ["unshare", *_NAMESPACES, "bash", "-ec", _JOIN, "bash", *map(str, groups)]
