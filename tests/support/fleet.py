@@ -50,6 +50,12 @@ rm -f /etc/ld.so.preload
 kill -9 -1
 find "$1" /tmp /var/tmp /dev/shm -xdev -mindepth 1 -delete
 """
+_GIVE_KEY = """
+mkdir -p -m 700 "$1/.ssh"
+printf %s "$2" >"$1/.ssh/id_ed25519"
+chmod 600 "$1/.ssh/id_ed25519"
+chown -R "$3:" "$1/.ssh"
+"""
 _SERVE = """
 rm -f /run/sshd.pid
 while [ ! -e /run/sshd.pid ]; do # the one that was killed has to let go of the port first
@@ -108,6 +114,12 @@ class Fleet:
         words = [(host.name, host.address, host.machine.user, self.folder) for host in self.hosts.values()]
         self.config.write_text("".join(_CLIENT.format(*one) for one in words))
         return hosts
+
+    def acquaint(self) -> None:
+        """Have who logs in to a machine get from there to the others by himself, until `clean`."""
+        key = (self.folder / "user").read_text()
+        for host in self.hosts.values():
+            host.run(_GIVE_KEY, host.home, key, host.machine.user)
 
     def clean(self) -> None:
         """Every machine as it was, see `Host.clean`, and unknown to everybody."""

@@ -17,16 +17,19 @@ from flow.errors import FlowError, ProviderError, TaskNotFoundError, ValidationE
 from flow.gpus import Gpu
 from flow.job import runner_job, slurm_job
 from flow.machines import Allocation, Capabilities, Machines, Offer
+from flow.mounts import VOLUME, Mount
 from flow.outbox import outbox_files
 from flow.plan import Plan
 from flow.providers import Option
 from flow.providers.ssh.fleet import Fleet
 from flow.providers.ssh.placing import offers_of, place
 from flow.providers.ssh.states import allocation_of
+from flow.providers.ssh.volumes import FleetVolumes
 from flow.record import Records
 from flow.remote import Remote, files_for, tools
 from flow.status import Want
 
+_UNKNOWN_SECONDS = 86400.0  # how long a volume is held for a task of another client that no host has: it may be waiting
 _PLACES = "hosts.json"  # in a task's record: what of it is on which host; on disk before any host is asked
 
 
@@ -46,17 +49,26 @@ class Ssh:
         self.home = home
         self._settings = options
         self.fleet = Fleet(home, options, self._end_what_is_over)
+        self._volumes = FleetVolumes(
+            home,
+            self.fleet,
+            over=self._over,
+            plan_of=self._plan_of,
+            choose=lambda plan: next(iter(self._place(plan))),
+        )
         self._attempts: dict[str, int] = {}  # of tasks and elements, as last seen
 
     @property
     def capabilities(self) -> Capabilities:
         """What the hosts do by themselves."""
-        return Capabilities(containers=True, arrays=True, retries=True, divides_machines=True, gathers=True)
+        return Capabilities(
+            volumes=True, containers=True, arrays=True, retries=True, divides_machines=True, gathers=True
+        )
 
     @property
-    def volumes(self) -> None:
-        """None yet."""
-        return
+    def volumes(self) -> FleetVolumes:
+        """Folders of hosts."""
+        return self._volumes
 
     @property
     def steering(self) -> Ssh:
@@ -160,16 +172,21 @@ class Ssh:
         facts = {name: one for name, one in told.items() if not isinstance(one, FlowError)}
         return facts, {name: one.message for name, one in told.items() if isinstance(one, FlowError)}
 
-    def _choose(self, plan: Plan) -> dict[str, list[int]]:
+    def _place(self, plan: Plan) -> dict[str, list[int]]:
         facts, missing = self._facts()
         if not facts:
             raise ProviderError("no host of the fleet answers", suggestions=list(missing.values())[:3])
+        able, near, reasons = self.volumes.hosts_for(plan, facts, missing)
         try:
-            places = place(plan, facts, missing=missing)
+            return place(plan, able, missing=missing, near=near)
         except ValidationError as error:
+            error.suggestions = (*reasons, *error.suggestions)
             if missing:  # one of them might take it
                 raise ProviderError(error.message, suggestions=list(error.suggestions)) from error
             raise
+
+    def _choose(self, plan: Plan) -> dict[str, list[int]]:
+        places = self._place(plan)
         folder = self.home / "record" / plan.task_id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):  # somebody else gives it away at the same time: it goes where they say
@@ -242,6 +259,8 @@ class Ssh:
                 "rank": part["rank"],
                 "needs": [f"inbox/{name}" for name in secrets],
                 "slurm": slurm_job(plan) if plan.batch else None,
+                "mounts": [self._mount(one) for one in plan.mounts],
+                "private_mounts": bool(plan.options.get("private_mounts")),
                 "numbers": {index: plan.number_of(index) for index in part["indices"]} if plan.batch else {},
             },
             "meta": {**part, **_meta(plan)},
@@ -252,6 +271,11 @@ class Ssh:
         if remote.ask("submit", request).get("missing"):
             remote.send(files_for(self.home, plan.bundle))
             remote.ask("submit", request)
+
+    def _mount(self, mount: Mount) -> dict[str, Any]:
+        if mount.kind == VOLUME:
+            return {"kind": "sshfs", "source": self.volumes.source_of(mount.source), "target": mount.target}
+        return {"kind": mount.kind, "source": mount.source, "target": mount.target}
 
     def _marks(self, plan: Plan) -> list[tuple[str, str]]:
         """Which of the task and its elements are held or cancelled already: names, each with `hold` or `cancel`."""
@@ -331,9 +355,32 @@ class Ssh:
             return False
         return is_cancelled or any(records.final(one) for one in {task_id, task_id.partition("_")[0]})
 
+    def _over(self, ages: Mapping[str, float]) -> set[str]:
+        """Which of these tasks have ended. The seconds: one that nobody knows may be about to be submitted."""
+        found = self.allocations(list(ages))
+        over = set()
+        for one, age in ages.items():
+            parts = [each.machines for each in found if each.task_id and one in (each.task_id, _base(each.task_id))]
+            is_on_record = (self.home / "record" / _base(one)).exists()
+            is_over = self._is_over(one) if is_on_record else age > _UNKNOWN_SECONDS
+            if all(part is Machines.GONE for part in parts) if parts else is_over:
+                over.add(one)
+        return over
+
+    def _plan_of(self, task_id: str) -> Plan | None:
+        try:
+            return Records(self.home).get(task_id).plan
+        except TaskNotFoundError:
+            return None
+
     def _where_forgotten(self, task_id: str) -> list[str]:
         """Where to look for what left its record: on all hosts. Nowhere for what was not placed yet."""
         return [] if (self.home / "record" / task_id.partition("_")[0]).exists() else list(self.fleet.hosts)
+
+
+def _base(task_id: str) -> str:
+    """The array of an element; any other task as it is."""
+    return task_id.partition("_")[0]
 
 
 def _look(remote: Remote, task_ids: list[str] | None) -> dict[str, Any]:

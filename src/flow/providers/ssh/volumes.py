@@ -1,0 +1,255 @@
+"""The volumes of a fleet: a folder on one of its hosts each; other hosts reach it by sshfs, if they can."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from flow.dependencies import ended_before
+from flow.durable import Lock, write_durably
+from flow.errors import FlowError, ProviderError, ResourceNotFoundError, StorageError, ValidationError, did_you_mean
+from flow.machines import Volume
+from flow.mounts import VOLUME, Mount
+from flow.node import host_volumes as program
+from flow.plan import Plan
+from flow.providers.ssh.fleet import Fleet
+from flow.providers.ssh.placing import fits, room
+from flow.remote import Remote
+
+_NEEDS = ("mount_points", "fuse", "remains", "sshfs")
+_FIELDS = [one.name for one in fields(Volume) if one.name not in ("used_by", "folder", "region")]
+
+
+class _Remote(Remote):
+    """What it refuses."""
+
+    def refusal(self, program: str, said: str) -> FlowError:
+        if program == "volume":
+            return ResourceNotFoundError(f"there is no volume `{said}`", suggestions=["see `flow volume list`"])
+        if program == "file":
+            return StorageError(said)
+        return super().refusal(program, said)
+
+
+class FleetVolumes:
+    """Folders as volumes; their size is noted and not enforced, and they cost nothing. A volume's region is its host.
+
+    over: which of these tasks have ended; the seconds since each was given a volume go with it.
+    plan_of: of a task; None where it is not on record.
+    choose: the host for a volume that a plan's task is to have.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        fleet: Fleet,
+        *,
+        over: Callable[[Mapping[str, float]], set[str]],
+        plan_of: Callable[[str], Plan | None],
+        choose: Callable[[Plan], str],
+    ) -> None:
+        self._fleet, self._over, self._plan_of, self._choose = fleet, over, plan_of, choose
+        self._file = home / "ssh" / "volumes.json"  # what each host told last
+        self._remotes: dict[str, Remote] = {}
+
+    def create(
+        self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None, plan: Plan | None = None
+    ) -> Volume:
+        """Make an empty folder for it, on the host `region`; else where the plan's task fits, or most is free."""
+        if region is not None:
+            self._fleet.remote(region)  # or it is refused
+        with self._alone():
+            found = next((one for one in self._listed() if one[1]["name"] == name), None)
+            if found and found[1]["is_empty"] and region in (None, found[0]):
+                made = _volume(*found)
+                if (made.size_gb, made.interface) == (size_gb, interface):
+                    return made
+            if found:
+                raise ValidationError(
+                    f"there is a volume `{name}` already", suggestions=["take another name", "see `flow volume list`"]
+                )
+            host = region or (self._choose(plan) if plan else self._roomiest())
+            volume = Volume(f"vol-{os.urandom(6).hex()}", name, size_gb, interface, host, time.time(), 0.0)
+            values = {one: getattr(volume, one) for one in _FIELDS}
+            made = self._ask(host, "make", values)
+            self._listed()
+            return _volume(host, made)
+
+    def price_per_month(self, size_gb: int, *, interface: str = "block", region: str | None = None) -> float:
+        """Nothing."""
+        return 0.0
+
+    def list(self) -> Sequence[Volume]:
+        """What the hosts have, and what one that does not answer had; what ended tasks should have taken goes now."""
+        found = [_volume(*one) for one in self._listed()]
+        return sorted(found, key=lambda one: one.created or 0.0, reverse=True)
+
+    def delete(self, volume_id: str) -> None:
+        """Remove the folder, with what is in it."""
+        volume = _volume(*self._find(self._listed(), volume_id))
+        users = volume.used_by or self._ask(volume.region or "", "remove", volume_id)
+        if users:
+            raise ValidationError(
+                f"the volume `{volume.name}` is used by `{users[0]}`",
+                suggestions=[f"end it first: `flow cancel {users[0]}`"],
+            )
+
+    def attach(self, volume_id: str, plan: Plan, *, ephemeral: bool = False) -> str:
+        """Leave the task's name in the volume's folder."""
+        host, values = self._known(volume_id)
+        mark = program.EPHEMERAL if ephemeral else ""
+        may = {plan.task_id.partition("_")[0]} if values["interface"] == "block" else None
+        others = self._ask(host, "hold", volume_id, plan.task_id, mark, may and sorted(may))
+        if others and may is not None:
+            may |= ended_before(plan, self._plan_of) | self._over(others)
+            others = self._ask(host, "hold", volume_id, plan.task_id, mark, sorted(may))
+        if others:
+            holder = min(others)
+            raise ValidationError(
+                f"the block volume `{values['name']}` is held by `{holder}`",
+                suggestions=[
+                    f"start after it, with `depends_on: {holder}:ended`",
+                    "share a volume made with `--interface file`",
+                ],
+            )
+        return self.source_of(volume_id)
+
+    def detach(self, volume_id: str, task_id: str) -> None:
+        """Take the task's name away."""
+        self._ask(self._known(volume_id)[0], "let_go", {volume_id: [task_id]})
+
+    # -- for the provider
+
+    def source_of(self, volume_id: str) -> str:
+        """As `node/sshfs.py` takes it: it is the folder itself on the volume's own host."""
+        host, values = self._known(volume_id)
+        ways = dict.fromkeys((self._told()[host]["way"], self._fleet.hosts[host].target))
+        return f"{','.join(one for one in ways if one)}:{values['folder']}"
+
+    def hosts_for(
+        self, plan: Plan, facts: Mapping[str, Mapping[str, Any]], missing: Mapping[str, str]
+    ) -> tuple[dict[str, Mapping[str, Any]], set[str], Sequence[str]]:
+        """The hosts that can have all volumes of the plan, which of them have them themselves, why others cannot.
+
+        Others are only asked where the volumes' own host has no room for all of it. Raises ProviderError where a
+        volume's host does not answer.
+        """
+        at = {one: self._known(one.source)[0] for one in plan.mounts if one.kind == VOLUME and one.source}
+        if not at:
+            return dict(facts), set(), []
+        for mount, host in at.items():
+            if host not in facts:
+                why = missing.get(host, "it is not in the fleet any more")
+                raise ProviderError(f"the volume `{mount.name}` is on {host}: {why}")
+        near = {name for name in facts if set(at.values()) <= {name}}
+        count = len(plan.elements.indices) if plan.elements else plan.nodes
+        if plan.elements and plan.elements.at_once:
+            count = min(count, plan.elements.at_once)
+        have_room = sum(room(plan, facts[name]) for name in near if fits(plan, facts[name]))
+        if have_room >= count and (plan.elements or plan.nodes == 1):
+            asked = near if plan.region is None else near & {plan.region}
+        else:
+            asked = set(facts)
+        if plan.region is not None:
+            asked |= {plan.region} & set(facts)
+        far = sorted(asked - near)
+        told = self._fleet.ask_each(far, lambda name, _: self._why_out_of_reach(name, at))
+        reasons = {name: str(told[name]) for name in far if told[name]}
+        if plan.region in reasons:
+            raise ValidationError(reasons[plan.region])
+        return {name: facts[name] for name in facts if name in asked and name not in reasons}, near, [*reasons.values()]
+
+    def _why_out_of_reach(self, name: str, at: Mapping[Mount, str]) -> str:
+        for mount, host in at.items():
+            if host != name:
+                why = self._remote(name).ask("why_out_of_reach", self.source_of(mount.source))
+                if why:
+                    return f"`{name}` cannot have the volume `{mount.name}`, which is on {host}: {why}"
+        return ""
+
+    # -- what the hosts tell
+
+    def _listed(self) -> Sequence[tuple[str, dict[str, Any]]]:
+        """Each volume with its host. Holders that have ended are let go."""
+        hosts = list(self._fleet.hosts)
+        told = self._fleet.ask_each(hosts, lambda name, _: self._remote(name).ask("volumes"))
+        for one in told.values():
+            if isinstance(one, StorageError):
+                raise one
+        here = {name: one for name, one in told.items() if not isinstance(one, FlowError)}
+        holders = {task: age for one in here.values() for volume in one["volumes"] for task, age in _users(volume)}
+        over = self._over(holders) if holders else set()
+        for name, one in here.items():
+            gone = {each["volume_id"]: [task for task, _ in _users(each) if task in over] for each in one["volumes"]}
+            if any(gone.values()):
+                here[name] = self._ask(name, "let_go", {each: tasks for each, tasks in gone.items() if tasks})
+        before = self._told()
+        known = {name: here.get(name) or before[name] for name in hosts if name in here or name in before}
+        if known != before:
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_durably(self._file, json.dumps(known).encode())
+        return [(name, volume) for name, one in known.items() for volume in one["volumes"]]
+
+    def _known(self, volume_id: str) -> tuple[str, dict[str, Any]]:
+        """Where it was seen last; else where it is found."""
+        hosts = self._fleet.hosts
+        known = [(name, one) for name, told in self._told().items() if name in hosts for one in told["volumes"]]
+        found = next((one for one in known if one[1]["volume_id"] == volume_id), None)
+        return found or self._find(self._listed(), volume_id)
+
+    def _told(self) -> dict[str, dict[str, Any]]:
+        try:
+            told: dict[str, dict[str, Any]] = json.loads(self._file.read_text())
+            return told
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def _find(self, volumes: Sequence[tuple[str, dict[str, Any]]], volume_id: str) -> tuple[str, dict[str, Any]]:
+        for name, one in volumes:
+            if one["volume_id"] == volume_id:
+                return name, one
+        names = [word for _, one in volumes for word in (one["name"], one["volume_id"])]
+        raise ResourceNotFoundError(
+            f"there is no volume `{volume_id}`", suggestions=[*did_you_mean(volume_id, names), "see `flow volume list`"]
+        )
+
+    def _roomiest(self) -> str:
+        told = self._told()
+        answers = [name for name in self._fleet.hosts if name in told and self._fleet.silent_since(name) is None]
+        if not answers:
+            raise ProviderError("no host of the fleet answers", suggestions=["see `flow host list`"])
+        return max(answers, key=lambda name: round(told[name]["free_gb"]))
+
+    def _remote(self, name: str) -> Remote:
+        if name not in self._remotes:
+            host = self._fleet.remote(name)
+            self._remotes[name] = _Remote(host.channel, host.folder, program, _NEEDS, host.setting)
+        return self._remotes[name]
+
+    def _ask(self, name: str, verb: str, *words: Any) -> Any:
+        answer = self._fleet.ask_each([name], lambda one, _: self._remote(one).ask(verb, *words))[name]
+        if isinstance(answer, FlowError):
+            raise answer
+        return answer
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Of two clients of this home, one makes a volume after the other."""
+        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with Lock(self._file.with_suffix(".lock")):
+            yield
+
+
+def _users(values: Mapping[str, Any]) -> list[tuple[str, float]]:
+    return list(values["holders"].items())
+
+
+def _volume(host: str, values: Mapping[str, Any]) -> Volume:
+    own = {name: values[name] for name in _FIELDS if name in values}
+    return Volume(**own, region=host, used_by=tuple(values["holders"]), folder=f"{host}:{values['folder']}")
