@@ -20,7 +20,6 @@ _PACKAGE = f"{__package__}." if __package__ else ""  # else they came along with
 answers = importlib.import_module(_PACKAGE + "answers")
 
 DOOMED = ".doomed-"
-EPHEMERAL = "ephemeral"  # in the mark of a task that takes the volume with it
 
 
 def volumes(root: str) -> dict[str, Any]:
@@ -51,14 +50,19 @@ def make(root: str, values: dict[str, Any]) -> dict[str, Any]:
         return next(one for one in _all(folder) if one["volume_id"] == values["volume_id"])
 
 
-def hold(root: str, volume_id: str, task_id: str, mark: str, others: Sequence[str] | None) -> dict[str, float]:
-    """Note that the task uses it, unless tasks do that are not among the others; None: any may. Who they are."""
+def hold(
+    root: str, volume_id: str, task_id: str, mark: dict[str, Any], others: Sequence[str] | None
+) -> dict[str, dict[str, Any]]:
+    """Note that the task uses it, unless tasks do that are not among the others; None: any may. Who they are.
+
+    mark: whose task it is (`client`), and whether it takes the volume with it when it has ended (`ephemeral`).
+    """
     with _alone(_folder(root)):
         at = _at(root, volume_id)
         known = _holders(at)
-        hindering = {name: age for name, age in known.items() if others is not None and name not in (task_id, *others)}
+        hindering = {name: one for name, one in known.items() if others is not None and name not in (task_id, *others)}
         if not hindering:
-            answers.write(os.path.join(at, "holders"), task_id, mark)
+            answers.write(os.path.join(at, "holders"), task_id, json.dumps(mark))
         return hindering
 
 
@@ -129,26 +133,28 @@ def _all(folder: str) -> Iterator[dict[str, Any]]:
         yield {**values, "holders": holders, "folder": data, "is_empty": not holders and not os.listdir(data)}
 
 
-def _holders(at: str) -> dict[str, float]:
-    """Who uses it, with the seconds since each said so."""
-    ages = {}
+def _holders(at: str) -> dict[str, dict[str, Any]]:
+    """Who uses it, with what each has noted, and the seconds since then (`age`)."""
+    found = {}
     for name in sorted(one for one in answers.listed(os.path.join(at, "holders")) if "." not in one):
-        with contextlib.suppress(FileNotFoundError):
-            ages[name] = time.time() - os.stat(os.path.join(at, "holders", name)).st_mtime
-    return ages
+        with contextlib.suppress(OSError, ValueError):
+            age = time.time() - os.stat(os.path.join(at, "holders", name)).st_mtime
+            found[name] = {**json.loads(answers.read(os.path.join(at, "holders"), name)), "age": age}
+    return found
 
 
 def _let_go(at: str, task_ids: Sequence[str]) -> None:
-    marks = os.path.join(at, "holders")
-    for task_id in task_ids:
-        if task_id in answers.listed(marks):
-            kind = answers.read(marks, task_id)
-            os.unlink(os.path.join(marks, task_id))
-            left = sorted(answers.listed(marks))
-            if kind == EPHEMERAL and left:
-                answers.write(marks, left[0], kind)
-            elif kind == EPHEMERAL:
-                _doom(at)
+    marks, known = os.path.join(at, "holders"), _holders(at)
+    ending = [known.pop(one) for one in task_ids if one in known]
+    goes = any(one["ephemeral"] for one in ending)
+    for one in task_ids:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(marks, one))
+    if goes and known:
+        left = min(known)
+        answers.write(marks, left, json.dumps({**known[left], "ephemeral": True}))
+    elif goes:
+        _doom(at)
 
 
 def _doom(at: str) -> None:

@@ -29,7 +29,9 @@ from flow.record import Records
 from flow.remote import Remote, files_for, tools
 from flow.status import Want
 
-_UNKNOWN_SECONDS = 86400.0  # how long a volume is held for a task of another client that no host has: it may be waiting
+# How long a volume is held for a task that no host knows: one of ours may be about to be written down, one of another
+# client's may be waiting there.
+_UNKNOWN_SECONDS, _UNKNOWN_TO_US_SECONDS = 60.0, 86400.0
 _PLACES = "hosts.json"  # in a task's record: what of it is on which host; on disk before any host is asked
 
 
@@ -355,14 +357,15 @@ class Ssh:
             return False
         return is_cancelled or any(records.final(one) for one in {task_id, task_id.partition("_")[0]})
 
-    def _over(self, ages: Mapping[str, float]) -> set[str]:
-        """Which of these tasks have ended. The seconds: one that nobody knows may be about to be submitted."""
-        found = self.allocations(list(ages))
+    def _over(self, marks: Mapping[str, Mapping[str, Any]]) -> set[str]:
+        """Which of these tasks have ended, by what is noted of each where it holds a volume."""
+        found = self.allocations(list(marks))
         over = set()
-        for one, age in ages.items():
+        for one, mark in marks.items():
             parts = [each.machines for each in found if each.task_id and one in (each.task_id, _base(each.task_id))]
             is_on_record = (self.home / "record" / _base(one)).exists()
-            is_over = self._is_over(one) if is_on_record else age > _UNKNOWN_SECONDS
+            most = _UNKNOWN_SECONDS if mark["client"] == self.volumes.client else _UNKNOWN_TO_US_SECONDS
+            is_over = self._is_over(one) if is_on_record else mark["age"] > most
             if all(part is Machines.GONE for part in parts) if parts else is_over:
                 over.add(one)
         return over

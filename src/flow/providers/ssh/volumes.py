@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -40,7 +41,7 @@ class _Remote(Remote):
 class FleetVolumes:
     """Folders as volumes; their size is noted and not enforced, and they cost nothing. A volume's region is its host.
 
-    over: which of these tasks have ended; the seconds since each was given a volume go with it.
+    over: which of these tasks have ended; with each goes what is noted of it: `client`, `age` (seconds).
     plan_of: of a task; None where it is not on record.
     choose: the host for a volume that a plan's task is to have.
     """
@@ -50,11 +51,12 @@ class FleetVolumes:
         home: Path,
         fleet: Fleet,
         *,
-        over: Callable[[Mapping[str, float]], set[str]],
+        over: Callable[[Mapping[str, Mapping[str, Any]]], set[str]],
         plan_of: Callable[[str], Plan | None],
         choose: Callable[[Plan], str],
     ) -> None:
         self._fleet, self._over, self._plan_of, self._choose = fleet, over, plan_of, choose
+        self.client = f"{socket.gethostname()}:{home}"
         self._file = home / "ssh" / "volumes.json"  # what each host told last
         self._remotes: dict[str, Remote] = {}
 
@@ -103,7 +105,7 @@ class FleetVolumes:
     def attach(self, volume_id: str, plan: Plan, *, ephemeral: bool = False) -> str:
         """Leave the task's name in the volume's folder."""
         host, values = self._known(volume_id)
-        mark = program.EPHEMERAL if ephemeral else ""
+        mark = {"client": self.client, "ephemeral": ephemeral}
         may = {plan.task_id.partition("_")[0]} if values["interface"] == "block" else None
         others = self._ask(host, "hold", volume_id, plan.task_id, mark, may and sorted(may))
         if others and may is not None:
@@ -183,10 +185,12 @@ class FleetVolumes:
             if isinstance(one, StorageError):
                 raise one
         here = {name: one for name, one in told.items() if not isinstance(one, FlowError)}
-        holders = {task: age for one in here.values() for volume in one["volumes"] for task, age in _users(volume)}
+        holders = {
+            task: mark for one in here.values() for each in one["volumes"] for task, mark in each["holders"].items()
+        }
         over = self._over(holders) if holders else set()
         for name, one in here.items():
-            gone = {each["volume_id"]: [task for task, _ in _users(each) if task in over] for each in one["volumes"]}
+            gone = {each["volume_id"]: [task for task in each["holders"] if task in over] for each in one["volumes"]}
             if any(gone.values()):
                 here[name] = self._ask(name, "let_go", {each: tasks for each, tasks in gone.items() if tasks})
         before = self._told()
@@ -244,10 +248,6 @@ class FleetVolumes:
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with Lock(self._file.with_suffix(".lock")):
             yield
-
-
-def _users(values: Mapping[str, Any]) -> list[tuple[str, float]]:
-    return list(values["holders"].items())
 
 
 def _volume(host: str, values: Mapping[str, Any]) -> Volume:
