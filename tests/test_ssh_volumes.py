@@ -13,6 +13,7 @@ from flow.machines import Volume
 from flow.task import Task
 from tests.support.commands import flow as command
 from tests.support.components import require
+from tests.support.containers import IMAGE
 from tests.support.fleet import Fleet, Host
 from tests.support.processes import wait_until
 
@@ -241,11 +242,11 @@ def test_nothing_stays_mounted_however_it_ends(client: Flow, fleet: Fleet, end: 
         far.run(f"kill -9 $(grep -o '\"runner_pid\": [0-9]*' {folder}/status.json | grep -o '[0-9]*$')")
         assert task.wait(timeout=60) == "lost"
     elif end == "keeper":
-        far.run("kill -9 $(pgrep -f '[s]shfs.py keep')")
+        far.run("pkill -9 -f '[s]shfs.py keep'")
         assert wait_until(lambda: not is_mounted(far), seconds=20)
         cancelled(task)
     elif end == "both":
-        far.run("kill -9 $(pgrep -f '[s]shfs')")
+        far.run("pkill -9 -f '[s]shfs'")
         cancelled(task)
     else:
         cancelled(task)
@@ -284,3 +285,48 @@ def test_a_running_task_on_a_host_that_cannot_is_told_why_and_holds_nothing(clie
     assert "Permission denied" in told
     assert client.get_volume("late").used_by == ()
     cancelled(task)
+
+
+# -- users and containers
+
+
+def test_an_ordinary_user_has_volumes_by_fusermount(empty_fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    require("fusermount3", "an ordinary user reaches a volume from another host")
+    empty_fleet.boot_all("gpu1", "gpu2", user="alice")
+    empty_fleet.acquaint()
+    for host in empty_fleet.hosts.values():
+        host.run("umount /dev/fuse && rm /dev/fuse && mknod -m 666 /dev/fuse c 10 229")
+    client = client_of(empty_fleet, monkeypatch)
+    volume = client.create_volume(1, "shared", interface="file", region="gpu2")
+    words = "touch /data/ready-$(hostname) && stat -c %U /data/ready*; until test -e /data/go; do sleep 0.1; done"
+    tasks = [running(client, words, region=name, volumes={"/data": "shared"}) for name in ("gpu2", "gpu1")]
+    at = data(empty_fleet.hosts["gpu2"], volume)
+    assert wait_until(lambda: empty_fleet.hosts["gpu2"].run(f"ls {at} | grep -c ready", check=False).stdout == "2\n")
+    far = empty_fleet.hosts["gpu1"]
+    assert is_mounted(far)
+    assert client.mount_volume(client.create_volume(1, "late", region="gpu2"), tasks[0]) == "/mnt/late"
+    other = client.create_volume(1, "other", region="gpu2")
+    with pytest.raises(ValidationError, match="a mount does not get into the task of an ordinary user"):
+        client.mount_volume(other, tasks[1])
+    empty_fleet.hosts["gpu2"].run(f"touch {at}/go")
+    assert [task.wait(timeout=60) for task in tasks] == ["completed"] * 2
+    assert {*tasks[0].logs().split(), *tasks[1].logs().split()} == {"alice"}
+    assert wait_until(lambda: not is_mounted(far), seconds=20)
+
+
+def test_a_container_has_a_volume_of_another_host(empty_fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    require("sshfs", "a volume is reached from another host")
+    empty_fleet.boot_all("gpu1", "gpu2")
+    empty_fleet.acquaint()
+    empty_fleet.hosts["gpu1"].start_docker()
+    client = client_of(empty_fleet, monkeypatch)
+    volume = client.create_volume(1, "data", region="gpu2")
+    late = client.create_volume(1, "late", region="gpu2")
+    words = "echo 1 > /data/one; until test -e /mnt/late/go; do sleep 0.1; done; echo 2 > /mnt/late/two"
+    task = running(client, words, image=IMAGE, region="gpu1", volumes={"/data": "data"})
+    assert client.mount_volume("late", task) == "/mnt/late"
+    gpu2 = empty_fleet.hosts["gpu2"]
+    gpu2.run(f"touch {data(gpu2, late)}/go")
+    assert (task.wait(timeout=60), task.reason) == ("completed", "")
+    assert gpu2.run(f"cat {data(gpu2, volume)}/one {data(gpu2, late)}/two").stdout == "1\n2\n"
+    assert left(empty_fleet.hosts["gpu1"]) == ""

@@ -93,6 +93,7 @@ class Fleet:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for host in self.hosts.values():
+            host.hang_up()
             host.reap()
         sweep(self.number)
         self._claim.close()
@@ -197,6 +198,11 @@ class Host:
         """All its processes are killed, with /tmp; its disk, address and host key stay. Returns when it answers."""
         self.power_off()
         self.start()
+
+    def hang_up(self) -> None:
+        """All its processes are killed, and whoever is connected to one hears of it."""
+        if self._init():
+            self.run("kill -9 -1", check=False)
 
     def power_off(self) -> None:
         """At once, so that nobody hears of it."""
