@@ -202,7 +202,7 @@ class Host:
     def hang_up(self) -> None:
         """All its processes are killed, and whoever is connected to one hears of it."""
         if self._init():
-            self.run("kill -9 -1", check=False)
+            self.run("kill -9 -1; while pgrep -x sshd; do sleep 0.01; done", check=False)
 
     def power_off(self) -> None:
         """At once, so that nobody hears of it."""
