@@ -221,6 +221,11 @@ class Host:
         self.plug_in()
         self.wait()
 
+    def ended(self) -> int | None:
+        """By which signal it went down by itself: SIGINT for `poweroff`, SIGHUP for `reboot`; None while it is on."""
+        code = self._shell.poll() if self._shell else None
+        return None if code is None else abs(code)
+
     def reap(self) -> None:
         """Gone for good, and its disk with it; `start` would make another with its name and address."""
         self.slow(0)

@@ -17,10 +17,9 @@ from flow.errors import FlowError, ProviderError, TaskNotFoundError, ValidationE
 from flow.gpus import Gpu
 from flow.job import runner_job, slurm_job
 from flow.machines import Allocation, Capabilities, Machines, Offer
-from flow.mounts import VOLUME, Mount
 from flow.outbox import outbox_files
 from flow.plan import Plan
-from flow.providers import Option
+from flow.providers import Option, VolumeStore
 from flow.providers.ssh.fleet import Fleet
 from flow.providers.ssh.placing import offers_of, place
 from flow.providers.ssh.states import allocation_of
@@ -29,9 +28,6 @@ from flow.record import Records
 from flow.remote import Remote, files_for, tools
 from flow.status import Want
 
-# How long a volume is held for a task that no host knows: one of ours may be about to be written down, one of another
-# client's may be waiting there.
-_UNKNOWN_SECONDS, _UNKNOWN_TO_US_SECONDS = 60.0, 86400.0
 _PLACES = "hosts.json"  # in a task's record: what of it is on which host; on disk before any host is asked
 
 
@@ -51,13 +47,7 @@ class Ssh:
         self.home = home
         self._settings = options
         self.fleet = Fleet(home, options, self._end_what_is_over)
-        self._volumes = FleetVolumes(
-            home,
-            self.fleet,
-            over=self._over,
-            plan_of=self._plan_of,
-            choose=lambda plan: next(iter(self._place(plan))),
-        )
+        self._volumes = FleetVolumes(home, self.fleet, self.allocations, lambda plan: next(iter(self._place(plan))))
         self._attempts: dict[str, int] = {}  # of tasks and elements, as last seen
 
     @property
@@ -68,7 +58,7 @@ class Ssh:
         )
 
     @property
-    def volumes(self) -> FleetVolumes:
+    def volumes(self) -> VolumeStore | None:
         """Folders of hosts."""
         return self._volumes
 
@@ -126,7 +116,7 @@ class Ssh:
                 asked[name] = [*(asked.get(name) or ()), one]
         # asked before looking: who gives one away now is not to have lost it
         given = {one for one in bases if (self.home / "record" / one / "allocated").exists()}
-        told = self.fleet.ask_each(list(asked), lambda name, remote: _look(remote, asked[name]))
+        told = self.fleet.ask_each(list(asked), lambda name, remote: look(remote, asked[name]))
         found: dict[str, dict[str, Any]] = {}
         clocks: dict[str, float] = {}
         known = set()
@@ -178,7 +168,7 @@ class Ssh:
         facts, missing = self._facts()
         if not facts:
             raise ProviderError("no host of the fleet answers", suggestions=list(missing.values())[:3])
-        able, near, reasons = self.volumes.hosts_for(plan, facts, missing)
+        able, near, reasons = self._volumes.hosts_for(plan, facts, missing)
         try:
             return place(plan, able, missing=missing, near=near)
         except ValidationError as error:
@@ -261,7 +251,7 @@ class Ssh:
                 "rank": part["rank"],
                 "needs": [f"inbox/{name}" for name in secrets],
                 "slurm": slurm_job(plan) if plan.batch else None,
-                "mounts": [self._mount(one) for one in plan.mounts],
+                "mounts": self._mounts(plan),
                 "private_mounts": bool(plan.options.get("private_mounts")),
                 "numbers": {index: plan.number_of(index) for index in part["indices"]} if plan.batch else {},
             },
@@ -274,10 +264,9 @@ class Ssh:
             remote.send(files_for(self.home, plan.bundle))
             remote.ask("submit", request)
 
-    def _mount(self, mount: Mount) -> dict[str, Any]:
-        if mount.kind == VOLUME:
-            return {"kind": "sshfs", "source": self.volumes.source_of(mount.source), "target": mount.target}
-        return {"kind": mount.kind, "source": mount.source, "target": mount.target}
+    def _mounts(self, plan: Plan) -> list[dict[str, str]]:
+        """As a runner takes them."""
+        return self._volumes.job(plan.mounts)
 
     def _marks(self, plan: Plan) -> list[tuple[str, str]]:
         """Which of the task and its elements are held or cancelled already: names, each with `hold` or `cancel`."""
@@ -357,36 +346,12 @@ class Ssh:
             return False
         return is_cancelled or any(records.final(one) for one in {task_id, task_id.partition("_")[0]})
 
-    def _over(self, marks: Mapping[str, Mapping[str, Any]]) -> set[str]:
-        """Which of these tasks have ended, by what is noted of each where it holds a volume."""
-        found = self.allocations(list(marks))
-        over = set()
-        for one, mark in marks.items():
-            parts = [each.machines for each in found if each.task_id and one in (each.task_id, _base(each.task_id))]
-            is_on_record = (self.home / "record" / _base(one)).exists()
-            most = _UNKNOWN_SECONDS if mark["client"] == self.volumes.client else _UNKNOWN_TO_US_SECONDS
-            is_over = self._is_over(one) if is_on_record else mark["age"] > most
-            if all(part is Machines.GONE for part in parts) if parts else is_over:
-                over.add(one)
-        return over
-
-    def _plan_of(self, task_id: str) -> Plan | None:
-        try:
-            return Records(self.home).get(task_id).plan
-        except TaskNotFoundError:
-            return None
-
     def _where_forgotten(self, task_id: str) -> list[str]:
         """Where to look for what left its record: on all hosts. Nowhere for what was not placed yet."""
         return [] if (self.home / "record" / task_id.partition("_")[0]).exists() else list(self.fleet.hosts)
 
 
-def _base(task_id: str) -> str:
-    """The array of an element; any other task as it is."""
-    return task_id.partition("_")[0]
-
-
-def _look(remote: Remote, task_ids: list[str] | None) -> dict[str, Any]:
+def look(remote: Remote, task_ids: list[str] | None) -> dict[str, Any]:
     """What a host tells of tasks, and by how many seconds its clock is `ahead` at least."""
     before = time.time()
     told: dict[str, Any] = remote.ask("look", task_ids)

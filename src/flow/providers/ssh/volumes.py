@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from flow.dependencies import ended_before
 from flow.durable import Lock, write_durably
-from flow.errors import FlowError, ProviderError, ResourceNotFoundError, StorageError, ValidationError, did_you_mean
-from flow.machines import Volume
+from flow.errors import (
+    FlowError,
+    ProviderError,
+    ResourceNotFoundError,
+    StorageError,
+    TaskNotFoundError,
+    ValidationError,
+    did_you_mean,
+)
+from flow.machines import Allocation, Machines, Volume
 from flow.mounts import VOLUME, Mount
 from flow.node import host_volumes as program
 from flow.plan import Plan
 from flow.providers.ssh.fleet import Fleet
 from flow.providers.ssh.placing import fits, room
+from flow.record import Records
 from flow.remote import Remote
+from flow.status import Want
 
 _NEEDS = ("mount_points", "fuse", "remains", "sshfs")
 _FIELDS = [one.name for one in fields(Volume) if one.name not in ("used_by", "folder", "region")]
+
+
+# How long a volume is held for a task that no host knows: one of ours may be about to be written down, one of another
+# client's may wait there for its time.
+_OURS_SECONDS, _THEIRS_SECONDS = 60.0, 86400.0
 
 
 class _Remote(Remote):
@@ -41,22 +57,18 @@ class _Remote(Remote):
 class FleetVolumes:
     """Folders as volumes; their size is noted and not enforced, and they cost nothing. A volume's region is its host.
 
-    over: which of these tasks have ended; with each goes what is noted of it: `client`, `age` (seconds).
-    plan_of: of a task; None where it is not on record.
-    choose: the host for a volume that a plan's task is to have.
+    allocations: as the provider's. choose: the host for a volume that a plan's task is to have.
     """
 
     def __init__(
         self,
         home: Path,
         fleet: Fleet,
-        *,
-        over: Callable[[Mapping[str, Mapping[str, Any]]], set[str]],
-        plan_of: Callable[[str], Plan | None],
+        allocations: Callable[[Collection[str]], Sequence[Allocation]],
         choose: Callable[[Plan], str],
     ) -> None:
-        self._fleet, self._over, self._plan_of, self._choose = fleet, over, plan_of, choose
-        self.client = f"{socket.gethostname()}:{home}"
+        self._records, self._fleet, self._allocations, self._choose = Records(home), fleet, allocations, choose
+        self._client = f"{socket.gethostname()}:{home}"
         self._file = home / "ssh" / "volumes.json"  # what each host told last
         self._remotes: dict[str, Remote] = {}
 
@@ -105,8 +117,8 @@ class FleetVolumes:
     def attach(self, volume_id: str, plan: Plan, *, ephemeral: bool = False) -> str:
         """Leave the task's name in the volume's folder."""
         host, values = self._known(volume_id)
-        mark = {"client": self.client, "ephemeral": ephemeral}
-        may = {plan.task_id.partition("_")[0]} if values["interface"] == "block" else None
+        mark = {"client": self._client, "ephemeral": ephemeral}
+        may = {_base(plan.task_id)} if values["interface"] == "block" else None
         others = self._ask(host, "hold", volume_id, plan.task_id, mark, may and sorted(may))
         if others and may is not None:
             may |= ended_before(plan, self._plan_of) | self._over(others)
@@ -133,6 +145,15 @@ class FleetVolumes:
         host, values = self._known(volume_id)
         ways = dict.fromkeys((self._told()[host]["way"], self._fleet.hosts[host].target))
         return f"{','.join(one for one in ways if one)}:{values['folder']}"
+
+    def job(self, mounts: Sequence[Mount]) -> builtins.list[dict[str, str]]:
+        """Mounts as a runner takes them."""
+        return [
+            {"kind": "sshfs", "source": self.source_of(one.source), "target": one.target}
+            if one.kind == VOLUME
+            else {"kind": one.kind, "source": one.source, "target": one.target}
+            for one in mounts
+        ]
 
     def hosts_for(
         self, plan: Plan, facts: Mapping[str, Mapping[str, Any]], missing: Mapping[str, str]
@@ -174,6 +195,31 @@ class FleetVolumes:
                 if why:
                     return f"`{name}` cannot have the volume `{mount.name}`, which is on {host}: {why}"
         return ""
+
+    # -- who holds one
+
+    def _over(self, marks: Mapping[str, Mapping[str, Any]]) -> set[str]:
+        """Which of these tasks have ended, by what is noted of each where it holds a volume: `client`, `age`."""
+        machines: dict[str, list[Machines]] = {}
+        for one in self._allocations(list(marks)) if marks else ():
+            for name in {one.task_id or "", _base(one.task_id or "")}:
+                machines.setdefault(name, []).append(one.machines)
+        over = {name for name in marks if all(one is Machines.GONE for one in machines.get(name, [None]))}
+        return over | {name for name in marks if name not in machines and self._is_over(name, marks[name])}
+
+    def _is_over(self, task_id: str, mark: Mapping[str, Any]) -> bool:
+        """The same of a task that no host knows."""
+        try:
+            is_cancelled = self._records.intent(task_id).want is Want.CANCEL
+            return is_cancelled or any(self._records.final(one) for one in {task_id, _base(task_id)})
+        except TaskNotFoundError:
+            return bool(mark["age"] > (_OURS_SECONDS if mark["client"] == self._client else _THEIRS_SECONDS))
+
+    def _plan_of(self, task_id: str) -> Plan | None:
+        try:
+            return self._records.get(task_id).plan
+        except TaskNotFoundError:
+            return None
 
     # -- what the hosts tell
 
@@ -248,6 +294,11 @@ class FleetVolumes:
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with Lock(self._file.with_suffix(".lock")):
             yield
+
+
+def _base(task_id: str) -> str:
+    """The array of an element; any other task as it is."""
+    return task_id.partition("_")[0]
 
 
 def _volume(host: str, values: Mapping[str, Any]) -> Volume:
