@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from flow.client import Flow
 from flow.errors import ProviderError, ResourceNotFoundError, StorageError, ValidationError
 from flow.machines import Volume
 from flow.task import Task
+from tests.support.aws import Aws
 from tests.support.commands import flow as command
 from tests.support.components import require
 from tests.support.containers import IMAGE
@@ -235,7 +237,8 @@ def test_nothing_stays_mounted_however_it_ends(client: Flow, fleet: Fleet, end: 
     fleet.acquaint()
     volume = client.create_volume(1, "disk", region="gpu2")
     task = running(client, "echo 1 > /data/one; sleep 1000", region="gpu1", volumes={"/data": "disk"})
-    far = fleet.hosts["gpu1"]
+    far, written = fleet.hosts["gpu1"], f"test -s {data(fleet.hosts['gpu2'], volume)}/one"
+    assert wait_until(lambda: fleet.hosts["gpu2"].run(written, check=False).returncode == 0, seconds=20)
     assert is_mounted(far)
     folder = f"/root/.flow-host/tasks/{task}/1/0"
     if end == "runner":
@@ -330,3 +333,19 @@ def test_a_container_has_a_volume_of_another_host(empty_fleet: Fleet, monkeypatc
     assert (task.wait(timeout=60), task.reason) == ("completed", "")
     assert gpu2.run(f"cat {data(gpu2, volume)}/one {data(gpu2, late)}/two").stdout == "1\n2\n"
     assert left(empty_fleet.hosts["gpu1"]) == ""
+
+
+def test_objects_of_s3_are_read_on_a_host(
+    client: Flow, fleet: Fleet, aws: Aws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("s3fs", "S3 is mounted")
+    aws.bucket("bucket", {"set/a.txt": b"hello\n"})
+    for name, value in {**aws.access, "AWS_ENDPOINT_URL": "http://127.0.0.1:9000"}.items():
+        monkeypatch.setenv(name, value)
+    there = ["ssh", "-F", fleet.config, "-N", "-R", f"9000:{aws.url.rpartition('/')[2]}", "gpu1"]
+    with subprocess.Popen(there, stdin=subprocess.DEVNULL) as tunnel:
+        asks = "grep -q ':2328 .* 0A' /proc/net/tcp"  # 9000, and that somebody listens
+        assert wait_until(lambda: fleet.hosts["gpu1"].run(asks, check=False).returncode == 0, seconds=20)
+        task = finished(client, "cat /data/a.txt", region="gpu1", mounts="s3://bucket/set")
+        assert (task.status, task.logs()) == ("completed", "hello\n"), task.reason
+        tunnel.terminate()
