@@ -37,6 +37,8 @@ def observe(
         collect(provider, records, allocations)
         outcome = records.set_final(task_id, outcome)
         if provider.capabilities.rents:
+            for element, end in outcomes.items():  # nobody tells them once the machines are gone
+                records.set_final(element, end)
             with contextlib.suppress(FlowError):  # else the attendant does
                 provider.release(task_id)
     elif outcome.state.is_final:

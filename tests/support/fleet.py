@@ -48,6 +48,11 @@ done
 _CLEAN = """
 rm -f /etc/ld.so.preload
 kill -9 -1
+for one in "$1" /tmp /var/tmp /dev/shm; do # for -xdev goes into what is mounted from the same disk
+  while at=$(awk -v below="$one/" 'index($5, below) == 1 { print $5; exit }' /proc/self/mountinfo) && [ -n "$at" ]; do
+    umount -l "$at" || exit
+  done
+done
 find "$1" /tmp /var/tmp /dev/shm -xdev -mindepth 1 -delete
 """
 _GIVE_KEY = """

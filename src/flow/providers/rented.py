@@ -93,6 +93,7 @@ class Rented(Ssh):
         super().__init__(home, options)
         self.fleet: RentedFleet = RentedFleet(home, options, self._end_what_is_over)
         self._seen: dict[str, tuple[float, list[Rental]]] = {}  # by task: when, and what
+        self._machines: dict[str, list[str]] = {}  # by task: to which there is a way
 
     # -- what each cloud does
 
@@ -150,6 +151,8 @@ class Rented(Ssh):
         found: dict[str, Rental] = {}
         for rental in self._rentals(bases):
             found.setdefault(rental.task_id or rental.rental_id, rental)
+            if rental.state is not Machines.UP:
+                self._hang_up(str(rental.task_id))
         told = self._looked_at([one for one in found.values() if self._can_look(one)])
         allocations = [one for rental in found.values() for one in self._allocations(rental, told)]
         if task_ids is None:
@@ -210,6 +213,7 @@ class Rented(Ssh):
             return False
         for one in rental.machines:
             self.fleet.ways[one.name] = self.way_to(rental, one)
+        self._machines[rental.task_id] = [one.name for one in rental.machines]
         return True
 
     def _looked_at(self, rentals: Sequence[Rental]) -> dict[str, Any]:
@@ -329,16 +333,20 @@ class Rented(Ssh):
     def _give_back(self, task_id: str, rental: Rental | None) -> None:
         """And prove it gone; what may still appear, as it was asked for just now, is looked for again."""
         self._seen.pop(task_id, None)
+        self._hang_up(task_id)
         if rental:
-            for one in rental.machines:
-                if way := self.fleet.ways.pop(one.name, None):
-                    way.hang_up()
             self.end(rental)
         asked = self._held / task_id
         if self._live(task_id) is not None or (rental is None and self._may_come(asked)):
             return
         self.forget_task(task_id)
         asked.unlink(missing_ok=True)
+
+    def _hang_up(self, task_id: str) -> None:
+        """End the connections to its machines: one to a machine that is gone would be waited for."""
+        for name in self._machines.pop(task_id, ()):
+            if way := self.fleet.ways.pop(name, None):
+                way.hang_up()
 
     def _may_come(self, asked: Path) -> bool:
         try:

@@ -207,7 +207,7 @@ def _check_bid(cloud: Cloud, given: Json) -> None:
 
 
 def _check_price(cloud: Cloud, instance_type: str, region: str, cents: int) -> None:
-    lane = cloud.lane(instance_type, region)
+    lane = cloud.find_lane(instance_type, region)
     if not lane:
         raise RefusedError(400, "Instance type is not available in this region")
     if cents < lane.minimum_cents:

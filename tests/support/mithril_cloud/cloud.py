@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.components import require
 from tests.support.fleet import Fleet, Host
 from tests.support.mithril_cloud import account, bids, catalogue, goods, storage
 from tests.support.mithril_cloud.checks import RefusedError
@@ -54,6 +55,7 @@ _ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("GET", "/v2/reservation", storage.list_reservations),
     ("POST", "/v2/reservation", storage.create_reservation),
     ("GET", "/v2/reservation/{fid}", storage.show_reservation),
+    ("PATCH", "/v2/reservation/{fid}", storage.change_reservation),
     ("POST", "/v2/reservation/{fid}/extend", storage.extend_reservation),
 )
 _PATTERNS = [(verb, re.compile(path.replace("{fid}", "(?P<fid>[^/]+)")), do) for verb, path, do in _ROUTES]
@@ -62,8 +64,10 @@ _PATTERNS = [(verb, re.compile(path.replace("{fid}", "(?P<fid>[^/]+)")), do) for
 class Cloud:
     """`with serve(folder) as cloud:` — `cloud.url` and `cloud.key` are all that a client needs.
 
-    `spot` has the market, its lanes and what machines do; `faults` what goes wrong on the wire; `clock` the time. Each
-    is as new after `reset`.
+    `spot` says how long machines take to boot and to be taken away, `lane` what is paid and to be had where, `faults`
+    what goes wrong on the wire, `clock` the time; all of it is as new after `reset`. It is as unkind as the API allows:
+    a bid is open before it is allocated, the instances of one bid are listed in any order, one comes back with another
+    address, and a page has 20 entries if nothing else is asked for.
     """
 
     def __init__(self, fleet: Fleet) -> None:
@@ -71,7 +75,7 @@ class Cloud:
         self.changed = threading.Condition(threading.RLock())
         self.clock, self.faults = Clock(), Faults()
         self.machines = Machines(fleet, self.changed)
-        self.server = Server(fleet.gateway, self.handle, self.faults)
+        self.server = Server(fleet.gateway, self.handle, faults=self.faults, clock=self.clock)
         self.url = self.server.url
         self._fill()
         self._is_open = True
@@ -90,7 +94,7 @@ class Cloud:
         first = ApiKey("laptop", now, now + 90 * 86400)
         self.api_keys, self.key = {first.fid: first}, first.secret
         self.spot = Spot(self.machines, catalogue.lanes(), catalogue.TYPES)
-        self.machines.pretended = False
+        self.machines.pretended = self.machines.has_docker = False
         self.faults.clear()
         self.server.requests.clear()
 
@@ -128,25 +132,29 @@ class Cloud:
             self.spot.look(self.clock.now())
             self.changed.notify_all()
 
-    def lane(self, instance_type: str, region: str) -> Lane | None:
+    def lane(self, instance_type: str, region: str) -> Lane:
         """By fid or by name; of several with one name that which is sold in the region."""
-        names = {one.fid: one.name for one in self.spot.types.values()}
-        for one in self.spot.lanes:
-            if one.region == region and instance_type in (one.instance_type, names[one.instance_type]):
-                return one
-        return None
+        lane = self.find_lane(instance_type, region)
+        assert lane, f"no {instance_type} in {region}"
+        return lane
+
+    def find_lane(self, instance_type: str, region: str) -> Lane | None:
+        named = {one.fid for one in self.spot.types.values() if instance_type in (one.fid, one.name)}
+        return next((one for one in self.spot.lanes if one.region == region and one.instance_type in named), None)
 
     def bid(self, name: str) -> Bid:
         """The newest of that name or fid."""
-        return [one for one in self.spot.bids.values() if name in (one.fid, one.name)][-1]
+        with self.changed:
+            return [one for one in self.spot.bids.values() if name in (one.fid, one.name)][-1]
 
     def await_bid(self, name: str, status: str, *, seconds: float = 30) -> Bid:
         """When it has that status; for `Allocated` when all of its instances run and answer."""
 
         def is_there() -> bool:
-            bid = self.bid(name)
-            runs = all(one.status == "STATUS_RUNNING" for one in bid.instances)
-            return bid.status == status and (status != "Allocated" or runs)
+            with self.changed:
+                bid = self.bid(name)
+                runs = all(one.status == "STATUS_RUNNING" for one in bid.instances)
+                return bid.status == status and (status != "Allocated" or runs)
 
         assert wait_until(is_there, seconds=seconds), self.describe(name)
         return self.bid(name)
@@ -160,6 +168,11 @@ class Cloud:
         assert host, self.describe(name)
         return host
 
+    def give_docker(self) -> None:
+        """Have a Docker on machines from now on, with the image of `tests.support.containers`; skips without one."""
+        require("dockerd", "containers run on machines of the cloud")
+        self.machines.has_docker = True
+
     def crash(self, name: str, rank: int = 0) -> None:
         """Its machine dies; the bid stays, and is paid for."""
         one = self.instance(name, rank)
@@ -171,7 +184,6 @@ class Cloud:
         """Others bid more from now on; `lane(...).price_cents` lets it come back."""
         bid = self.bid(name)
         lane = self.lane(bid.instance_type, bid.region)
-        assert lane
         with self.changed:
             lane.price_cents = bid.limit_cents + 1
             self.changed.notify_all()
@@ -183,7 +195,8 @@ class Cloud:
 
     def billed(self) -> list[str]:
         """Names of the bids that cost money at this moment."""
-        return [one.name for one in self.spot.bids.values() if one.bill.rate]
+        with self.changed:
+            return [one.name for one in self.spot.bids.values() if one.bill.rate]
 
     def describe(self, name: str) -> str:
         """For a person who wonders."""

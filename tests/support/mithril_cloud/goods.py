@@ -39,7 +39,7 @@ def list_availability(cloud: Cloud, request: Request) -> Answer:
                 "instance_type": one.instance_type,
                 "region": one.region,
                 "capacity": cloud.free(one),
-                "last_instance_price": dollars(one.clearing_cents or one.price_cents),
+                "last_instance_price": dollars(one.clearing_cents),
                 "lowest_allocated_price": dollars(one.price_cents + 5),
                 "adjustable_memory": False,
                 "default_image_version": "imgver_1",
@@ -51,10 +51,10 @@ def list_availability(cloud: Cloud, request: Request) -> Answer:
 
 def show_price(cloud: Cloud, request: Request) -> Answer:
     asked = read_fields(request.query, {"instance_type": Field(text), "region": Field(text)}, "query")
-    lane = cloud.lane(asked["instance_type"], asked["region"])
+    lane = cloud.find_lane(asked["instance_type"], asked["region"])
     if not lane:
         raise RefusedError(404, "No price for this instance type in this region")
-    spot = lane.clearing_cents or lane.price_cents
+    spot = lane.clearing_cents
     return answer(
         200,
         {

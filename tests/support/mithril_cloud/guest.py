@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.containers import IMAGE, image_archive
 from tests.support.mithril_cloud import systemctl
 
 SCRIPT = "var/lib/foundry/startup_script.sh"
@@ -26,7 +27,8 @@ for one in $devices; do
   ln -s "../../$name" "/dev/disk/by-id/virtio-$volume"
 done
 cd /
-[ ! -e /var/lib/foundry/booted ] || exec systemctl boot
+[ ! -e /etc/systemd/system/multi-user.target.wants ] || systemctl boot
+[ ! -e /var/lib/foundry/booted ] || exit
 touch /var/lib/foundry/booted
 [ ! -e /{SCRIPT} ] || exec env -i PATH="$PATH" LANG=C.UTF-8 /bin/bash /{SCRIPT} >/{LOG} 2>&1
 """
@@ -41,6 +43,13 @@ name=${name%%.mithril.internal:*}
 }
 exec mount -i --bind "/run/shares/$name" "$target"
 """
+_DOCKER = f"""\
+[Service]
+ExecStart=/usr/sbin/dockerd --bridge=none --iptables=false --ip-forward=false
+ExecStartPost=/bin/sh -c 'until docker version; do sleep 0.05; done; docker import /var/cache/image.tar {IMAGE}'
+[Install]
+WantedBy=multi-user.target
+"""
 _PORT_FORWARDER = """\
 #!/bin/bash
 echo "port $1 is public"
@@ -50,16 +59,16 @@ exec sleep infinity
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """What is attached for one boot: `device` is a loop device of this machine, a share a folder."""
+    """What is attached for one boot: block devices of this machine, and folders."""
 
-    devices: Mapping[str, str]  # by volume
+    devices: Mapping[str, int]  # their numbers by volume
     shares: Mapping[str, Path]  # by name
 
 
 def furnish(folder: Path, keys: Sequence[str], script: str | None) -> None:
     """Add to a disk that was just installed what the cloud's image has, and what this bid gave it."""
     root, etc = folder / "root", folder / "etc.new"
-    for name in ("var/lib/foundry", "var/log/foundry", "opt/mithril", "mnt/local"):
+    for name in ("var/lib/foundry", "var/log/foundry", "opt/mithril"):
         (root / name).mkdir(parents=True, exist_ok=True)
     if script is not None:
         (root / SCRIPT).write_text(script)
@@ -81,26 +90,36 @@ def furnish(folder: Path, keys: Sequence[str], script: str | None) -> None:
     _program(folder / "local/bin/foundrypf", _PORT_FORWARDER)
 
 
-def prepare_boot(folder: Path, name: str, *, private_ip: str, nodes: Mapping[str, str], attached: Attached) -> None:
-    """What is another at each boot; `nodes` has the address of every node of the bid by its name."""
+def add_docker(folder: Path) -> None:
+    """One that runs from the first boot on, with a small image in it."""
+    (folder / "root/var/cache/image.tar").write_bytes(image_archive())
+    units = folder / "etc.new/systemd/system"
+    (units / "docker.service").write_text(_DOCKER)
+    (units / "multi-user.target.wants").mkdir()
+    (units / "multi-user.target.wants/docker.service").symlink_to("/etc/systemd/system/docker.service")
+
+
+def prepare_boot(folder: Path, name: str, nodes: Mapping[str, str], attached: Attached, *, elsewhere: bool) -> None:
+    """What is another at each boot; `nodes` has the private address of every node of the bid by its name.
+
+    `elsewhere`: on another machine than before, which has a local disk of its own, and nothing was announced there.
+    """
     hosts = [f"{address} {node}" for node, address in nodes.items()]
     (folder / "etc.new/hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
     (folder / "etc.new/hostname").write_text(f"{name}\n")
-    numbers = {volume: Path(device).stat().st_rdev for volume, device in attached.devices.items()}
     devices = [
         f"vd{chr(ord('b') + at)}:{os.major(number)}:{os.minor(number)}:{volume}"
-        for at, (volume, number) in enumerate(numbers.items())
+        for at, (volume, number) in enumerate(attached.devices.items())
     ]
-    (folder / "local/etc/boot").write_text(f"private_ip={private_ip}\ndevices='{' '.join(devices)}'\n")
+    (folder / "local/etc/boot").write_text(f"private_ip={nodes[name]}\ndevices='{' '.join(devices)}'\n")
     shares = folder / "shares"
     shutil.rmtree(shares, ignore_errors=True)
     shares.mkdir()
     for share, exported in attached.shares.items():
         (shares / share).symlink_to(exported)
-    (folder / "root" / SIGNAL).unlink(missing_ok=True)
-    local = folder / "root/mnt/local"  # such a disk does not outlive the machine
-    shutil.rmtree(local, ignore_errors=True)
-    local.mkdir()
+    if elsewhere:
+        (folder / "root" / SIGNAL).unlink(missing_ok=True)
+        shutil.rmtree(folder / "root/mnt/local", ignore_errors=True)
 
 
 def announce(folder: Path, instance_status: str, bid_status: str, end_time: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import threading
@@ -16,7 +17,7 @@ from typing import Literal
 
 from tests.support.fleet import Fleet, Host
 from tests.support.fleet_disk import Machine, install
-from tests.support.mithril_cloud.guest import Attached, announce, furnish, prepare_boot
+from tests.support.mithril_cloud.guest import Attached, add_docker, announce, furnish, prepare_boot
 from tests.support.mithril_cloud.records import InstanceType, Volume
 from tests.support.processes import wait_until
 
@@ -52,15 +53,17 @@ class Slot:
     actual: Power = "gone"
     wanted: Power = "gone"
     at_work: bool = False
+    is_elsewhere: bool = True  # than when it last booted
     announced: bool = False
     failure: str = ""
-    loops: dict[str, str] = field(default_factory=dict)
+    loops: dict[str, int] = field(default_factory=dict)  # the open device of each block volume
 
 
 class Machines:
     """`changed` guards all of it, and is notified when a machine is as it is wanted."""
 
     def __init__(self, fleet: Fleet, changed: threading.Condition) -> None:
+        self.has_docker = False  # on disks that are made from now on
         self.pretended = False  # no machine is booted; instances only say so
         self._fleet, self._changed = fleet, changed
         self._slots: dict[str, Slot] = {}
@@ -75,7 +78,7 @@ class Machines:
         slot.number = self._numbers.popleft()  # the one that was given back the longest ago
         if self.pretended:
             self._numbers.append(slot.number)
-        slot.announced = False
+        slot.is_elsewhere, slot.announced = True, False
         return f"10.66.{self._fleet.number}.{slot.number}"
 
     def address(self, fid: str) -> str:
@@ -165,18 +168,19 @@ class Machines:
         if not host.folder.exists():
             install(machine, host.folder, self._fleet.folder / "user.pub")
             furnish(host.folder, setup.keys, setup.script)
+            if self.has_docker:
+                add_docker(host.folder)
         slot.host = self._fleet.hosts[slot.fid] = host
-        private = setup.nodes[setup.name]
-        prepare_boot(
-            host.folder, setup.name, private_ip=private, nodes=setup.nodes, attached=self._attach(slot, setup.volumes)
-        )
+        attached = self._attach(slot, setup.volumes)
+        prepare_boot(host.folder, setup.name, setup.nodes, attached, elsewhere=slot.is_elsewhere)
+        slot.is_elsewhere = False
         host.start()
 
     def _end(self, slot: Slot, *, gone: bool) -> None:
         if slot.host:
             slot.host.power_off()
         for device in slot.loops.values():
-            subprocess.run(["losetup", "--detach", device], check=True)
+            os.close(device)
         slot.loops.clear()
         if gone and slot.host:
             slot.host.reap()
@@ -191,11 +195,9 @@ class Machines:
         for volume in volumes:
             if volume.interface == "Block" and volume.fid not in slot.loops:
                 assert wait_until(partial(self._is_free, volume.fid)), f"{volume.fid} is attached elsewhere"
-                words: list[str | Path] = ["losetup", "--find", "--show", volume.backing]
-                made = subprocess.run(words, capture_output=True, text=True, check=True)
-                slot.loops[volume.fid] = made.stdout.strip()
+                slot.loops[volume.fid] = _open_device(volume.backing)
         shares = {one.name: one.backing for one in volumes if one.interface == "File"}
-        return Attached(dict(slot.loops), shares)
+        return Attached({fid: os.fstat(one).st_rdev for fid, one in slot.loops.items()}, shares)
 
     def _is_free(self, volume: str) -> bool:
         """Whether the machine that had it last has let go of it."""
@@ -213,6 +215,15 @@ def make_backing(folder: Path, fid: str, interface: str, size_gb: int) -> Path:
     with path.open("wb") as file:
         file.truncate(max(16, size_gb) << 20)
     return path
+
+
+def _open_device(backing: Path) -> int:
+    """A loop device that is gone when this, and whoever mounted it, lets go of it: it does not outlive the tests."""
+    words: list[str | Path] = ["losetup", "--find", "--show", backing]
+    device = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    opened = os.open(device, os.O_RDONLY)
+    subprocess.run(["losetup", "--detach", device], check=True)
+    return opened
 
 
 def remove_backing(path: Path) -> None:

@@ -25,8 +25,11 @@ class Lane:
     capacity: int
     minimum_cents: int = 25
     reserved_cents: int = 290
-    clearing_cents: int = 0  # what is paid now
-    past: list[tuple[float, int]] = field(default_factory=list)  # when it began to be paid, and what
+    clearing_cents: int = field(init=False)  # what is paid now
+    past: list[tuple[float, int]] = field(init=False)  # since when which price is paid, in order
+
+    def __post_init__(self) -> None:
+        self.clearing_cents, self.past = self.price_cents, [(0.0, self.price_cents)]
 
 
 def settle(bids: Sequence[Wanted], price_cents: int, capacity: int) -> tuple[list[Wanted], int]:
@@ -47,5 +50,4 @@ def settle(bids: Sequence[Wanted], price_cents: int, capacity: int) -> tuple[lis
 
 def price_at(lane: Lane, moment: float) -> int:
     """What was paid then."""
-    earlier = [cents for begin, cents in lane.past if begin <= moment]
-    return earlier[-1] if earlier else lane.past[0][1] if lane.past else lane.price_cents
+    return [cents for begin, cents in lane.past if begin <= moment][-1]

@@ -253,11 +253,11 @@ class Reservation:
     quantity: int
     start: float
     end: float
-    canceled: bool = False
+    paused: bool = False
     fid: str = field(default_factory=lambda: new_fid("res"))
 
     def json(self, now: float) -> Json:
-        status = "Canceled" if self.canceled else "Pending" if now < self.start else "Active"
+        status = "Pending" if now < self.start else "Paused" if self.paused else "Active"
         hours = (self.end - self.start) / 3600
         return {
             "fid": self.fid,

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from tests.support.mithril_cloud.checks import RefusedError
+from tests.support.mithril_cloud.clock import Clock
 from tests.support.mithril_cloud.faults import Answer, Faults, answer
 from tests.support.mithril_cloud.records import new_fid
 
@@ -65,9 +66,9 @@ class Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, host: str, handle: Handle, faults: Faults) -> None:
+    def __init__(self, host: str, handle: Handle, *, faults: Faults, clock: Clock) -> None:
         super().__init__((host, 0), _Handler)
-        self.handle, self.faults = handle, faults
+        self.handle, self.faults, self.clock = handle, faults, clock
         self.requests: list[Request] = []
         self.open_ones = set[socket.socket]()
         self.url = f"http://{host}:{self.server_address[1]}"
@@ -134,6 +135,9 @@ class _Handler(BaseHTTPRequestHandler):
         return fault.change(right) if fault else right
 
     do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = _respond  # noqa: N815
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string(self.server.clock.now())
 
     def log_message(self, *_: Any) -> None:
         pass

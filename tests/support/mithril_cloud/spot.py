@@ -92,6 +92,7 @@ class Spot:
             one.boot_at, one.status = now + self.boot_seconds, "STATUS_NEW"
             if self.runs_before_it_answers:
                 self._answer(bid, one)
+        for one in bid.instances:  # when all have their addresses
             self._watch(bid, one, now)
 
     def _watch(self, bid: Bid, one: Instance, now: float) -> None:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.support.mithril_cloud.checks import Field, RefusedError, integer, moment, name, one_of, read_fields, text
+from tests.support.mithril_cloud.checks import (
+    Field,
+    RefusedError,
+    boolean,
+    integer,
+    moment,
+    name,
+    one_of,
+    read_fields,
+    text,
+)
 from tests.support.mithril_cloud.faults import Answer, answer
 from tests.support.mithril_cloud.machines import make_backing, remove_backing
 from tests.support.mithril_cloud.records import Reservation, Volume, new_fid
@@ -97,6 +107,14 @@ def create_reservation(cloud: Cloud, request: Request) -> Answer:
 
 def show_reservation(cloud: Cloud, request: Request, fid: str) -> Answer:
     return answer(200, _reservation(cloud, fid).json(cloud.clock.now()))
+
+
+def change_reservation(cloud: Cloud, request: Request, fid: str) -> Answer:
+    given = read_fields(request.json(), {"paused": Field(boolean, needed=False)})
+    one = _reservation(cloud, fid)
+    if given["paused"] is not None:
+        one.paused = given["paused"]
+    return answer(200, one.json(cloud.clock.now()))
 
 
 def extend_reservation(cloud: Cloud, request: Request, fid: str) -> Answer:

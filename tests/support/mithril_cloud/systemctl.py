@@ -1,10 +1,10 @@
 """`systemctl` for machines without systemd: services of /etc/systemd/system that are started, kept and enabled.
 
-Of a unit it knows Type (oneshot or else), Environment, EnvironmentFile, WorkingDirectory, User, ExecStartPre,
-ExecStart, ExecStopPost, Restart (no, always, on-failure), RestartSec, TimeoutStopSec, RemainAfterExit, StandardOutput=append:FILE;
-what is written otherwise is in /var/log/units/UNIT.log. Order and dependencies it does not know: what is enabled starts
-at each boot, all at once, when network and sshd are there. Called as `poweroff`, `halt`, `shutdown` or `reboot` it ends
-the services and then the machine. Standard library only: it runs on the machine.
+Of a unit it knows After, Type (oneshot or else), Environment, EnvironmentFile, WorkingDirectory, User, ExecStartPre,
+ExecStart, ExecStartPost, ExecStopPost, Restart (no, always, on-failure), RestartSec, TimeoutStopSec, RemainAfterExit
+and StandardOutput=append:FILE; what is written otherwise is in /var/log/units/UNIT.log. What is enabled starts at each
+boot, when network and sshd are there; nothing is started because another unit wants it. Called as `poweroff`, `halt`,
+`shutdown` or `reboot` it ends the services and then the machine. Standard library only: it runs on the machine.
 """
 
 from __future__ import annotations
@@ -53,10 +53,16 @@ def do(verb: str, name: str, *, now: bool) -> int:
 
 
 def boot() -> int:
-    """Start all that is enabled, and wait for none of it."""
-    for one in WANTED.glob("*.service"):
+    """Start all that is enabled, each when those are up that it is to come after."""
+    enabled = {one.name for one in WANTED.glob("*.service")}
+    for name in enabled:
         if os.fork() == 0:
-            os._exit(start(one.name))
+            after = enabled.intersection(" ".join(parse((UNITS / name).read_text()).get("After", [])).split())
+            while any(read(one, "state") in ("", "activating") for one in after):
+                time.sleep(0.01)
+            os._exit(start(name))
+    for _ in enabled:
+        os.wait()
     return 0
 
 
@@ -157,6 +163,8 @@ class Keeper:
                 self.child = subprocess.Popen(split(line), **settings(self.unit))
                 write(self.name, "main", str(self.child.pid))
                 if not self.once:
+                    for then in self.unit.get("ExecStartPost", []):
+                        subprocess.run(split(then), **settings(self.unit))
                     write(self.name, "state", "active")
                     self.tell(b"y")
                 code = self.child.wait()

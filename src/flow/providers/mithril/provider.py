@@ -78,7 +78,8 @@ class Mithril(Rented):
     @property
     def volumes(self) -> Volumes:
         """Its volumes."""
-        return Volumes(self.account, self.home)
+        region = self._settings.get("region")
+        return Volumes(self.account, self.home, str(region) if region else None)
 
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:
         """Spot machines: what can be had now first, cheapest first."""
@@ -123,13 +124,16 @@ class Mithril(Rented):
             "name": plan.task_id,
             "launch_specification": {"volumes": volumes, "ssh_keys": list(keys.key_ids), "startup_script": script},
         }
-        try:
-            self.account.api.create(_BIDS, body)
-        except (NotKnownError, NameTakenError) as error:
-            if not self._has_come(plan):
-                raise
-            if isinstance(error, NameTakenError):
-                return
+        for is_last in (False, True):
+            try:
+                self.account.api.create(_BIDS, body)
+                break
+            except (NotKnownError, NameTakenError):
+                # looked for first, it may be asked for again: should it come late, then its name is taken
+                if self._has_come(plan):
+                    break
+                if is_last:
+                    raise
         self.note_answer(plan.task_id)
 
     def end(self, rental: Rental) -> None:

@@ -41,18 +41,19 @@ def path_of(volume_id: str) -> str:
 
 
 class Volumes:
-    """All of a project's. `home` is the folder of the records."""
+    """All of a project's. `home` is the folder of the records; region: where new ones go, if none is named."""
 
-    def __init__(self, account: Account, home: Path) -> None:
-        self._account, self._api, self._home = account, account.api, home
+    def __init__(self, account: Account, home: Path, region: str | None) -> None:
+        self._account, self._api, self._home, self._region = account, account.api, home, region
 
     def create(
         self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None, plan: Plan | None = None
     ) -> Volume:
         """Make one in a region. Raises ValidationError, QuotaExceededError."""
+        region = region or self._region
         if not region:
             raise ValidationError(
-                f"the volume `{name}` is to be in no region",
+                f"no region is named for the volume `{name}`",
                 suggestions=["name one by `--region`, or `flow config set mithril.region …`"],
             )
         body = {
