@@ -203,10 +203,11 @@ def test_a_volume_whose_host_is_away_is_known_and_said_to_be_there(client: Flow,
     for act in (
         lambda: client.run("true", volumes={"/data": "disk"}, upload_code=False),
         lambda: client.delete_volume("disk"),
-        lambda: client.create_volume(1, "other", region="gpu2"),
     ):
-        with pytest.raises(ProviderError, match="`gpu2` cannot be reached"):
+        with pytest.raises(ProviderError, match="the volume `disk` is on gpu2: `gpu2` cannot be reached"):
             act()
+    with pytest.raises(ProviderError, match="`gpu2` cannot be reached"):
+        client.create_volume(1, "other", region="gpu2")
     with pytest.raises(ValidationError, match="there is a volume `disk` already"):
         client.create_volume(2, "disk")
     assert client.create_volume(1, "other").region != "gpu2"

@@ -44,7 +44,7 @@ _OURS_SECONDS, _THEIRS_SECONDS = 60.0, 86400.0
 
 
 class _Remote(Remote):
-    """What it refuses."""
+    """What a host refuses is no sign that it is away."""
 
     def refusal(self, program: str, said: str) -> FlowError:
         if program == "volume":
@@ -107,7 +107,7 @@ class FleetVolumes:
     def delete(self, volume_id: str) -> None:
         """Remove the folder, with what is in it."""
         volume = _volume(*self._find(self._listed(), volume_id))
-        users = volume.used_by or self._ask(volume.region or "", "remove", volume_id)
+        users = volume.used_by or self._ask_of(volume_id, "remove")
         if users:
             raise ValidationError(
                 f"the volume `{volume.name}` is used by `{users[0]}`",
@@ -116,13 +116,13 @@ class FleetVolumes:
 
     def attach(self, volume_id: str, plan: Plan, *, ephemeral: bool = False) -> str:
         """Leave the task's name in the volume's folder."""
-        host, values = self._known(volume_id)
+        values = self._known(volume_id)[1]
         mark = {"client": self._client, "ephemeral": ephemeral}
         may = {_base(plan.task_id)} if values["interface"] == "block" else None
-        others = self._ask(host, "hold", volume_id, plan.task_id, mark, may and sorted(may))
+        others = self._ask_of(volume_id, "hold", plan.task_id, mark, may and sorted(may))
         if others and may is not None:
             may |= ended_before(plan, self._plan_of) | self._over(others)
-            others = self._ask(host, "hold", volume_id, plan.task_id, mark, sorted(may))
+            others = self._ask_of(volume_id, "hold", plan.task_id, mark, sorted(may))
         if others:
             holder = min(others)
             raise ValidationError(
@@ -171,21 +171,17 @@ class FleetVolumes:
                 why = missing.get(host, "it is not in the fleet any more")
                 raise ProviderError(f"the volume `{mount.name}` is on {host}: {why}")
         near = {name for name in facts if set(at.values()) <= {name}}
-        count = len(plan.elements.indices) if plan.elements else plan.nodes
-        if plan.elements and plan.elements.at_once:
-            count = min(count, plan.elements.at_once)
-        have_room = sum(room(plan, facts[name]) for name in near if fits(plan, facts[name]))
-        if have_room >= count and (plan.elements or plan.nodes == 1):
-            asked = near if plan.region is None else near & {plan.region}
-        else:
-            asked = set(facts)
-        if plan.region is not None:
-            asked |= {plan.region} & set(facts)
-        far = sorted(asked - near)
-        told = self._fleet.ask_each(far, lambda name, _: self._why_out_of_reach(name, at))
-        reasons = {name: str(told[name]) for name in far if told[name]}
+        asked = _asked(plan, facts, near)
+        told = self._fleet.ask_each(sorted(asked - near), lambda name, _: self._why_out_of_reach(name, at))
+        reasons = {name: str(why) for name, why in told.items() if why}
         if plan.region in reasons:
-            raise ValidationError(reasons[plan.region])
+            raise ValidationError(
+                reasons[plan.region],
+                suggestions=[
+                    f"run it on {next(iter(at.values()))}",
+                    "or see to it that `ssh` gets from one to the other",
+                ],
+            )
         return {name: facts[name] for name in facts if name in asked and name not in reasons}, near, [*reasons.values()]
 
     def _why_out_of_reach(self, name: str, at: Mapping[Mount, str]) -> str:
@@ -288,12 +284,31 @@ class FleetVolumes:
             raise answer
         return answer
 
+    def _ask_of(self, volume_id: str, verb: str, *words: Any) -> Any:
+        """The answer of its host, which may not be there."""
+        host, values = self._known(volume_id)
+        try:
+            return self._ask(host, verb, volume_id, *words)
+        except ProviderError as error:
+            raise ProviderError(
+                f"the volume `{values['name']}` is on {host}: {error.message}", suggestions=error.suggestions
+            ) from error
+
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Of two clients of this home, one makes a volume after the other."""
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with Lock(self._file.with_suffix(".lock")):
             yield
+
+
+def _asked(plan: Plan, facts: Mapping[str, Mapping[str, Any]], near: set[str]) -> set[str]:
+    """The hosts that a plan's task may go to: those that are near its volumes, if they have room for it now."""
+    if plan.region is not None:
+        return {plan.region} & facts.keys()
+    count = (plan.elements.at_once or len(plan.elements.indices)) if plan.elements else 1
+    have_room = sum(room(plan, facts[name]) for name in near if fits(plan, facts[name]))
+    return near if plan.nodes == 1 and have_room >= count else set(facts)
 
 
 def _base(task_id: str) -> str:
