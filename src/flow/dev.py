@@ -123,8 +123,16 @@ class DevMachine:
         return task
 
     def stop(self) -> Task:
-        """End the machine, and all that runs on it; the task that held it, which has ended."""
+        """End the machine, and all that runs on it; the task that held it, which has ended, or is told to.
+
+        One that is out of reach is told so by the first `flow` command that finds it to answer again.
+        """
         task = self.task
+        if self.is_silent:
+            self.client.records.set_intent(task.task_id, Want.CANCEL)
+            with suppress(ProviderError):
+                self._provider.release(task.task_id)
+            return task
         with suppress(FlowError):  # it may wait still, or be out of reach
             self._ask("end")
         task.cancel()
@@ -148,6 +156,11 @@ class DevMachine:
     def task(self) -> Task:
         """The task that holds it, as of the last look."""
         return self._task or self._found()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it was out of reach at the last look."""
+        return self._allocation is not None and self._allocation.machines is Machines.SILENT
 
     @property
     def host(self) -> str:

@@ -157,9 +157,9 @@ def settings_page() -> str:
 
     lines = ["# Settings", "", _MADE, ""]
     lines += [
-        "A setting comes from, in this order: the option of the command, its environment variable, `.flow/config.yaml`",
-        "in the nearest folder that has one, upwards from here, `$FLOW_HOME/config.yaml`, the default.",
-        "`flow config show --origin` tells which it was.",
+        "A setting comes from, in this order: the option of the command, its environment variable, the chosen profile,",
+        "`.flow/config.yaml` in the nearest folder that has one, upwards from here, `$FLOW_HOME/config.yaml`, the",
+        "default. `flow config show --origin` tells which it was; `flow config set` writes your own file.",
         "",
     ]
     rows = [

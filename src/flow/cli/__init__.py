@@ -43,17 +43,18 @@ COMMANDS = {
     "scontrol": Entry("flow.cli.slurm.scontrol:scontrol", "Tasks in detail; hold, release, requeue them.", _SLURM),
     "sinfo": Entry("flow.cli.slurm.sinfo:sinfo", "List the machines to be had.", _SLURM),
     "slurm": Entry("flow.cli.slurm.install:slurm", "Put these commands on PATH under their own names.", _SLURM),
-    "config": Entry("flow.cli.config:config", "Show the settings and where each comes from.", _SETUP),
+    "init": Entry("flow.cli.init:init", "Set Flow up: where tasks run, and what that needs.", _SETUP),
+    "config": Entry("flow.cli.config:config", "Show and change the settings.", _SETUP),
     "schema": Entry("flow.cli.schema:schema", "Print the JSON schema of a task file.", _SETUP),
-    "completion": Entry("flow.cli.completion:completion", "Print the completion script of a shell.", _SETUP),
+    "completion": Entry("flow.cli.completion:completion", "Complete our commands in your shell.", _SETUP),
     "prune": Entry("flow.cli.prune:prune", "Delete the records of ended tasks.", _SETUP),
 }
 
 SYNONYMS = {
     "copy": "cp", "delete": "cancel", "describe": "info", "exec": "ssh", "hosts": "host", "kill": "cancel",
     "lab": "jupyter", "launch": "run", "list": "status", "log": "logs", "ls": "status", "notebook": "jupyter",
-    "port-forward": "forward", "ps": "status", "rm": "cancel", "scp": "cp", "shell": "ssh", "show": "info",
-    "stop": "cancel", "submit": "run", "tail": "logs", "upload": "upload-code", "volumes": "volume",
+    "port-forward": "forward", "ps": "status", "rm": "cancel", "scp": "cp", "setup": "init", "shell": "ssh",
+    "show": "info", "stop": "cancel", "submit": "run", "tail": "logs", "upload": "upload-code", "volumes": "volume",
 }  # fmt: skip
 
 flow = TaskGroup(

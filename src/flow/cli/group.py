@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import click
 
@@ -53,11 +54,15 @@ class FlowCommand(click.Command):
     """A command whose docstring ends with `Example:` and a line to type, which is shown after the options.
 
     `sections` groups the options by the names of their parameters; the rest stand under "Options".
+    `takes_profile`: whether `--profile`, an option of `flow` itself, may also stand among its own.
     """
+
+    takes_profile: ClassVar[bool] = True
 
     def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sections = sections or {}
+        self.params += [_profile_option(hidden=True)] if self.takes_profile else []
         text, _, example = inspect.cleandoc(self.help or "").partition("\nExample:\n")
         self.help = text.rstrip()
         self.example = [line.strip() for line in example.splitlines() if line.strip()]
@@ -96,7 +101,7 @@ class TaskGroup(click.Group):
             help="Show the version and exit.",
         )
         super().__init__(
-            params=[version] if kwargs["name"] == "flow" else [],
+            params=[_profile_option(hidden=False), version] if kwargs["name"] == "flow" else [],
             callback=_show_help,
             invoke_without_command=True,
             context_settings={"help_option_names": ["-h", "--help"]},
@@ -171,6 +176,23 @@ def write_example(formatter: click.HelpFormatter, lines: Sequence[str]) -> None:
     with formatter.section("Example"):
         for line in lines:
             formatter.write(" " * formatter.current_indent + line + "\n")
+
+
+def _profile_option(*, hidden: bool) -> click.Option:
+    return click.Option(
+        ["--profile"],
+        metavar="NAME",
+        is_eager=True,
+        expose_value=False,
+        hidden=hidden,
+        callback=_choose_profile,
+        help="Use this profile of the settings.",
+    )
+
+
+def _choose_profile(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        os.environ["FLOW_PROFILE"] = value  # what this process starts shall use it, too
 
 
 def _show_help() -> None:

@@ -31,7 +31,7 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     base = os.path.join(root, "tasks", request["task_id"])
     manifest = request["bundle"] and os.path.join(root, "manifests", request["bundle"] + ".json")
     tools = os.path.join(root, "node", request["version"])
-    if not (os.path.exists(os.path.join(tools, "whole")) and (manifest is None or os.path.exists(manifest))):
+    if not (os.path.exists(os.path.join(tools, "whole")) and (manifest is None or answers.is_there(manifest))):
         return {"missing": True}
     owner = answers.read(root, "host")
     if owner not in ("", socket.gethostname()):
