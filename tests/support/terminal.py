@@ -1,4 +1,4 @@
-"""`flow` on a command line at a terminal, typed to by a test."""
+"""`flow` or `mithril` on a command line at a terminal, typed to by a test."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from tests.support.processes import wait_until
 class Terminal:
     """A command line with a terminal of 100 columns as its input and outputs."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, package: str = "flow.cli") -> None:
         self._ours, theirs = pty.openpty()
         environment = {**os.environ, "COLUMNS": "100", "LINES": "30", "TERM": "xterm"}
-        command = ["setsid", "--ctty", sys.executable, "-m", "flow", *words]  # Ctrl-C comes from the terminal then
+        program = [sys.executable, "-c", f"import sys; from {package} import main; sys.exit(main())"]
+        command = ["setsid", "--ctty", *program, *words]  # Ctrl-C comes from the terminal then
         self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
         os.close(theirs)
         self.screen = ""

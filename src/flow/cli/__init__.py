@@ -63,18 +63,24 @@ flow = TaskGroup(
     name="flow",
     help="Run tasks anywhere: on this machine, SSH hosts, Slurm or a cloud.",
     example="flow run 'echo hello' --watch",
+    is_program=True,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (those of the process by default) and return its exit code."""
+    return run_program(flow, arguments)
+
+
+def run_program(program: TaskGroup, arguments: Sequence[str] | None = None) -> int:
+    """The same of any program."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     invocation = Invocation(as_json="--json" in words[: words.index("--") if "--" in words else None])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason to fail
     try:
-        code = _completed(words) if "_FLOW_COMPLETE" in os.environ else flow.call(words, invocation)
+        code = _completed(program) if _completing(program) in os.environ else program.call(words, invocation)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -84,8 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report(error, invocation)
 
 
-def _completed(words: Sequence[str]) -> int:
+def _completed(program: TaskGroup) -> int:
     """What a shell's completion function asks for, by click's protocol."""
     from click.shell_completion import shell_complete
 
-    return shell_complete(flow, {}, "flow", "_FLOW_COMPLETE", os.environ["_FLOW_COMPLETE"])
+    variable = _completing(program)
+    return shell_complete(program, {}, str(program.name), variable, os.environ[variable])
+
+
+def _completing(program: TaskGroup) -> str:
+    return f"_{program.name}_COMPLETE".upper()

@@ -89,9 +89,17 @@ class FlowCommand(click.Command):
 
 
 class TaskGroup(click.Group):
-    """`flow`, or a command with commands of its own, made from a table; a module is imported when it is called."""
+    """A program, or a command with commands of its own, made from a table; a module is imported when it is called."""
 
-    def __init__(self, table: Mapping[str, Entry], synonyms: Mapping[str, str], *, example: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        table: Mapping[str, Entry],
+        synonyms: Mapping[str, str],
+        *,
+        example: str,
+        is_program: bool = False,
+        **kwargs: Any,
+    ) -> None:
         version = click.Option(
             ["--version"],
             is_flag=True,
@@ -101,7 +109,7 @@ class TaskGroup(click.Group):
             help="Show the version and exit.",
         )
         super().__init__(
-            params=[_profile_option(hidden=False), version] if kwargs["name"] == "flow" else [],
+            params=[_profile_option(hidden=False), version] if is_program else [],
             callback=_show_help,
             invoke_without_command=True,
             context_settings={"help_option_names": ["-h", "--help"]},
@@ -114,7 +122,7 @@ class TaskGroup(click.Group):
     def call(self, words: Sequence[str], invocation: Invocation) -> int:
         """Run one command line and return its exit code; whatever goes wrong is raised."""
         try:
-            with self.make_context("flow", list(words), obj=invocation) as context:
+            with self.make_context(self.name, list(words), obj=invocation) as context:
                 code = self.invoke(context)
                 return code if isinstance(code, int) else 0
         except click.exceptions.Exit as end:
@@ -203,7 +211,7 @@ def _show_help() -> None:
 
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        click.echo(f"flow {flow.__version__}")
+        click.echo(f"{ctx.info_name} {flow.__version__}")
         ctx.exit()
 
 

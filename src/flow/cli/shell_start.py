@@ -1,4 +1,4 @@
-"""The completion of `flow` commands in a shell: its script, and the line of a start file that loads it."""
+"""The completion of our commands in a shell: its script, and the line of a start file that loads it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from pathlib import Path
 import click
 
 SHELLS = ("bash", "zsh", "fish")
+_PROGRAMS = ("flow", "mithril")
 _ZSH_FIRST = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }\n"
 
 
-def completion_script(shell: str) -> str:
-    """What the shell runs to complete our commands."""
+def completion_script(shell: str, program: str = "flow") -> str:
+    """What the shell runs to complete the commands of one of our programs."""
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)
     if kind is None:
         raise click.UsageError(f"no completion for {shell}")
-    return kind(click.Command("flow"), {}, "flow", "_FLOW_COMPLETE").source() + "\n"
+    return kind(click.Command(program), {}, program, f"_{program}_COMPLETE".upper()).source() + "\n"
 
 
 def users_shell() -> str | None:
@@ -43,14 +44,15 @@ def install(shell: str) -> Path:
     """
     from flow.durable import write_durably
 
-    file, text = start_file(shell), completion_script(shell)
+    file, texts = start_file(shell), {one: completion_script(shell, one) for one in _PROGRAMS}
     if shell == "fish":
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(file, text.encode())
+        for program, text in texts.items():
+            write_durably(file.with_name(f"{program}.fish"), text.encode())
         return file
     script = _script(shell)
     script.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_durably(script, ((_ZSH_FIRST if shell == "zsh" else "") + text).encode())
+    write_durably(script, ((_ZSH_FIRST if shell == "zsh" else "") + "".join(texts.values())).encode())
     if not is_installed(shell):
         before = file.read_text(errors="replace") if file.exists() else ""
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -55,12 +54,13 @@ class NotKnownError(ProviderError):
 
 
 class Api:
-    """One account, by its key. url: where the API is, without `/v2`. Threads may share one."""
+    """One account, by its key; threads may share it. url: where the API is, without `/v2`; origin: of the key."""
 
-    def __init__(self, key: str, url: str = URL) -> None:
+    def __init__(self, key: str, url: str = URL, *, origin: str = "") -> None:
         self._key, self.url = key.strip(), url.rstrip("/")
+        self._key_name = f"the API key of {origin}" if origin else "the API key"
         if not (self._key.isascii() and self._key.isprintable()):  # before it stands in an error of those who send it
-            raise AuthenticationError("the API key has characters that no key has", suggestions=[_INIT])
+            raise AuthenticationError(f"{self._key_name} has characters that no key has", suggestions=[_INIT])
         if not self.url.startswith(("https://", "http://")):
             raise ValidationError(f"`{url}` is no address of an API", suggestions=[f"write it as `{URL}`"])
         self._pool: urllib3.PoolManager | None = None
@@ -68,6 +68,10 @@ class Api:
     def get(self, path: str, **query: object) -> Any:
         """What is there; as `path`, `/v2/me`. Raises FlowError."""
         return self._asked("GET", path, query)
+
+    def one(self, path: str, **query: object) -> dict[str, Any]:
+        """The same of one thing, whose fields they are."""
+        return _object(self.get(path, **query), path)
 
     def list(self, path: str, **query: object) -> Iterator[dict[str, Any]]:
         """Everything that a list holds, over all its pages."""
@@ -88,8 +92,9 @@ class Api:
         return _object(self._asked("POST", path, {}, body), path, NotKnownError)
 
     def update(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """What it is now. The same change twice is one, so it is asked for until there is an answer."""
-        return _object(self._asked("PATCH", path, {}, body), path)
+        """What it is now, {} where that is not told. The same change twice is one: it is asked for until it is done."""
+        told = self._asked("PATCH", path, {}, body)
+        return _object(told, path) if isinstance(told, dict) else {}
 
     def delete(self, path: str) -> bool:
         """Remove it; what is gone already is fine. Whether it was there."""
@@ -112,7 +117,7 @@ class Api:
             raise NotKnownError(
                 f"{self.url} answered {status}, {_said(text)}: whether it did what was asked is not known"
             )
-        raise _refusal(status, headers, text, self.url)
+        raise _refusal(status, headers, text, url=self.url, key_name=self._key_name)
 
     def _sent(
         self, method: str, path: str, query: Mapping[str, object], body: Mapping[str, Any] | None, *, is_last: bool
@@ -159,6 +164,13 @@ class Api:
         )
 
 
+def id_of(row: Mapping[str, Any]) -> str:
+    """The id of what was told. Raises ProviderError where it has none."""
+    if not isinstance(row.get("fid"), str):
+        raise ProviderError("something without an id was told of", suggestions=["try again in a moment"])
+    return str(row["fid"])
+
+
 def _pool(url: str) -> urllib3.PoolManager:
     """Connections that are kept, by way of the proxy that the environment names for such addresses."""
     from urllib.parse import unquote, urlsplit
@@ -180,6 +192,8 @@ def _pool(url: str) -> urllib3.PoolManager:
 
 def _waited(tried: int, headers: Mapping[str, str]) -> bool:
     """Wait before it is asked again: as the server says, else longer each time. False where that would be too long."""
+    import random  # 5 ms, and hardly a request is repeated
+
     asked = _retry_after(headers.get("Retry-After", ""), headers.get("Date", ""))
     seconds = 0.25 * 2**tried * random.uniform(0.5, 1) if asked is None else asked
     if seconds > _LONGEST_WAIT:
@@ -242,7 +256,7 @@ def _entries(told: Any) -> list[dict[str, Any]]:
     return told
 
 
-def _refusal(status: int, headers: Mapping[str, str], text: str, url: str) -> FlowError:
+def _refusal(status: int, headers: Mapping[str, str], text: str, *, url: str, key_name: str) -> FlowError:
     """The error that an answer is, in the server's words."""
     said = _said(text) or f"error {status}"
     request = headers.get("x-request-id") or headers.get("x-correlation-id")
@@ -250,7 +264,7 @@ def _refusal(status: int, headers: Mapping[str, str], text: str, url: str) -> Fl
     if status in (400, 402, 409, 422):
         return _refused(status, said)
     known: dict[int, tuple[type[FlowError], str, tuple[str, ...]]] = {
-        401: (AuthenticationError, "the API key is not accepted: ", (f"get a new one from {KEYS_PAGE}", _INIT)),
+        401: (AuthenticationError, f"{key_name} is not accepted: ", (f"get a new one from {KEYS_PAGE}", _INIT)),
         403: (AuthenticationError, "not allowed: ", (f"is it the right project? {_INIT}",)),
         404: (ResourceNotFoundError, "", ()),
         429: (ProviderError, "too many requests: ", ("try again in a minute",)),
@@ -295,5 +309,6 @@ def _said(text: str) -> str:
 
 def _field(one: Mapping[str, Any]) -> str:
     """`limit_price: field required` of one field's error. Source: FastAPI."""
-    place = ".".join(str(part) for part in one.get("loc", ()) if part != "body")
+    loc = one.get("loc")
+    place = ".".join(str(part) for part in (loc if isinstance(loc, list) else [loc]) if part not in ("body", None))
     return f"{place}: {one.get('msg', one)}" if place else str(one.get("msg", one))
