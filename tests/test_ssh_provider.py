@@ -26,7 +26,11 @@ def client(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Flow:
 
 
 class TestContract(ProviderContract):
-    """On four machines."""
+    """On four machines, which reach each other."""
+
+    @pytest.fixture(autouse=True)
+    def acquainted(self, fleet: Fleet) -> None:
+        fleet.acquaint()
 
 
 def test_an_array_is_spread_over_the_hosts_and_its_limit_holds_for_all_of_it(client: Flow) -> None:

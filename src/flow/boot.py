@@ -117,7 +117,7 @@ def _files_for(task: Mapping[str, Any]) -> list[str]:
     }
     always = ["runner.py", "processes.py", "loop.py", "log.py", "asked.py"]
     if any(one["kind"] == "s3" for one in mounts):
-        always += sorted(path.name for path in _NODE.glob("s3*.py"))
+        always += ["fuse.py", *sorted(path.name for path in _NODE.glob("s3*.py"))]
     return always + [name for name, is_needed in wanted.items() if is_needed]
 
 

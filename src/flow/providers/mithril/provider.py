@@ -21,7 +21,7 @@ from flow.providers.mithril.account import Account, open_api
 from flow.providers.mithril.api import URL, NameTakenError, NotKnownError
 from flow.providers.mithril.keys import Keys, login_keys
 from flow.providers.mithril.market import Market, dollars, moment, price_text
-from flow.providers.mithril.volumes import Volumes, on_machine
+from flow.providers.mithril.volumes import Volumes, on_machine, path_of
 from flow.providers.rented import Machine, Rental, Rented
 from flow.providers.startup import Mark, read_mark, startup_script
 
@@ -174,6 +174,15 @@ class Mithril(Rented):
             if str(key.get("name", "")).startswith(f"flow-{task_id}-") and not key.get("deactivated_at"):
                 self.account.api.delete(f"{_KEYS}/{key['fid']}")
         self.volumes.forget_task(task_id, is_refused=not self._was_given(task_id))
+
+    def _mounts(self, plan: Plan) -> list[dict[str, str]]:
+        """Volumes are where the machine's guard has put them."""
+        return [
+            {"kind": "folder", "source": path_of(one.source), "target": one.target}
+            if one.kind == VOLUME
+            else {"kind": one.kind, "source": one.source, "target": one.target}
+            for one in plan.mounts
+        ]
 
     # -- what a bid is made of
 
