@@ -31,16 +31,17 @@ class Do(enum.Enum):
 
     NOTHING = "nothing"
     WAIT = "wait"  # and look again
-    ALLOCATE = "allocate"  # or ask once more, where its provider gathers machines one by one
+    ALLOCATE = "allocate"  # or ask once more: machines are gathered one by one, or new ones take the place of lost ones
     GIVE_UP = "give up"  # as it can never start
 
 
 @dataclass(frozen=True, slots=True)
 class Duty:
-    """`reason`: what the task waits for, or why it can never start."""
+    """`reason`: what the task waits for, or why it can never start. `attempt`: the one that is to be allocated."""
 
     do: Do
     reason: str = ""
+    attempt: int = 1
 
 
 def next_duty(
@@ -52,15 +53,17 @@ def next_duty(
     found: Mapping[Dependency, float | None] = MappingProxyType({}),
     allocation: Allocation | None = None,
 ) -> Duty:
-    """What to do now for a task that has not ended. found: when each of `plan.after` is met, as `met_at` tells it.
+    """What to do now for a task or element that has not ended. found: when each of `plan.after` is met, see `met_at`.
 
     Everything in it is idempotent: who does it may die at any time, and another one begin again.
     """
     if want is not Want.RUN:
         return Duty(Do.NOTHING)
+    if allocation and allocation.machines is Machines.LOST:
+        return Duty(Do.ALLOCATE, attempt=allocation.attempt + 1)
     if is_allocated:
-        is_gathered = allocation is None or allocation.machines not in _SCATTERED
-        return Duty(Do.NOTHING if is_gathered else Do.ALLOCATE)
+        is_scattered = plan.nodes > 1 and allocation is not None and allocation.machines in _SCATTERED
+        return Duty(Do.ALLOCATE if is_scattered else Do.NOTHING)
     when = when_met(plan, found, now)
     if when == inf:
         never = f"{never_met(plan, found)}, which cannot be any more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Collection
 from math import inf
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from flow.attend import Do, Duty, next_duty, start_attendant
 from flow.dependencies import PAIRED, Fact, met_at
 from flow.errors import FlowError
-from flow.machines import Machines
+from flow.machines import Allocation, Machines
 from flow.plan import Dependency, Plan
 from flow.status import Outcome, TaskStatus, Want
 
@@ -24,37 +25,55 @@ def give(client: Flow, task: Task) -> None:
     capabilities, plan = client.provider(task.provider).capabilities, task.plan
     if capabilities.dependencies or not plan.after:
         task.allocate()
-        is_open = capabilities.gathers and plan.nodes > 1
+        is_open = _needs_client(client, plan)
     else:
         found = {one: _met_at(client, one, plan) for one in plan.after}
         want = client.records.intent(task.task_id).want
         duty = next_duty(plan, want, is_allocated=False, now=time.time(), found=found)
         _do(client, task, duty)
-        is_open = duty.do is Do.WAIT or (duty.do is Do.ALLOCATE and plan.nodes > 1)
+        is_open = duty.do is Do.WAIT or (duty.do is Do.ALLOCATE and _needs_client(client, plan))
     if is_open:
         start_attendant(client.home)
 
 
-def attend(client: Flow) -> bool:
-    """Do what is next for every task that needs a client for it; whether any will need one again."""
+def attend(client: Flow, plans: dict[str, Plan]) -> bool:
+    """Do what is next for every task that needs a client for it; whether any will need one again.
+
+    plans: of the tasks that were looked at before, to be kept for the next time.
+    """
     client.finish_interrupted()
     is_needed = bool(client.records.unallocated())
+    watched: dict[str, list[str]] = {}
     for row in client.records.rows(unfinished=True):
-        if row.nodes > 1 and client.provider(row.provider).capabilities.gathers:
+        capabilities = client.provider(row.provider).capabilities
+        if capabilities.moves or (capabilities.gathers and row.nodes > 1):
+            with contextlib.suppress(FlowError):  # a damaged record must not hide the others
+                plan = plans.setdefault(row.task_id, client.records.get(row.task_id).plan)
+                if _needs_client(client, plan):
+                    watched.setdefault(row.provider, []).append(row.task_id)
+    for name, task_ids in watched.items():
+        for allocation in client.provider(name).allocations(task_ids):
             try:
-                is_needed |= _gather(client, client.task_of(row.task_id, row=row))
-            except FlowError:  # what stands in the way of one must not hide the others
+                is_needed |= _see_to(client, plans[(allocation.task_id or "").partition("_")[0]], allocation)
+            except FlowError:
                 is_needed = True
     return is_needed
 
 
-def _gather(client: Flow, task: Task) -> bool:
-    """See to the machines of a task; whether that may be needed again."""
-    found = next(iter(client.provider(task.provider).allocations([task.task_id])), None)
-    want = client.records.intent(task.task_id).want
-    duty = next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=found)
-    _do(client, task, duty)
-    may_retry = task.plan.retries > 0 and want is Want.RUN and not (found and found.machines is Machines.GONE)
+def _needs_client(client: Flow, plan: Plan) -> bool:
+    """Whether something may have to be done for it once it was allocated."""
+    capabilities = client.provider(plan.provider).capabilities
+    return (capabilities.gathers and plan.nodes > 1) or (capabilities.moves and plan.retries > 0 and not plan.region)
+
+
+def _see_to(client: Flow, plan: Plan, allocation: Allocation) -> bool:
+    """See to the machines of a task or element; whether that may be needed again."""
+    task_id = allocation.task_id or ""
+    want = client.records.intent(task_id).want
+    duty = next_duty(plan, want, is_allocated=True, now=time.time(), allocation=allocation)
+    if duty.do is Do.ALLOCATE:
+        client.task_of(plan.task_id).allocate(duty.attempt)
+    may_retry = plan.retries > 0 and want is Want.RUN and allocation.machines is not Machines.GONE
     return duty.do is Do.ALLOCATE or may_retry
 
 
@@ -67,7 +86,7 @@ def _do(client: Flow, task: Task, duty: Duty) -> None:
         client.records.mark_allocated(task.task_id)
     elif duty.do is Do.ALLOCATE:
         client.records.set_intents(_unpaired(client, task.plan), Want.CANCEL)
-        task.allocate()
+        task.allocate(duty.attempt)
 
 
 def _met_at(client: Flow, one: Dependency, plan: Plan) -> float | None:

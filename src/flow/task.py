@@ -293,10 +293,13 @@ class Task:
 
         send_signal(self, self._provider, number, to=to)
 
-    def allocate(self) -> None:
-        """Ask the provider for the machines of a task that is acknowledged, again where that was cut short."""
+    def allocate(self, attempt: int = 1) -> None:
+        """Ask the provider for the machines of a task that is acknowledged, again where that was cut short.
+
+        attempt: with 2 and more, for other ones in the place of those that the attempt before was lost with.
+        """
         try:
-            number = self._provider.allocate(self.plan)
+            number = self._provider.allocate(self.plan, attempt)
         except (ValidationError, QuotaExceededError) as error:  # a definite no: it is not asked again
             self._outcome = self._records.set_final(self.task_id, Outcome(TaskStatus.FAILED, reason=error.message))
             self._records.mark_allocated(self.task_id)
