@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -17,6 +18,7 @@ import pytest
 
 from flow.attend import start_attendant
 from flow.client import Flow
+from flow.errors import FlowError
 from flow.machines import Machines
 from flow.task import Task
 from tests.support.faults import DOOM
@@ -260,6 +262,14 @@ def test_an_attendant_that_dies_anywhere_is_followed_by_another(
                 process.kill()
     if moves(client, task) and chance.random() < 0.5:
         gone.heal()
+    if chance.random() < 0.4:
+        with suppress(FlowError):  # a host that is away
+            task.cancel()
+        assert task.wait(timeout=_SECONDS) == "cancelled", task.reason
+        gone.heal()
+        assert is_quiet(client, fleet)
+        assert Flow("ssh").get_task(task.task_id).status == "cancelled"
+        return
     start_attendant(client.home)
     assert task.wait(timeout=_SECONDS) == "completed", task.reason
     assert attempts(task) == [(1, "lost"), (2, "completed")], (tmp_path / "deaths").read_text()

@@ -7,17 +7,17 @@ import enum
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from types import MappingProxyType
 
 from flow.dependencies import never_met, when_met
-from flow.machines import Allocation, Machines
+from flow.machines import Allocation, Capabilities, Machines
 from flow.node.remains import is_locked, unmarked
 from flow.plan import Dependency, Plan
-from flow.status import Want
+from flow.status import Outcome, TaskStatus, Want
 
 LOCK = "attend.lock"  # in Flow's home; held by the attendant, of which there is one
 
@@ -57,10 +57,10 @@ def next_duty(
 
     Everything in it is idempotent: who does it may die at any time, and another one begin again.
     """
+    if allocation and allocation.machines is Machines.LOST and want is not Want.HOLD:
+        return Duty(Do.ALLOCATE, attempt=allocation.attempt + 1)  # a cancel is told to machines that are being asked
     if want is not Want.RUN:
         return Duty(Do.NOTHING)
-    if allocation and allocation.machines is Machines.LOST:
-        return Duty(Do.ALLOCATE, attempt=allocation.attempt + 1)
     if is_allocated:
         is_scattered = plan.nodes > 1 and allocation is not None and allocation.machines in _SCATTERED
         return Duty(Do.ALLOCATE if is_scattered else Do.NOTHING)
@@ -71,6 +71,16 @@ def next_duty(
     if when is None or when > now:
         return Duty(Do.WAIT, "waits for " + (" or " if plan.after_any else ", ").join(map(str, plan.after)))
     return Duty(Do.ALLOCATE)
+
+
+def have_attended(
+    home: Path, capabilities: Capabilities, nodes: int, outcome: Outcome, allocations: Collection[Allocation]
+) -> None:
+    """Start an attendant where something is to be done for a task that was seen so."""
+    is_open = outcome.state in (TaskStatus.PENDING, TaskStatus.STARTING, TaskStatus.PREEMPTED)
+    is_lost = any(one.machines is Machines.LOST for one in allocations)
+    if (capabilities.gathers and nodes > 1 and is_open) or (capabilities.moves and is_lost):
+        start_attendant(home)
 
 
 def start_attendant(home: Path) -> None:

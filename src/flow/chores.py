@@ -34,6 +34,8 @@ def give(client: Flow, task: Task) -> None:
         is_open = duty.do is Do.WAIT or (duty.do is Do.ALLOCATE and _needs_client(client, plan))
     if is_open:
         start_attendant(client.home)
+    if _may_move(client, plan):
+        client.notes.append("should its machine be lost, it runs again on another while this one is on: see `retries`")
 
 
 def attend(client: Flow, plans: dict[str, Plan]) -> bool:
@@ -62,8 +64,12 @@ def attend(client: Flow, plans: dict[str, Plan]) -> bool:
 
 def _needs_client(client: Flow, plan: Plan) -> bool:
     """Whether something may have to be done for it once it was allocated."""
-    capabilities = client.provider(plan.provider).capabilities
-    return (capabilities.gathers and plan.nodes > 1) or (capabilities.moves and plan.retries > 0 and not plan.region)
+    return (client.provider(plan.provider).capabilities.gathers and plan.nodes > 1) or _may_move(client, plan)
+
+
+def _may_move(client: Flow, plan: Plan) -> bool:
+    """Whether it may run again on other machines than those that it is lost with."""
+    return client.provider(plan.provider).capabilities.moves and plan.retries > 0 and not plan.region
 
 
 def _see_to(client: Flow, plan: Plan, allocation: Allocation) -> bool:

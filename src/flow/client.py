@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from flow.durable import NoRoomError, is_full
 from flow.errors import FlowError, QuotaExceededError, ResourceNotFoundError, StorageError, ValidationError
 from flow.importing import refuse_while_importing
-from flow.machines import Machines
 from flow.observe import Look, observe
 from flow.providers import Provider
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
-from flow.status import FINAL, Outcome, TaskStatus, Want, states_named
+from flow.status import FINAL, Outcome, Want, states_named
 from flow.task import Task
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from flow.calls import Call
     from flow.config import TaskConfig
     from flow.gpus import Gpu
-    from flow.machines import Allocation, Offer, Volume
+    from flow.machines import Offer, Volume
     from flow.plan import Plan
     from flow.prune import Pruned
     from flow.record import Row
@@ -450,10 +449,10 @@ class Flow:
                     looks[task_id] = Look(outcome, elements, {one.task_id: one for one in allocations})
                     if outcome != asked[task_id].outcome:
                         changed[task_id] = outcome
-                    if _needs_attendant(provider, asked[task_id].nodes, outcome, allocations):
-                        from flow.attend import start_attendant
+                    if provider.capabilities.gathers or provider.capabilities.moves:
+                        from flow.attend import have_attended
 
-                        start_attendant(self.home)
+                        have_attended(self.home, provider.capabilities, asked[task_id].nodes, outcome, allocations)
                 except FlowError as error:
                     self.notes.append(error.message)
         self.records.note_outcomes(changed)
@@ -493,12 +492,3 @@ class Flow:
                 give(self, self.task_of(task_id))
             except FlowError as error:  # what stands in the way of one must not hide the others
                 self.notes.append(f"`{task_id}` is recorded, and not yet given to its provider: {error.message}")
-
-
-def _needs_attendant(provider: Provider, nodes: int, outcome: Outcome, allocations: Collection[Allocation]) -> bool:
-    """Whether something is to be done for a task now, beside what its provider does alone."""
-    is_open = outcome.state in (TaskStatus.PENDING, TaskStatus.STARTING, TaskStatus.PREEMPTED)
-    if is_open and nodes > 1 and provider.capabilities.gathers:
-        return True
-    failing = (Machines.LOST, Machines.SILENT)
-    return provider.capabilities.moves and any(one.machines in failing for one in allocations)

@@ -227,6 +227,11 @@ class Task:
         )
         if not self.status.is_final:
             self._outcome = outcome
+        capabilities = self._provider.capabilities
+        if capabilities.gathers or capabilities.moves:
+            from flow.attend import have_attended
+
+            have_attended(self._records.home, capabilities, self.plan.nodes, outcome, allocations)
 
     def recall(self, outcome: Outcome, elements: Mapping[str, Outcome] | None = None) -> None:
         """Take a state that the records hold, and those of its elements by their ids."""

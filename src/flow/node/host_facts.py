@@ -41,7 +41,7 @@ def identity() -> str:
             machine = file.read().strip()
     except (OSError, ValueError):
         machine = ""
-    return f"{machine} {socket.gethostname()} {address()}"
+    return f"{socket.gethostname()} {machine} {address()}"
 
 
 def gpus_taken(indices: list[int]) -> list[int]:

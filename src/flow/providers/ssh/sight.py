@@ -94,7 +94,8 @@ class Sight:
 
     def _sort(self, answers: Mapping[str, Any], places: Mapping[str, Places]) -> dict[str, Seen]:
         """What was told of each task or element as it is now. What is left there of a lost attempt is ended."""
-        entries = [(name, *unit_of(one["id"]), one) for name, answer in answers.items() for one in answer["tasks"]]
+        in_order = sorted(answers, key=lambda name: (answers[name]["host"], name))  # in which they give turns
+        entries = [(name, *unit_of(one["id"]), one) for name in in_order for one in answers[name]["tasks"]]
         seen: dict[str, Seen] = {}
         left: dict[str, list[Any]] = {}
         for name, unit, number, entry in entries:

@@ -17,9 +17,9 @@ _CLOCKS_AGREE = 2.0  # seconds; a difference that is larger is taken out of the 
 def allocation_of(
     unit: str, entries: Mapping[str, Mapping[str, Any]], clocks: Mapping[str, float], move: Move | None
 ) -> Allocation:
-    """Of one task or element, from what each of its hosts tells. clocks: seconds that each is ahead of this one.
+    """Of one task or element, from what each of its hosts tells, in their order.
 
-    move: which brought it there.
+    clocks: seconds that each is ahead of this one. move: which brought it there.
     """
     one = next(iter(entries.values()))
     attempt = max(entry["attempt"] for entry in entries.values())
@@ -61,7 +61,7 @@ def _machines(
     ends = [report for report in begun if report.phase == "ended" and report.cause == "exit" and report.code == 0]
     if len(ends) == len(entries):  # that there is nothing to follow is not written down yet
         return Machines.UP, ""
-    in_turn = sorted(entries.items())
+    in_turn = list(entries.items())
     host, one = next((each for each in in_turn if not each[1]["runs"]), in_turn[0])
     if len(entries) > 1 and not begun and not one["held"]:
         return Machines.QUEUED, f"waits for {host}, to have all of its {len(entries)} nodes at once"
