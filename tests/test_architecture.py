@@ -32,7 +32,7 @@ ROWS = (
     "cli",
     "__main__ pytest_plugin",
 )
-BASE_DEPENDENCIES = {"click", "pydantic", "pydantic_core", "yaml"}
+BASE_DEPENDENCIES = {"click", "pydantic", "pydantic_core", "urllib3", "yaml"}
 LOADED_BY_PYTEST = "flow.pytest_plugin"
 # What runs on the machine may use these there, inside a function, and does without where they are missing.
 ON_THE_MACHINE = {"flow.node.s3_copy": {"boto3", "botocore"}}

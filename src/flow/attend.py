@@ -52,8 +52,10 @@ def next_duty(
     now: float,
     found: Mapping[Dependency, float | None] = MappingProxyType({}),
     allocation: Allocation | None = None,
+    rents: bool = False,
 ) -> Duty:
     """What to do now for a task or element that has not ended. found: when each of `plan.after` is met, see `met_at`.
+    rents: whether its machines cost money, so that somebody must be there when it ends.
 
     Everything in it is idempotent: who does it may die at any time, and another one begin again.
     """
@@ -62,8 +64,9 @@ def next_duty(
     if want is not Want.RUN:
         return Duty(Do.NOTHING)
     if is_allocated:
-        is_scattered = plan.nodes > 1 and allocation is not None and allocation.machines in _SCATTERED
-        return Duty(Do.ALLOCATE if is_scattered else Do.NOTHING)
+        open_ = (*_SCATTERED, Machines.PAUSED) if rents else _SCATTERED if plan.nodes > 1 else ()
+        is_open = allocation is not None and allocation.machines in open_
+        return Duty(Do.ALLOCATE if is_open else Do.WAIT if rents else Do.NOTHING)
     when = when_met(plan, found, now)
     if when == inf:
         never = f"{never_met(plan, found)}, which cannot be any more"
@@ -79,7 +82,8 @@ def have_attended(
     """Start an attendant where something is to be done for a task that was seen so."""
     is_open = outcome.state in (TaskStatus.PENDING, TaskStatus.STARTING, TaskStatus.PREEMPTED)
     is_lost = any(one.machines is Machines.LOST for one in allocations)
-    if (capabilities.gathers and nodes > 1 and is_open) or (capabilities.moves and is_lost):
+    is_rented = capabilities.rents and not outcome.state.is_final
+    if is_rented or (capabilities.gathers and nodes > 1 and is_open) or (capabilities.moves and is_lost):
         start_attendant(home)
 
 

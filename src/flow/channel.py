@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +72,15 @@ class Channel:
             raise self.unreachable(done.stderr.decode(errors="replace"))
         return done
 
+    def hang_up(self) -> None:
+        """End the ssh connection that is kept, if there is one: its machine is about to go."""
+        import subprocess
+
+        if "--" in self.prefix:
+            at = self.prefix.index("--")
+            words = [*self.prefix[:at], "-O", "exit", *self.prefix[at:]]
+            subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+
     def unreachable(self, said: str) -> ProviderError:
         """The error for a machine that does not answer."""
         last = said.strip().rpartition("\n")[2].strip() or "the connection was cut"
@@ -89,17 +99,18 @@ class Channel:
         return [*prefix, shlex.join(words)] if self.joins_words else [*prefix, *words]
 
 
-def ssh(host: str, *, config: str | None = None) -> Channel:
+def ssh(host: str, *, config: str | None = None, options: Sequence[str] = ()) -> Channel:
     """The channel to `host` as the user's own ssh config has it, over one connection that is kept for ten minutes.
 
     host: as ssh takes it, or with `:port` behind it; its key is pinned on first use. config: another file in its place.
-    Asks for nothing where there is nobody to answer.
+    options: more of ssh's own, `NAME=VALUE`. Asks for nothing where there is nobody to answer.
     """
     address, _, port = host.rpartition(":")
     if not port.isdigit() or (":" in address and not address.endswith("]")):  # it may be IPv6
         address, port = host, ""
     address = address.replace("[", "").replace("]", "")
     options = [
+        *options,  # of two, ssh takes the first
         "StrictHostKeyChecking=accept-new",
         "ConnectTimeout=15",
         "ServerAliveInterval=15",

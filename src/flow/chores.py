@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -48,23 +48,40 @@ def attend(client: Flow, plans: dict[str, Plan]) -> bool:
     watched: dict[str, list[str]] = {}
     for row in client.records.rows(unfinished=True):
         capabilities = client.provider(row.provider).capabilities
-        if capabilities.moves or (capabilities.gathers and row.nodes > 1):
-            with contextlib.suppress(FlowError):  # a damaged record must not hide the others
+        if capabilities.rents:
+            is_open = True
+            with suppress(FlowError):  # what stands in the way of one must not hide the others
+                is_open = _see_to_rented(client, client.task_of(row.task_id, row=row))
+            is_needed |= is_open
+        elif capabilities.moves or (capabilities.gathers and row.nodes > 1):
+            with suppress(FlowError):
                 plan = plans.setdefault(row.task_id, client.records.get(row.task_id).plan)
                 if _needs_client(client, plan):
                     watched.setdefault(row.provider, []).append(row.task_id)
     for name, task_ids in watched.items():
         for allocation in client.provider(name).allocations(task_ids):
-            try:
-                is_needed |= _see_to(client, plans[(allocation.task_id or "").partition("_")[0]], allocation)
-            except FlowError:
-                is_needed = True
-    return is_needed
+            is_open = True
+            with suppress(FlowError):
+                is_open = _see_to(client, plans[(allocation.task_id or "").partition("_")[0]], allocation)
+            is_needed |= is_open
+    return _give_back(client) or is_needed
+
+
+def _give_back(client: Flow) -> bool:
+    """See that nothing is rented for tasks that have ended, or are not known any more; whether more is."""
+    held = client.held()
+    for name, task_id in held:
+        records = client.records
+        if records.final(task_id) or not records.rows_of([task_id]):
+            with suppress(FlowError):  # it is asked for again
+                client.provider(name).release(task_id)
+    return bool(held)
 
 
 def _needs_client(client: Flow, plan: Plan) -> bool:
     """Whether something may have to be done for it once it was allocated."""
-    return (client.provider(plan.provider).capabilities.gathers and plan.nodes > 1) or _may_move(client, plan)
+    capabilities = client.provider(plan.provider).capabilities
+    return capabilities.rents or (capabilities.gathers and plan.nodes > 1) or _may_move(client, plan)
 
 
 def _may_move(client: Flow, plan: Plan) -> bool:
@@ -81,6 +98,18 @@ def _see_to(client: Flow, plan: Plan, allocation: Allocation) -> bool:
         client.task_of(plan.task_id).allocate(duty.attempt)
     may_retry = plan.retries > 0 and want is Want.RUN and allocation.machines is not Machines.GONE
     return duty.do is Do.ALLOCATE or may_retry
+
+
+def _see_to_rented(client: Flow, task: Task) -> bool:
+    """The same of machines that cost money, to the end of the task."""
+    found = next(iter(client.provider(task.provider).allocations([task.task_id])), None)
+    want = client.records.intent(task.task_id).want
+    task.refresh()
+    client.records.note_outcomes({task.task_id: task.outcome})
+    if task.status.is_final:
+        return False
+    _do(client, task, next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=found, rents=True))
+    return True
 
 
 def _do(client: Flow, task: Task, duty: Duty) -> None:

@@ -449,14 +449,19 @@ class Flow:
                     looks[task_id] = Look(outcome, elements, {one.task_id: one for one in allocations})
                     if outcome != asked[task_id].outcome:
                         changed[task_id] = outcome
-                    if provider.capabilities.gathers or provider.capabilities.moves:
+                    capabilities = provider.capabilities
+                    if capabilities.gathers or capabilities.moves:
                         from flow.attend import have_attended
 
-                        have_attended(self.home, provider.capabilities, asked[task_id].nodes, outcome, allocations)
+                        have_attended(self.home, capabilities, asked[task_id].nodes, outcome, allocations)
                 except FlowError as error:
                     self.notes.append(error.message)
         self.records.note_outcomes(changed)
         return looks
+
+    def held(self) -> list[tuple[str, str]]:
+        """Provider and task of everything that is rented, or was, and is not known to be given back."""
+        return sorted((one.parent.parent.name, one.name) for one in self.home.glob("*/held/*"))
 
     def _record_ends(self) -> None:
         """Write down the ends that only a provider has told so far: what may go must be on record as ended."""
@@ -492,3 +497,7 @@ class Flow:
                 give(self, self.task_of(task_id))
             except FlowError as error:  # what stands in the way of one must not hide the others
                 self.notes.append(f"`{task_id}` is recorded, and not yet given to its provider: {error.message}")
+        if self.held():
+            from flow.attend import start_attendant
+
+            start_attendant(self.home)

@@ -111,6 +111,11 @@ def ask(root: str, task_id: str, line: str) -> None:
                 os.kill(pid, signal.SIGUSR1)
 
 
+def keep(root: str) -> None:
+    """Start a keeper where some task has not ended and none is alive: asked by the guard, where there is a gate."""
+    _revive(os.path.expanduser(root), is_guard=True)
+
+
 def facts(root: str) -> dict[str, Any]:
     """What this machine has, what of it is taken or waited for, and what a task may need of it."""
     root = os.path.expanduser(root)
@@ -270,7 +275,7 @@ def _tell(root: str) -> bool:
     return True
 
 
-def _revive(root: str) -> None:
+def _revive(root: str, *, is_guard: bool = False) -> None:
     """Start a keeper where some task has not ended and none is alive, as after the host was restarted."""
     if remains.is_locked(os.path.join(root, "keeper.lock")) or not queued(root):
         return
@@ -279,11 +284,13 @@ def _revive(root: str) -> None:
     if whole:
         with open(os.path.join(root, "start.lock"), "a") as lock:
             answers.lock(lock)
-            _start(root, max(whole, key=os.path.getmtime))
+            _start(root, max(whole, key=os.path.getmtime), is_guard=is_guard)
 
 
-def _start(root: str, tools: str) -> None:
-    """Of two, the second finds the lock taken, and goes."""
+def _start(root: str, tools: str, *, is_guard: bool = False) -> None:
+    """Of two, the second finds the lock taken, and goes. Where there is a gate, its guard alone starts any."""
+    if answers.read(root, "gate") and not is_guard:
+        return
     with open(os.path.join(root, "keeper.log"), "ab") as log:
         subprocess.Popen(
             [sys.executable, os.path.join(tools, "host_keeper.py"), root],

@@ -85,8 +85,8 @@ class Turn:
         cause, reason = "lost", "its runner died without a report"
         if host.is_noted(self.folder, "cancel"):
             cause, reason = "cancel", "cancelled"
-        elif asked.REQUEUE in asked.asked(folder):
-            cause, reason = asked.REQUEUE, "requeued"
+        elif why := asked.why_requeued(asked.asked(folder)):
+            cause, reason = asked.REQUEUE, why
         facts = {"v": 1, "started": None, "code": None, "signal": None, **self.last()}
         facts.update(phase="ended", cause=cause, reason=reason, ended=time.time())
         answers.write(folder, "status.json", json.dumps(facts), durably=True)

@@ -18,7 +18,7 @@ from flow.job import runner_job, slurm_job
 from flow.machines import Allocation, Capabilities, Machines, Offer
 from flow.outbox import outbox_files
 from flow.plan import Plan
-from flow.providers import Option
+from flow.providers import Option, VolumeStore
 from flow.providers.ssh.fleet import Fleet
 from flow.providers.ssh.gathering import gather
 from flow.providers.ssh.places import Move, Places
@@ -45,7 +45,7 @@ class Ssh:
         self.home = home
         self._settings = options
         self.fleet = Fleet(home, options)
-        self._sight = Sight(home, self.fleet)
+        self.sight = Sight(home, self.fleet)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -53,9 +53,9 @@ class Ssh:
         return Capabilities(containers=True, arrays=True, retries=True, divides_machines=True, gathers=True, moves=True)
 
     @property
-    def volumes(self) -> None:
+    def volumes(self) -> VolumeStore | None:
         """None yet."""
-        return
+        return None
 
     @property
     def steering(self) -> Ssh:
@@ -109,13 +109,13 @@ class Ssh:
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """What the hosts say of them, all asked at once; what is on a host that does not answer is as last seen."""
         places = {base: self._places(base) for base in {one.partition("_")[0]: None for one in task_ids or ()}}
-        return list(self._sight.look(task_ids, places)[0].values())
+        return list(self.sight.look(task_ids, places)[0].values())
 
     def release(self, *task_ids: str) -> None:
         """End what waits or runs on any host; on one that does not answer when it does again."""
         by_host: dict[str, list[str]] = {}
         for one in task_ids:
-            for name, parts in self._places(one).parts(one).items():
+            for name, parts in self._parts(one).items():
                 by_host.setdefault(name, []).extend(parts)
         self._each(list(by_host), lambda name, remote: remote.ask("release", by_host[name]))
 
@@ -156,7 +156,7 @@ class Ssh:
         On record, with the loss, before any host is asked. A move is on record once: `places` is from before the look,
         so that one which somebody else makes meanwhile is not followed by another.
         """
-        found, seen = self._sight.look([plan.task_id], {plan.task_id: places})
+        found, seen = self.sight.look([plan.task_id], {plan.task_id: places})
         lost = [one for one in found.values() if one.machines is Machines.LOST and one.attempt == attempt - 1]
         new = [one for one in lost if not ((move := places.move_of(str(one.task_id))) and move.attempt == attempt)]
         if new:
@@ -168,7 +168,7 @@ class Ssh:
             if move := places.move_of(str(one.task_id)):
                 self._note_loss(move, plan.nodes)
         if new:
-            self._sight.look([plan.task_id], {plan.task_id: places})  # where it was, what is left of it is ended
+            self.sight.look([plan.task_id], {plan.task_id: places})  # where it was, what is left of it is ended
         return places
 
     def _note_loss(self, move: Move, nodes: int) -> None:
@@ -181,6 +181,10 @@ class Ssh:
                 with suppress(FileExistsError):
                     create_durably(folder / "status.json", json.dumps(lost).encode())
 
+    def _parts(self, task_id: str) -> dict[str, list[str]]:
+        """By host, what they call a task, an array or an element."""
+        return self._places(task_id).parts(task_id)
+
     def _places(self, task_id: str) -> Places:
         """Where the task, or the array of that element, is."""
         return Places(self._record(task_id.partition("_")[0]))
@@ -190,7 +194,7 @@ class Ssh:
 
     # -- what the hosts are asked
 
-    def _submit(self, remote: Remote, plan: Plan, part: _Part) -> None:
+    def _submit(self, remote: Remote, plan: Plan, part: Part) -> None:
         secrets = {name: text.decode() for name, text in outbox_files(self._record(plan.task_id)).items()}
         request = {
             "task_id": part.name,
@@ -220,7 +224,7 @@ class Ssh:
                     suggestions=[f"see that nothing removes files from `{remote.folder}` there"],
                 )
 
-    def _marks(self, plan: Plan, part: _Part) -> list[tuple[str, str]]:
+    def _marks(self, plan: Plan, part: Part) -> list[tuple[str, str]]:
         """Which of the task and its elements are held or cancelled already: the host's names, each with what it is."""
         names = [(plan.task_id, part.name)]
         names += [(f"{plan.task_id}_{one}", f"{part.name}_{one}") for one in part.indices]
@@ -233,7 +237,7 @@ class Ssh:
 
     def _ask_all(self, task_id: str, verb: str, *words: Any) -> None:
         """Of all that it is given to."""
-        parts = self._places(task_id).parts(task_id)
+        parts = self._parts(task_id)
         self._each(list(parts), lambda name, remote: [remote.ask(verb, one, *words) for one in parts[name]])
 
     def _ask(self, name: str, verb: str, *words: Any) -> Any:
@@ -251,7 +255,7 @@ class Ssh:
             raise failed[0]
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """What one host is given of a task: all of it, one of its nodes, or elements."""
 
     name: str
@@ -261,16 +265,16 @@ class _Part(NamedTuple):
     first_attempt: int
 
 
-def _first_part(plan: Plan, places: Places, host: str) -> _Part:
+def _first_part(plan: Plan, places: Places, host: str) -> Part:
     own, indices = places.first[host], plan.elements.indices if plan.elements else ()
-    return _Part(
+    return Part(
         plan.task_id, 0 if indices else own[0], [indices[one] for one in own if indices], _at_once(plan, places), 1
     )
 
 
-def _moved_part(plan: Plan, places: Places, move: Move, host: str) -> _Part:
+def _moved_part(plan: Plan, places: Places, move: Move, host: str) -> Part:
     indices = [] if move.index is None else [move.index]
-    return _Part(move.part, move.hosts.index(host), indices, _at_once(plan, places), move.attempt)
+    return Part(move.part, move.hosts.index(host), indices, _at_once(plan, places), move.attempt)
 
 
 def _at_once(plan: Plan, places: Places) -> int | None:

@@ -47,7 +47,7 @@ class Sight:
         # asked before looking: who gives one away now is not to have lost it
         given = {one for one in places if (self._record(one) / "allocated").exists()}
         asked = self._whom_to_ask(task_ids, places)
-        told = self._fleet.ask_each(list(asked), lambda name, remote: _look(remote, asked[name]))
+        told = self._fleet.ask_each(list(asked), lambda name, remote: look(remote, asked[name]))
         answers = {name: one for name, one in told.items() if not isinstance(one, FlowError)}
         seen = self._sort(answers, places)
         known = {(name, one["id"].partition("_")[0]) for name, answer in answers.items() for one in answer["tasks"]}
@@ -104,7 +104,7 @@ class Sight:
                 seen.setdefault(entry["id"], Seen()).entries[name] = entry
             elif number == of_task.number(unit):
                 seen.setdefault(unit, Seen()).entries[name] = entry
-                self._note_attempt(unit, entry["attempt"])
+                self.note_attempt(unit, entry["attempt"])
             elif not entry["ended"]:
                 left.setdefault(name, []).append(entry)
         for of_task in places.values():
@@ -158,7 +158,7 @@ class Sight:
         of_task = places.get(unit.partition("_")[0])
         move = of_task.move_of(unit) if of_task else None
         if of_task and seen.lost:
-            attempt = max(self._last_attempt(unit), move.attempt if move else 1, last_meeting(self._record(unit)))
+            attempt = max(self.last_attempt(unit), move.attempt if move else 1, last_meeting(self._record(unit)))
             machines = (
                 Machines.LOST
                 if self._may_move(unit, attempt, {*seen.lost, *(move.lost if move else ())})
@@ -170,7 +170,7 @@ class Sight:
             return Allocation(unit, move.attempt - 1, machines, reason=move.reason)
         if seen.silent:
             reason = next(iter(seen.silent.values()))
-            return Allocation(unit, self._last_attempt(unit), Machines.SILENT, reason=reason)
+            return Allocation(unit, self.last_attempt(unit), Machines.SILENT, reason=reason)
         return allocation_of(unit, seen.entries, clocks, move)
 
     def _may_move(self, unit: str, attempt: int, gone: Collection[str]) -> bool:
@@ -209,7 +209,7 @@ class Sight:
 
     # -- which attempt it was
 
-    def _note_attempt(self, unit: str, attempt: int) -> None:
+    def note_attempt(self, unit: str, attempt: int) -> None:
         """The attempt that it was seen in: the next one elsewhere must be another."""
         if attempt > max(self._attempts.get(unit, 0), 1):
             file = self._noted(unit)
@@ -219,7 +219,7 @@ class Sight:
                     file.write_text(str(attempt))
         self._attempts[unit] = attempt
 
-    def _last_attempt(self, unit: str) -> int:
+    def last_attempt(self, unit: str) -> int:
         """The attempt that it was last seen in; 0 before the first."""
         rows = Records(self._home).rows_of([unit.partition("_")[0]]) if unit not in self._attempts else []
         seen = min(rows[0].outcome.attempt, 1) if rows else self._attempts.get(unit, 1)
@@ -232,7 +232,7 @@ class Sight:
         return self._home / "record" / task_id
 
 
-def _look(remote: Remote, parts: list[str] | None) -> dict[str, Any]:
+def look(remote: Remote, parts: list[str] | None) -> dict[str, Any]:
     """What a host tells of tasks, and by how many seconds its clock is `ahead` at least."""
     before = time.time()
     told: dict[str, Any] = remote.ask("look", parts)

@@ -15,7 +15,7 @@ _CLOCKS_AGREE = 2.0  # seconds; a difference that is larger is taken out of the 
 
 
 def allocation_of(
-    unit: str, entries: Mapping[str, Mapping[str, Any]], clocks: Mapping[str, float], move: Move | None
+    unit: str, entries: Mapping[str, Mapping[str, Any]], clocks: Mapping[str, float], move: Move | None = None
 ) -> Allocation:
     """Of one task or element, from what each of its hosts tells, in their order.
 
