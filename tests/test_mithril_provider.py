@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -11,12 +12,12 @@ from typing import Any
 import pytest
 
 from flow.client import Flow
-from flow.errors import ValidationError
+from flow.errors import QuotaExceededError, ValidationError
 from flow.node.remains import is_locked
 from flow.task import Task
 from tests.support.contract import ProviderContract
 from tests.support.mithril_cloud import Cloud
-from tests.support.mithril_cloud.faults import reset, taken_then, taken_then_reset
+from tests.support.mithril_cloud.faults import refusal, reset, taken_then, taken_then_reset
 from tests.support.processes import wait_until
 
 
@@ -131,3 +132,20 @@ def test_what_cannot_be_had_is_refused_with_what_can(client: Flow) -> None:
     with pytest.raises(ValidationError, match="no instance type `8xt4` at mithril"):
         _run(client, "true", gpu="8xt4")
     assert client.tasks() == []
+
+
+def test_a_machine_that_never_boots_is_given_back(client: Flow, cloud: Cloud) -> None:
+    cloud.clock.ahead_seconds = -4000.0  # so that it is long ago
+    cloud.spot.boot_seconds = math.inf
+    task = _run(client, "true")
+    assert task.wait(timeout=90) == "lost"
+    assert task.reason == "its machine did not boot within 60 minutes"
+    assert wait_until(lambda: cloud.bid(task.task_id).status == "Terminated", seconds=60)
+
+
+def test_what_was_made_for_a_bid_that_is_refused_goes(client: Flow, cloud: Cloud) -> None:
+    cloud.faults.play(refusal(400, "Quota exceeded for a100-80gb.sxm.1x"), "POST /v2/spot/bids")
+    with pytest.raises(QuotaExceededError, match="Quota exceeded for a100"):
+        _run(client, "true", volumes=[{"name": "scratch", "size_gb": 10, "mount_path": "/scratch"}])
+    assert [one.status for one in client.tasks()] == ["failed"]
+    assert client.volumes() == [] and client.held() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +12,7 @@ from flow.channel import Channel
 from flow.durable import writing
 from flow.errors import ProviderError, StorageError
 from flow.machines import Allocation
+from flow.node import sweep
 from flow.providers import Provider
 from flow.record import Records
 
@@ -41,16 +43,19 @@ def collect(provider: Provider, records: Records, allocations: Collection[Alloca
 
 
 def forget(provider: Provider, allocations: Collection[Allocation]) -> None:
-    """Remove what ended tasks left on their machines. Raises ProviderError where one is out of reach."""
+    """Remove what ended tasks left on their machines, and code that is not used there any more.
+
+    Raises ProviderError where one is out of reach.
+    """
     places: dict[tuple[Channel, str], set[str]] = {}
     for allocation in allocations:
         for node in allocation.nodes:
-            tasks = str(PurePosixPath(node.folder).parents[2])
-            task_id = (allocation.task_id or "").partition("_")[0].partition("+")[0]
-            places.setdefault((provider.channel(allocation, node.rank), tasks), set()).add(task_id)
-    for (channel, tasks), task_ids in places.items():
-        script = 'while read -r one; do rm -rf -- "$one" "$one"_* "$one"+*; done'  # with elements, and what was moved
-        channel.ask(f"cd {shlex.quote(tasks)} && {script}", stdin="".join(f"{one}\n" for one in task_ids).encode())
+            task = PurePosixPath(node.folder).parents[1]
+            places.setdefault((provider.channel(allocation, node.rank), str(task.parent)), set()).add(task.name)
+    for (channel, tasks), names in places.items():
+        python = sys.executable if channel.is_here else channel.python
+        words = [python, "-c", Path(sweep.__file__).read_text(), tasks]
+        channel.ask(f"exec {shlex.join(words)}", stdin="\n".join(sorted(names)).encode())
 
 
 def _copy(channel: Channel, root: str, names: list[str], into: str) -> None:

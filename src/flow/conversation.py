@@ -7,10 +7,11 @@ import os
 import select
 import subprocess
 import threading
+import time
 import weakref
 from typing import Any
 
-from flow.channel import Channel
+from flow.channel import SOON_SECONDS, Channel
 
 _SECONDS = 300  # within which something is said
 
@@ -38,6 +39,7 @@ class Conversation:
         self._owner, self._lock = os.getpid(), threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._heard = b""
+        self._check_at = 0.0  # by the monotonic clock: when it is asked again whether the machine is there
 
     def _exchange(self, question: Any) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
         process = self._process = self._process or self._start()
@@ -75,8 +77,12 @@ class Conversation:
         said = select.poll()
         said.register(process.stdout, select.POLLIN)
         while b"\n" not in self._heard:
-            if not said.poll(_SECONDS * 1000):
-                raise self._channel.unreachable(f"no answer within {_SECONDS} s")
+            if not said.poll(SOON_SECONDS * 1000):
+                if time.monotonic() > self._check_at:  # seldom: to some machines, who does not come in is an attacker
+                    self._channel.check_answers()
+                    self._check_at = time.monotonic() + _SECONDS
+                if not said.poll(_SECONDS * 1000):
+                    raise self._channel.unreachable(f"no answer within {_SECONDS} s")
             part = process.stdout.read(1 << 20)
             if not part:
                 return b""

@@ -6,6 +6,8 @@ it ends or pauses what it costs. Standard library, Python 3.8 and up.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 import pwd
@@ -19,7 +21,6 @@ from typing import Any
 HERE = os.path.dirname(os.path.abspath(__file__))
 RUN = "/run/flow"  # gone after each boot
 OPEN = RUN + "/open"  # while it is there, tasks get their turn
-NOTICE = "/opt/mithril/MITHRIL_SIGNAL.yml"  # what the cloud tells a machine that it is about to take back
 LOOK_SECONDS = 1.0
 DEVICE_SECONDS = 120.0  # for a volume's device to appear
 HTTP_SECONDS = 30.0
@@ -140,11 +141,10 @@ class Guard:
 
     def heeds_notice(self) -> bool:
         """Whether the machine is about to be taken away: what runs is told to end, once."""
-        try:
-            with open(NOTICE, encoding="utf-8", errors="replace") as file:
-                words = file.read().lower()
-        except OSError:
-            words = ""
+        words = ""
+        for path in glob.glob(self.machine["notice"]):
+            with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+                words += file.read().lower()
         is_noticed = any(one in words for one in ("preempting", "relocating", "status_preempt"))
         if is_noticed and not self.is_noticed:
             _say("notice")

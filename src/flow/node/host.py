@@ -31,7 +31,7 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     base = os.path.join(root, "tasks", request["task_id"])
     manifest = request["bundle"] and os.path.join(root, "manifests", request["bundle"] + ".json")
     tools = os.path.join(root, "node", request["version"])
-    if not (os.path.exists(os.path.join(tools, "whole")) and (manifest is None or os.path.exists(manifest))):
+    if not (os.path.exists(os.path.join(tools, "whole")) and (manifest is None or answers.is_there(manifest))):
         return {"missing": True}
     owner = answers.read(root, "host")
     if owner not in ("", socket.gethostname()):
@@ -64,8 +64,8 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
 def look(root: str, ids: Sequence[str] | None) -> dict[str, Any]:
     """What is known here of tasks, elements one by one; unknown ids are left out. And the time by this clock.
 
-    A task is also found that is here under the name of a part only, see providers/ssh/places.py. `host`: this machine,
-    to all its users.
+    `task+` is all that came here of a task after it was lost elsewhere, see providers/ssh/places.py. `host`: this
+    machine, the same to all its users.
     """
     root = os.path.expanduser(root)
     tasks = os.path.join(root, "tasks")
@@ -73,7 +73,7 @@ def look(root: str, ids: Sequence[str] | None) -> dict[str, Any]:
         ids = sorted((name for name in answers.listed(tasks) if "_" not in name), reverse=True)
     _revive(root)
     queue = _Turns(root)
-    found = [one for task_id in ids for one in _entries(tasks, task_id, queue) or _parts(tasks, task_id, queue)]
+    found = [one for task_id in ids for one in (_parts if task_id.endswith("+") else _entries)(tasks, task_id, queue)]
     return {"now": time.time(), "host": host_facts().identity(), "tasks": found}
 
 
@@ -189,10 +189,8 @@ def _entries(tasks: str, task_id: str, queue: _Turns) -> list[dict[str, Any]]:
 
 
 def _parts(tasks: str, task_id: str, queue: _Turns) -> list[dict[str, Any]]:
-    base, _, index = task_id.partition("_")
-    names = [] if "+" in base else [name for name in answers.listed(tasks) if name.startswith(base + "+")]
-    found = [one for name in sorted(names) if "_" not in name for one in _entries(tasks, name, queue)]
-    return [one for one in found if not index or remains.task_of(one["id"]) == task_id]
+    names = [name for name in answers.listed(tasks) if name.startswith(task_id) and "_" not in name]
+    return [one for name in sorted(names) for one in _entries(tasks, name, queue)]
 
 
 def _entry(tasks: str, unit: str, meta: dict[str, Any], queue: _Turns) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from flow.channel import Channel
 from flow.durable import create_durably, write_durably
-from flow.errors import FlowError, ProviderError, ResourceNotFoundError
+from flow.errors import FlowError, ProviderError, QuotaExceededError, ResourceNotFoundError, ValidationError
 from flow.machines import Allocation, Capabilities, Machines
 from flow.node import host as program
 from flow.plan import Plan
@@ -34,6 +34,7 @@ from flow.remote import Remote
 from flow.status import Want
 
 _FOLDER = "~/.flow-host"  # for tasks, on each machine
+_BOOT_SECONDS = 3600.0  # after which a machine is not waited for any more; 20 minutes are common
 _LATE_SECONDS = 120.0  # within which a request that was never answered may still show
 _TRUSTED_SECONDS = 3.0  # how long machines that are up are taken to be, while they answer
 _STATE = f"test -e {READY} && echo ready; test -e {ROOT}/bill.json && echo told; test -d {ROOT} && echo guarded; :"
@@ -67,6 +68,7 @@ class Rental:
     reason: str = ""
     machines: tuple[Machine, ...] = ()
     created: float | None = None
+    given: float | None = None  # when the last of its machines was, in seconds since the epoch
     price_per_hour: float | None = None  # US dollars, all machines together
     ended_with: str = ""
     told: Mapping[str, Any] | None = None  # the cloud's own words
@@ -141,7 +143,12 @@ class Rented(Ssh):
         if rental is None:
             if not self._was_given(plan.task_id):
                 self._hold_open(plan.task_id)
-                self.rent(plan, attempt)
+                try:
+                    self.rent(plan, attempt)
+                except (ValidationError, QuotaExceededError):  # refused, so that there is nothing to come
+                    self.forget_task(plan.task_id)
+                    (self._held / plan.task_id).unlink(missing_ok=True)
+                    raise
         elif rental.state is Machines.PAUSED and rental.ended_with:
             self.wake(rental)
         elif rental.state is Machines.UP and rental.plan_hash == plan.hash:
@@ -236,6 +243,10 @@ class Rented(Ssh):
             price_per_hour=rental.price_per_hour,
             plan_hash=rental.plan_hash,
         )
+        if self._boots_in_vain(rental, told):
+            minutes = _BOOT_SECONDS / 60
+            reason = f"its machine did not boot within {minutes:g} minutes"
+            return [replace(whole, attempt=max(attempt, 1), machines=Machines.GONE, reason=reason)]
         if rental.state is Machines.QUEUED and attempt:
             return [replace(whole, machines=Machines.PREEMPTED)]
         answers = {one.name: told[one.name] for one in rental.machines if one.name in told}
@@ -255,6 +266,15 @@ class Rented(Ssh):
         clocks = {name: answer["ahead"] for name, answer in answers.items()}
         made = [allocation_of(unit, entries, clocks) for unit, entries in found.items()]
         return [replace(one, price_per_hour=rental.price_per_hour) for one in made]
+
+    def _boots_in_vain(self, rental: Rental, told: Mapping[str, Any]) -> bool:
+        """Whether machines that cost money have been out of reach since they were given to a task that waits."""
+        is_late = rental.given is not None and time.time() - rental.given > _BOOT_SECONDS
+        if not is_late or self._last_attempt(str(rental.task_id)) or rental.home_id != self.home_id:
+            return False
+        answers = [told.get(one.name) for one in rental.machines]
+        is_silent = any(one is None or isinstance(one, FlowError) for one in answers)
+        return rental.state in (Machines.STARTING, Machines.UP) and is_silent
 
     def _is_array(self, rental: Rental) -> bool:
         try:

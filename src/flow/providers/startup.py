@@ -76,17 +76,20 @@ def startup_script(
     *,
     mark: Mark,
     user: str,
+    notice: str,
     volumes: Sequence[Mapping[str, Any]] = (),
     grace_seconds: float,
     deliver_seconds: float = 1800.0,
 ) -> str:
-    """The script of a plan's machines. volumes: `path` on the machine with `device`, or with `share` and `options`.
+    """The script of a plan's machines. notice: the file in which the cloud tells a machine that it takes it back.
+    volumes: `path` on the machine with `device`, or with `share` and `options`.
 
     The same for every machine of the plan; nothing secret is in it.
     """
     machine = {
         "task_id": plan.task_id,
         "user": user,
+        "notice": notice,
         "docker": plan.image is not None,
         "volumes": list(volumes),
         "grace_seconds": grace_seconds,

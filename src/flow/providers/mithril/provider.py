@@ -27,6 +27,7 @@ from flow.providers.startup import Mark, read_mark, startup_script
 
 _BIDS, _INSTANCES, _KEYS = "/v2/spot/bids", "/v2/instances", "/v2/api-keys"
 _USER = "ubuntu"
+_NOTICE = "/opt/mithril/*_SIGNAL.yml"
 _SCRIPT_BYTES = 10_000
 _LIVE = ("Open", "Allocated", "Preempting", "Paused")
 _ASKED_ONE_BY_ONE = 3  # bids by their names; more are found in the list of all
@@ -112,6 +113,7 @@ class Mithril(Rented):
             plan,
             mark=Mark(plan.task_id, attempt, plan.hash, self.home_id, (str(round(limit * 100)),)),
             user=_USER,
+            notice=_NOTICE,
             volumes=on_machine(self.volumes.list(), volumes),
             grace_seconds=float(str(self._settings.get("grace_minutes") or 10.0)) * 60,
         )
@@ -172,11 +174,11 @@ class Mithril(Rented):
         return ssh(f"{_USER}@{machine.target}", options=options)
 
     def forget_task(self, task_id: str) -> None:
-        """Revoke the keys that its machines had, and remove volumes that were to go with it."""
+        """Revoke the keys that its machines had; remove volumes that were to go with it, or were made in vain."""
         for key in self.account.api.list(_KEYS):
             if str(key.get("name", "")).startswith(f"flow-{task_id}-") and not key.get("deactivated_at"):
                 self.account.api.delete(f"{_KEYS}/{key['fid']}")
-        self.volumes.remove_ephemeral(task_id)
+        self.volumes.forget_task(task_id, is_refused=not self._was_given(task_id))
 
     # -- what a bid is made of
 
@@ -257,6 +259,7 @@ class Mithril(Rented):
             reason=reason,
             machines=tuple(machines),
             created=moment(bid.get("created_at")),
+            given=max((at for one in instances if (at := moment(one.get("created_at")))), default=None),
             price_per_hour=price * quantity if price is not None and is_billed else 0.0 if not is_billed else None,
             ended_with=_ended_with(bid) if state is Machines.PAUSED else "",
             told=bid,

@@ -113,11 +113,14 @@ class Volumes:
     def detach(self, volume_id: str, task_id: str) -> None:
         """Its bid's end lets go of it."""
 
-    def remove_ephemeral(self, task_id: str) -> None:
-        """What was to go with a task. Raises FlowError while the cloud still holds it."""
+    def forget_task(self, task_id: str, *, is_refused: bool) -> None:
+        """Remove what was to go with a task, and what was made for one that never got machines.
+
+        Raises FlowError while the cloud still holds it.
+        """
         with suppress(ResourceNotFoundError):
             for one in Records(self._home).get(task_id).plan.mounts:
-                if one.kind == VOLUME and one.ephemeral:
+                if one.kind == VOLUME and (one.ephemeral or (is_refused and one.size_gb)):
                     self._api.delete(f"{_VOLUMES}/{one.source}")
 
     def _of(self, volume_id: str) -> Volume:

@@ -84,7 +84,7 @@ class Sight:
             base = one.partition("_")[0]
             # what left its record may be on any host; what was not placed yet is on none
             anywhere = [] if self._record(base).exists() else self._fleet.hosts
-            for name, parts in (places[base].parts(one) or {name: [one] for name in anywhere}).items():
+            for name, parts in (places[base].parts(one) or {name: [one, f"{base}+"] for name in anywhere}).items():
                 asked[name] = [*(asked.get(name) or ()), *parts]
         for of_task in places.values():
             for name, parts in of_task.left().items():
