@@ -270,7 +270,7 @@ class Rented(Ssh):
     def _boots_in_vain(self, rental: Rental, told: Mapping[str, Any]) -> bool:
         """Whether machines that cost money have been out of reach since they were given to a task that waits."""
         is_late = rental.given is not None and time.time() - rental.given > _BOOT_SECONDS
-        if not is_late or self._last_attempt(str(rental.task_id)) or rental.home_id != self.home_id:
+        if not is_late or self.sight.last_attempt(str(rental.task_id)) or rental.home_id != self.home_id:
             return False
         answers = [told.get(one.name) for one in rental.machines]
         is_silent = any(one is None or isinstance(one, FlowError) for one in answers)
