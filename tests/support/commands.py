@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from flow import client, config
 from flow.cli import main
@@ -40,6 +42,19 @@ def _run(program: Program, words: tuple[str, ...], stdin: bytes) -> Ended:
             file.seek(0)
             texts.append(file.read().decode())
     return Ended(words, os.waitstatus_to_exitcode(status), *texts)
+
+
+@contextmanager
+def started(*words: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A command line as a process that goes on, until Ctrl-C in the end, and the first line that it prints."""
+    argv = [sys.executable, "-m", "flow", *words]
+    with subprocess.Popen(argv, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout  # without a buffer, so that the next lines are left for whoever wants them
+        try:
+            yield process, process.stdout.readline().decode()
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
 
 
 def _become(program: Program, words: tuple[str, ...], stdin: int, stdout: int, stderr: int) -> None:

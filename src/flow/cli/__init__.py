@@ -30,6 +30,7 @@ COMMANDS = {
     "forward": Entry("flow.cli.forward:forward", "Make ports of a task ports of this machine.", _TASKS),
     "upload-code": Entry("flow.cli.upload_code:upload_code", "Bring a running task's code up to date.", _TASKS),
     "jupyter": Entry("flow.cli.jupyter:jupyter", "Open notebooks in a running task.", _TASKS),
+    "colab": Entry("flow.cli.colab:colab", "A machine of yours behind Google Colab's page.", _TASKS),
     "ssh-config": Entry("flow.cli.ssh_config:ssh_config", "Entries for ssh, scp, rsync and editors.", _TASKS),
     "mount": Entry("flow.cli.mount:mount", "Give a running task one more volume.", _TASKS),
     "offers": Entry("flow.cli.offers:offers", "The machines to be had now, and their price.", _MACHINES),

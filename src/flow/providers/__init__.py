@@ -27,8 +27,12 @@ class Option:
 class VolumeStore(Protocol):
     """The volumes of a provider. What an unknown id names raises ResourceNotFoundError."""
 
-    def create(self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None) -> Volume:
+    def create(
+        self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None, plan: Plan | None = None
+    ) -> Volume:
         """Make an empty one. Raises ValidationError where the name is taken, QuotaExceededError where there is no room.
+
+        plan: of the task that it is made for, if it is.
 
         Made again with the same name, size and interface by who was cut off, it is the same volume.
         """
@@ -49,7 +53,7 @@ class VolumeStore(Protocol):
     def attach(self, volume_id: str, plan: Plan, *, ephemeral: bool = False) -> str:
         """Hold it for the plan's task until that has ended; `ephemeral`: then remove it. Idempotent.
 
-        What the task's machines find it by: the path of a folder or of a device.
+        What the task's machines find it by: the path of a folder or of a device, or a source as of node/sshfs.py.
 
         Raises ValidationError for a block volume that another task holds which this one does not wait for.
         """

@@ -6,12 +6,22 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from flow.errors import AuthenticationError, ResourceNotFoundError, ValidationError, did_you_mean
-from flow.providers.mithril.api import KEYS_PAGE, Api, id_of
+from flow.providers.mithril.api import KEYS_PAGE, URL, Api, id_of
 
 if TYPE_CHECKING:
     from flow.settings import Settings
 
 _ID = "proj_"
+
+
+def open_api(key: object, url: object, *, origin: str = "") -> Api:
+    """The API by a key, of which `origin` tells who gave it. Raises AuthenticationError where there is none."""
+    if not key:
+        raise AuthenticationError(
+            "no API key for Mithril",
+            suggestions=["`flow init` sets it, or MITHRIL_API_KEY", f"it is at {KEYS_PAGE}"],
+        )
+    return Api(str(key), str(url or URL), origin=origin)
 
 
 class Account:
@@ -24,13 +34,8 @@ class Account:
     @classmethod
     def of(cls, settings: Settings, *, project: str | None = None) -> Account:
         """The account of the settings; `project` goes before theirs. Raises AuthenticationError without a key."""
-        key = settings.get("mithril.api_key")
-        if not key:
-            raise AuthenticationError(
-                "no API key for Mithril",
-                suggestions=["`flow init` sets it, or MITHRIL_API_KEY", f"it is at {KEYS_PAGE}"],
-            )
-        api = Api(key, settings.get("mithril.api_url"), origin=settings.origin("mithril.api_key"))
+        origin = settings.origin("mithril.api_key")
+        api = open_api(settings.get("mithril.api_key"), settings.get("mithril.api_url"), origin=origin)
         if project:
             return cls(api, project, origin="--project")
         return cls(api, settings.get("mithril.project"), origin=settings.origin("mithril.project"))

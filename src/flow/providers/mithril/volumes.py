@@ -46,7 +46,9 @@ class Volumes:
     def __init__(self, account: Account, home: Path, region: str | None) -> None:
         self._account, self._api, self._home, self._region = account, account.api, home, region
 
-    def create(self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None) -> Volume:
+    def create(
+        self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None, plan: Plan | None = None
+    ) -> Volume:
         """Make one in a region. Raises ValidationError, QuotaExceededError."""
         region = region or self._region
         if not region:

@@ -24,6 +24,7 @@ from flow.providers.ssh.gathering import gather
 from flow.providers.ssh.places import Move, Places
 from flow.providers.ssh.placing import moves, offers_of, place
 from flow.providers.ssh.sight import Sight
+from flow.providers.ssh.volumes import FleetVolumes
 from flow.record import Records
 from flow.remote import Remote, files_for, tools
 from flow.status import Want
@@ -46,16 +47,25 @@ class Ssh:
         self._settings = options
         self.fleet = Fleet(home, options)
         self.sight = Sight(home, self.fleet)
+        self._volumes = FleetVolumes(home, self.fleet, self.allocations, lambda plan: next(iter(self._place(plan))))
 
     @property
     def capabilities(self) -> Capabilities:
         """What the hosts do by themselves."""
-        return Capabilities(containers=True, arrays=True, retries=True, divides_machines=True, gathers=True, moves=True)
+        return Capabilities(
+            volumes=True,
+            containers=True,
+            arrays=True,
+            retries=True,
+            divides_machines=True,
+            gathers=True,
+            moves=True,
+        )
 
     @property
     def volumes(self) -> VolumeStore | None:
-        """None yet."""
-        return None
+        """Folders of hosts."""
+        return self._volumes
 
     @property
     def steering(self) -> Ssh:
@@ -137,17 +147,21 @@ class Ssh:
         facts = {name: one for name, one in told.items() if not isinstance(one, FlowError)}
         return facts, {name: one.message for name, one in told.items() if isinstance(one, FlowError)}
 
-    def _choose(self, plan: Plan) -> Places:
+    def _place(self, plan: Plan) -> dict[str, list[int]]:
         facts, missing = self._facts()
         if not facts:
             raise ProviderError("no host of the fleet answers", suggestions=list(missing.values())[:3])
+        able, near, reasons = self._volumes.hosts_for(plan, facts, missing)
         try:
-            placed = place(plan, facts, missing=missing)
+            return place(plan, able, missing=missing, near=near)
         except ValidationError as error:
+            error.suggestions = (*reasons, *error.suggestions)
             if missing:  # one of them might take it
                 raise ProviderError(error.message, suggestions=list(error.suggestions)) from error
             raise
-        self._places(plan.task_id).place(placed)
+
+    def _choose(self, plan: Plan) -> Places:
+        self._places(plan.task_id).place(self._place(plan))
         return self._places(plan.task_id)
 
     def _move(self, plan: Plan, places: Places, attempt: int) -> Places:
@@ -161,7 +175,9 @@ class Ssh:
         new = [one for one in lost if not ((move := places.move_of(str(one.task_id))) and move.attempt == attempt)]
         if new:
             gone = {str(one.task_id): list(seen[str(one.task_id)].lost) for one in new}
-            for move in moves(plan, places, new, gone, self._facts()):
+            facts, missing = self._facts()
+            able, near, _ = self._volumes.hosts_for(plan, facts, missing)
+            for move in moves(plan, places, new, gone, (able, near, missing)):
                 places.add(move)
             places = self._places(plan.task_id)
         for one in lost:
@@ -206,6 +222,8 @@ class Ssh:
                 "first_attempt": part.first_attempt,
                 "needs": [f"inbox/{name}" for name in secrets],
                 "slurm": slurm_job(plan) if plan.batch else None,
+                "mounts": self._mounts(plan),
+                "private_mounts": bool(plan.options.get("private_mounts")),
                 "numbers": {index: plan.number_of(index) for index in part.indices} if plan.batch else {},
             },
             "meta": {
@@ -223,6 +241,10 @@ class Ssh:
                     f"`{remote.channel.prefix[-1]}` has lost what it was just sent",
                     suggestions=[f"see that nothing removes files from `{remote.folder}` there"],
                 )
+
+    def _mounts(self, plan: Plan) -> list[dict[str, str]]:
+        """As a runner takes them."""
+        return self._volumes.job(plan.mounts)
 
     def _marks(self, plan: Plan, part: Part) -> list[tuple[str, str]]:
         """Which of the task and its elements are held or cancelled already: the host's names, each with what it is."""
