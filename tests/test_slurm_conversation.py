@@ -83,3 +83,14 @@ def test_what_is_no_program_is_told_as_how_it_ended() -> None:
     told = Conversation(Channel(), "echo hello; exec no-such-program").ask("x")
     assert isinstance(told, subprocess.CompletedProcess)
     assert told.returncode == 127 and b"no-such-program" in told.stderr
+
+
+def test_a_program_that_is_not_there_is_sent_and_asked_again(tmp_path: Path) -> None:
+    (tmp_path / "starter.py").write_text(
+        "import json, sys\n"
+        "sys.stdin.readline()\n"
+        """print('{"lacks": "program"}', flush=True)\n"""
+        "exec(json.loads(sys.stdin.readline()))\n"
+    )
+    own = Conversation(Channel(), f"exec {sys.executable} {tmp_path}/starter.py", _PROGRAM)
+    assert ask(own, "first") == ask(own, "second")

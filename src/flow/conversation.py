@@ -13,14 +13,18 @@ from typing import Any
 from flow.channel import Channel
 
 _SECONDS = 300  # within which something is said
+_LACKS = {"lacks": "program"}
 
 
 class Conversation:
     """Questions and answers are lines of JSON. The program starts with the first, in each process anew, and ends with
-    this object; one that was cut off is started again."""
+    this object; one that was cut off is started again.
 
-    def __init__(self, channel: Channel, script: str) -> None:
-        self._channel, self._script = channel, script
+    program: what `script` is sent, as a line of JSON, where it answers {"lacks": "program"}; then it is asked again.
+    """
+
+    def __init__(self, channel: Channel, script: str, program: str = "") -> None:
+        self._channel, self._script, self._program = channel, script, program
         self._begin()
 
     def ask(self, question: Any) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
@@ -41,13 +45,14 @@ class Conversation:
 
     def _exchange(self, question: Any) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
         process = self._process = self._process or self._start()
-        assert process.stdin
         try:
-            left = json.dumps(question).encode() + b"\n"
-            while left:
-                left = left[process.stdin.write(left) :]
+            _write(process, question)
             while line := self._line(process):
-                if told := answer_in(line):  # a login node may greet first
+                told = answer_in(line)
+                if told == _LACKS:
+                    _write(process, self._program)
+                    _write(process, question)
+                elif told:  # a login node may greet first
                     return told
         except BrokenPipeError:
             pass
@@ -94,11 +99,15 @@ def answer_in(line: bytes) -> dict[str, Any] | None:
     return told if isinstance(told, dict) else None
 
 
+def _write(process: subprocess.Popen[bytes], value: Any) -> None:
+    assert process.stdin
+    left = json.dumps(value).encode() + b"\n"
+    while left:
+        left = left[process.stdin.write(left) :]
+
+
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    """Close what it reads from, and it ends."""
+    """What it reads from is closed, and it ends; nobody waits until that is known here."""
     if process.returncode is None and owner == os.getpid():
-        try:
-            process.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.communicate()

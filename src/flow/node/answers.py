@@ -9,10 +9,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import sys
-import tarfile
-from typing import Any, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
+
+if TYPE_CHECKING:
+    import tarfile
 
 
 class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
@@ -28,6 +29,8 @@ def answer(verbs: Mapping[str, Any]) -> None:
 def _told(verbs: Mapping[str, Any], verb: str, root: str, *rest: Any) -> dict[str, Any]:
     try:
         if verb == "receive":
+            import tarfile  # which few questions need
+
             with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as files:
                 return {"answer": receive(root, files)}
         return {"answer": {"missing": missing, **verbs}[verb](*([root] if root else []), *rest)}
@@ -53,6 +56,8 @@ def _has_content(path: str) -> bool:
 
 def receive(root: str, files: tarfile.TarFile) -> int:
     """Take in files that are missing; each has its name once it is whole, in the order in which they come. How many."""
+    import shutil  # as above
+
     root, count = os.path.expanduser(root), 0
     for one in files:
         source = files.extractfile(one)
