@@ -179,6 +179,7 @@ def _entry(tasks: str, unit: str, meta: dict[str, Any], queue: _Turns) -> dict[s
     one.update(attempt=starts[-1] if starts else 0, ended=bool(answers.read(folder, "ended")))
     one.update(reports={os.path.basename(rank): answers.read(rank, "status.json") for rank in ranks})
     one.update(cancelled=is_noted(folder, "cancel"), held=is_noted(folder, "hold"))
+    one["leased"] = os.path.exists(os.path.join(folder, "lease"))
     one["runs"] = not one["ended"] and any(remains.is_alive(rank) for rank in ranks)
     if not one["ended"] and not one["runs"]:
         one.update(before=queue.before(meta), waits_until=meta["not_before"])

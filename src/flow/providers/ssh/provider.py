@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from flow.channel import Channel
 from flow.durable import create_durably
@@ -21,6 +20,7 @@ from flow.outbox import outbox_files
 from flow.plan import Plan
 from flow.providers import Option
 from flow.providers.ssh.fleet import Fleet
+from flow.providers.ssh.gathering import gather
 from flow.providers.ssh.placing import offers_of, place
 from flow.providers.ssh.states import allocation_of
 from flow.record import Records
@@ -28,6 +28,7 @@ from flow.remote import Remote, files_for, tools
 from flow.status import Want
 
 _PLACES = "hosts.json"  # in a task's record: what of it is on which host; on disk before any host is asked
+T = TypeVar("T")
 
 
 class Ssh:
@@ -100,7 +101,8 @@ class Ssh:
 
         self._each(list(places), submit)
         if plan.nodes > 1:
-            self._gather(plan, places)
+            ranks = {name: own[0] for name, own in places.items()}
+            gather(plan.task_id, ranks, self.home / "record" / plan.task_id, self._ask_each)
 
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """What the hosts say of them, all asked at once; what is on a host that does not answer is as last seen."""
@@ -176,51 +178,6 @@ class Ssh:
             create_durably(folder / _PLACES, json.dumps(places).encode())
         return self._places(plan.task_id)
 
-    def _gather(self, plan: Plan, places: Mapping[str, list[int]]) -> None:
-        """Let one host after the other, always in the same order, give its node a turn; then tell all where they meet.
-
-        In this order two tasks never wait for each other; for that, who lost its turn on one host gives back those that
-        it has on later ones. Called until all nodes run.
-        """
-        statuses, attempts, waiting, is_over, has_all = {}, {}, [], False, True
-        for name in sorted(places):
-            found = self._ask(name, "look", [plan.task_id])["tasks"]
-            rank = places[name][0]
-            status = json.loads(found[0]["reports"].get(str(rank)) or "{}") if found else {}
-            has_turn = bool(status) and (found[0]["runs"] or status["phase"] != "waiting")
-            if not has_all:
-                if has_turn and status["phase"] == "waiting":
-                    self._ask(name, "lease", plan.task_id, False)
-                continue
-            if not has_turn:
-                if found and not found[0]["ended"]:
-                    self._ask(name, "lease", plan.task_id, True)
-                has_all = False
-                continue
-            statuses[rank], attempts[name] = status, found[0]["attempt"]
-            waiting += [name] if status.get("phase") == "waiting" else []
-            is_over |= rank == 0 and bool(found[0]["ended"])
-        if not has_all:
-            return
-        newest = max(attempts.values())
-        if any(attempts[name] < newest for name in places if name not in waiting):
-            return  # it is about to end, as another node did
-        for name in waiting:
-            if is_over:  # the first node ended for good before this one began
-                self._ask(name, "release", [plan.task_id])
-                continue
-            self._ask(name, "deliver", plan.task_id, "peers.json", self._meeting(plan, newest, statuses))
-
-    def _meeting(self, plan: Plan, attempt: int, statuses: Mapping[int, Mapping[str, Any]]) -> str:
-        """Where the nodes of an attempt meet: what whoever gathers them first says."""
-        file = self.home / "record" / plan.task_id / f"meeting-{attempt}.json"
-        if not file.exists():
-            peers = [statuses[rank]["address"] for rank in sorted(statuses)]
-            told = {"attempt": attempt, "peers": peers, "ports": statuses[0]["ports"], "token": os.urandom(16).hex()}
-            with suppress(FileExistsError):
-                create_durably(file, json.dumps(told).encode())
-        return file.read_text()
-
     def _places(self, task_id: str) -> dict[str, list[int]]:
         """What of a task is on which host: places of elements, or ranks; nothing before it was placed."""
         try:
@@ -267,19 +224,17 @@ class Ssh:
     def _ask_all(self, task_id: str, verb: str, *words: Any) -> None:
         self._each(list(self._places(task_id.partition("_")[0])), lambda _, remote: remote.ask(verb, *words))
 
-    def _ask(self, name: str, verb: str, *words: Any) -> Any:
-        """The answer of one host; where there is none, that is noted."""
-        answer = self.fleet.ask_each([name], lambda _, remote: remote.ask(verb, *words))[name]
-        if isinstance(answer, FlowError):
-            raise answer
-        return answer
+    def _ask_each(self, names: Collection[str], verb: str, *words: Any) -> dict[str, Any]:
+        """The answers of hosts; where there is none, that is noted."""
+        return self._each(names, lambda _, remote: remote.ask(verb, *words))
 
-    def _each(self, names: list[str], act: Any) -> None:
+    def _each(self, names: Collection[str], act: Callable[[str, Remote], T]) -> dict[str, T]:
         """Of all of them; raises the first error once all were asked."""
-        told = self.fleet.ask_each(names, act)
+        told = self.fleet.ask_each(list(names), act)
         failed = [one for one in told.values() if isinstance(one, FlowError)]
         if failed:
             raise failed[0]
+        return {name: one for name, one in told.items() if not isinstance(one, FlowError)}
 
     def _parts(self, task_id: str, own: Collection[int]) -> list[str]:
         """What of a task, an array or an element is at one of these places: itself, or elements."""
