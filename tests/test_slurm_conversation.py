@@ -94,3 +94,16 @@ def test_a_program_that_is_not_there_is_sent_and_asked_again(tmp_path: Path) -> 
     )
     own = Conversation(Channel(), f"exec {sys.executable} {tmp_path}/starter.py", _PROGRAM)
     assert ask(own, "first") == ask(own, "second")
+
+
+def test_only_a_first_question_that_all_may_see_is_a_word_of_the_program(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import json, sys\n"
+        "for line in sys.argv[1:] or sys.stdin:\n"
+        "    print(json.dumps({'asked': json.loads(line), 'words': sys.argv[1:]}), flush=True)\n"
+    )
+    script = f"exec {sys.executable} -u {tmp_path}/program.py"
+    own = Conversation(Channel(), script)
+    assert own.ask(["it's", 1], is_public=True) == {"asked": ["it's", 1], "words": ['["it\'s", 1]']}
+    assert own.ask("x" * 10_000, is_public=True) == {"asked": "x" * 10_000, "words": []}
+    assert Conversation(Channel(), script).ask("secret") == {"asked": "secret", "words": []}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
 import subprocess
 import threading
 import weakref
@@ -13,6 +14,7 @@ from typing import Any
 from flow.channel import Channel
 
 _SECONDS = 300  # within which something is said
+_WORD_BYTES = 8_000  # of a question that may be a word: with what surrounds it, it is to fit the first packets
 _LACKS = {"lacks": "program"}
 
 
@@ -27,15 +29,19 @@ class Conversation:
         self._channel, self._script, self._program = channel, script, program
         self._begin()
 
-    def ask(self, question: Any) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
-        """The answer, or how the program ended in place of one. Raises ProviderError where nobody can be reached."""
+    def ask(self, question: Any, *, is_public: bool = False) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
+        """The answer, or how the program ended in place of one. Raises ProviderError where nobody can be reached.
+
+        is_public: others may see the question. As the first one it then is a word of the program's, which saves a round
+        trip: what is written to a new program waits until its start is acknowledged (by TCP, after Nagle).
+        """
         if self._owner != os.getpid():  # the parent's are not for us
             self._begin()
         with self._lock:
             was_there = self._process is not None
-            answer = self._exchange(question)
+            answer = self._exchange(question, is_public=is_public)
             if was_there and isinstance(answer, subprocess.CompletedProcess):
-                answer = self._exchange(question)
+                answer = self._exchange(question, is_public=is_public)
             return answer
 
     def _begin(self) -> None:
@@ -43,10 +49,13 @@ class Conversation:
         self._process: subprocess.Popen[bytes] | None = None
         self._heard = b""
 
-    def _exchange(self, question: Any) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
-        process = self._process = self._process or self._start()
+    def _exchange(self, question: Any, *, is_public: bool) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
+        text = json.dumps(question)
+        is_word = self._process is None and is_public and len(text) < _WORD_BYTES
+        process = self._process = self._process or self._start(*([text] if is_word else []))
         try:
-            _write(process, question)
+            if not is_word:
+                _write(process, question)
             while line := self._line(process):
                 told = answer_in(line)
                 if told == _LACKS:
@@ -64,13 +73,13 @@ class Conversation:
         out, err = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        words = self._channel.command(self._script)
+    def _start(self, *words: str) -> subprocess.Popen[bytes]:
+        argv = self._channel.command(" ".join([self._script, *map(shlex.quote, words)]))
         try:
             pipe = subprocess.PIPE
-            process = subprocess.Popen(words, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe)
+            process = subprocess.Popen(argv, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe)
         except OSError as error:
-            raise self._channel.unreachable(f"`{words[0]}`: {error.strerror}") from error
+            raise self._channel.unreachable(f"`{argv[0]}`: {error.strerror}") from error
         weakref.finalize(self, _end, process, os.getpid())
         return process
 

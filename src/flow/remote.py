@@ -24,6 +24,7 @@ from flow.errors import FlowError, ProviderError, StorageError
 from flow.node import answers
 
 NODE = Path(answers.__file__).parent
+_PUBLIC = ("look", "facts")  # questions that hold no secrets
 _LOADER = """import sys, types
 for name, text in {modules!r}:
     module = sys.modules[name] = types.ModuleType(name)
@@ -37,7 +38,7 @@ try:
     sys.path.insert(0, at)
     program = importlib.import_module({name!r})
 except Exception:
-    sys.stdin.buffer.readline()
+    sys.argv.pop() if sys.argv[1:] else sys.stdin.buffer.readline()
     print('{{"lacks": "program"}}', flush=True)
     exec(json.loads(sys.stdin.buffer.readline()), {{"__name__": "__main__", "__package__": None}})
 else:
@@ -90,7 +91,7 @@ class Remote:
         """The same, of another folder; "" for a question that is about none."""
         if self.channel.is_here:
             return self._ask_here(verb, root, *words)
-        return self._answer(self._conversation.ask([verb, root, *words]))
+        return self._answer(self._conversation.ask([verb, root, *words], is_public=verb in _PUBLIC))
 
     def send(self, files: Mapping[str, Path]) -> None:
         """Put files, by the name that each has in the folder, where they are not there yet; in this order."""

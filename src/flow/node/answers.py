@@ -7,6 +7,7 @@ A question is a line of JSON, [verb, folder, …]: a function of a program, whos
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import sys
@@ -21,8 +22,11 @@ class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
 
 
 def answer(verbs: Mapping[str, Any]) -> None:
-    """Answer the questions on standard input: {"answer": …}, {"refused": [...]} or {"failed": [...]} for an OSError."""
-    for line in iter(sys.stdin.buffer.readline, b""):
+    """Answer the questions: {"answer": …}, {"refused": [...]} or {"failed": [...]} for an OSError.
+
+    The first may be a word of the program's; the others are on standard input.
+    """
+    for line in itertools.chain(sys.argv[1:], iter(sys.stdin.buffer.readline, b"")):
         print(json.dumps(_told(verbs, *json.loads(line))), flush=True)  # noqa: T201
 
 
