@@ -13,6 +13,7 @@ import pytest
 from tests.support.aws import Aws, aws_server
 from tests.support.containers import IMAGE, podman
 from tests.support.fleet import Fleet
+from tests.support.mithril_cloud import Cloud, serve
 from tests.support.processes import end, end_scheduler, processes_of, wait_until
 from tests.support.slurm import Cluster
 
@@ -146,3 +147,16 @@ def empty_fleet(tmp_path: Path) -> Iterator[Fleet]:
     """One for machines that are asked for otherwise; skips where there can be none."""
     with Fleet(tmp_path / "fleet") as fleet:
         yield fleet
+
+
+@pytest.fixture(scope="session")
+def cloud_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    with serve(tmp_path_factory.mktemp("cloud")) as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def cloud(cloud_at: Cloud) -> Iterator[Cloud]:
+    """A stand-in for the Mithril cloud that really boots machines; nothing is in it; skips where there can be none."""
+    yield cloud_at
+    cloud_at.reset()

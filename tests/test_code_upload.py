@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,3 +157,46 @@ def test_a_difference_to_what_is_not_there_any_more_is_answered_by_the_whole(tmp
     assert (
         sync.digest_of({"b": entry("b"), "c": "b"}) == hashlib.sha256((tmp_path / sync.STATE).read_bytes()).hexdigest()
     )
+
+
+def test_a_project_that_is_put_back_after_an_upload_was_cut_off_is_there_whole(tmp_path: Path) -> None:
+    old = {"first": "1", "goes": "1", "same": "1"}
+    new = {"added": "22", "first": "22", "last": "22", "same": "1"}
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    assert upload(tmp_path, old, link="first") == {"updated": ["first", "goes", "link", "same"], **NONE}
+    (workspace / "same").write_text("the task's own")
+    for come in (0, 3, 3):  # bytes, until it was cut off
+        assert upload(tmp_path, new, link="last", come=come) is None
+    done = upload(tmp_path, old, link="first")
+    assert done == {"updated": ["first", "goes", "link"], **NONE, "removed": ["added", "last"]}
+    assert {path.name: path.read_text() for path in workspace.iterdir()} == {
+        **old,
+        "same": "the task's own",
+        "link": "1",
+    }
+    assert not (tmp_path / sync.BEGUN).exists()
+    assert upload(tmp_path, old, link="first") == {"updated": [], **NONE}
+
+
+NONE = {"removed": [], "kept": []}
+
+
+def upload(folder: Path, files: dict[str, str], *, link: str, come: int | None = None) -> Any:
+    """What it said in the end; None where it was cut off after so many bytes."""
+    entries = [[name, 0o644, hashlib.sha256(text.encode()).hexdigest(), len(text)] for name, text in files.items()]
+    request = {
+        "manifest": {"files": entries, "links": [["link", link]], "dirs": []},
+        "was": dict.fromkeys([*files, "link"]),
+    }
+    pipe = subprocess.PIPE
+    argv = [sys.executable, sync.__file__, folder]
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        lacked = "".join(files[name] for name in json.loads(process.stdout.readline()))
+        process.stdin.write(lacked[:come])
+        process.stdin.close()
+        said = process.stdout.readline()
+    return json.loads(said) if said else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -18,6 +19,7 @@ from flow.dev import DevMachine, _default_type
 from flow.errors import ResourceNotFoundError
 from flow.gpus import parse_gpu
 from flow.machines import Offer
+from flow.node import tail
 from tests.support.commands import flow
 from tests.support.fleet import Fleet
 from tests.support.processes import is_alive, wait_until
@@ -271,6 +273,19 @@ def test_several_run_at_once_are_listed_and_reset_together(project: Path) -> Non
     assert flow("dev", "--status").stdout.count("\n") == 2
 
 
+def test_a_process_that_has_the_number_of_an_ended_command_is_left_alone(project: Path) -> None:
+    task = DevMachine().start()
+    assert dev("true")[0] == 0
+    with subprocess.Popen(["sleep", "300"]) as other:
+        note = Path(str(task.folder), "sessions", str(other.pid))
+        note.write_text(json.dumps({"what": "ended", "is_fresh": True, "began": tail.began(os.getpid())}))
+        assert flow("dev", "--status").stdout.count("\n") == 2
+        assert flow("dev", "--reset").stderr == "0 commands ended; the files are as they were\n"
+        assert flow("dev", "--stop").returncode == 0
+        assert other.poll() is None
+        other.kill()
+
+
 def test_stop_asks_before_it_ends_what_runs(project: Path) -> None:
     with begun("echo $$; sleep 300") as process:
         pid = int(read_line(process))
@@ -397,6 +412,25 @@ def test_there_nothing_is_left_after_a_stop(project: Path, on_a_fleet: Fleet) ->
         assert process.wait(timeout=30) != 0
     for host in on_a_fleet.hosts.values():
         assert host.run("pgrep -f '^sleep 302'", check=False).stdout == ""
+
+
+def test_there_one_that_is_out_of_reach_ends_when_it_is_back(project: Path, on_a_fleet: Fleet) -> None:
+    task_id = dev("echo $FLOW_TASK_ID")[1]
+    task = Flow().get_task(task_id.strip())
+    host = on_a_fleet.hosts[task.get_instances()[0].instance_id]
+    with begun("echo ready; sleep 304") as process:
+        assert read_line(process) == "ready\n"
+        host.cut()
+        ended = flow("dev", "--stop")
+        assert (ended.returncode, "is out of reach" in ended.stderr) == (6, True), ended.stderr
+        ended = flow("dev", "--stop", "--yes")
+        assert (ended.returncode, ended.stderr) == (
+            0,
+            f"`{task}` is to end, as the first `flow` command will tell it that finds its host to answer again\n",
+        )
+        host.heal()
+        assert wait_until(lambda: flow("status").returncode == 0 and task.refresh().status == "cancelled", seconds=60)
+        process.terminate()
 
 
 def test_there_watch_ends_what_ran_before_it_runs_again(project: Path, on_a_fleet: Fleet) -> None:

@@ -81,6 +81,14 @@ def test_a_machine_that_is_off_does_not_answer_and_one_reaped_comes_back_as_anot
     assert ssh(host, "ls ~").stdout == ""
 
 
+def test_what_is_mounted_in_a_home_is_not_cleaned_with_it(empty_fleet: Fleet) -> None:
+    host = empty_fleet.boot("gpu1")
+    host.run("mkdir -p /srv/kept ~/a/seen; touch /srv/kept/file ~/file; mount --bind /srv/kept ~/a/seen")
+    host.run("mkdir /srv/kept/tmp; mount -t tmpfs tmpfs ~/a/seen/tmp")
+    host.clean()
+    assert host.run("ls -A ~; find /srv -type f").stdout == "/srv/kept/file\n"
+
+
 def test_a_slow_link_delays_and_loses_and_keeps_connections(fleet: Fleet) -> None:
     host = fleet.hosts["gpu1"]
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from flow.channel import ssh
 from flow.client import Flow
-from flow.errors import ValidationError
+from flow.errors import ProviderError, ValidationError
 from flow.providers.ssh.fleet import Host, parse_host
 from tests.support.commands import flow
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until
+from tests.support.sshd import sshd
 
 
 @pytest.mark.parametrize(
@@ -83,9 +86,39 @@ def test_a_host_with_another_key_is_refused(fleet: Fleet) -> None:
     held = ssh("gpu1", config=str(fleet.config)).prefix[:-2]
     subprocess.run([*held, "-O", "exit", "gpu1"], capture_output=True, check=True)  # it needs no key any more
     told = flow("host", "check", "gpu1")
-    assert (
-        told.returncode == 1 and "shows another host key than before" in told.stdout and "ssh-keygen -R" in told.stdout
-    )
+    assert told.returncode == 1 and "shows another host key than before" in told.stdout
+    advice = re.search(r"forget the old key: `(.*)`", told.stdout)
+    assert advice, told.stdout
+    subprocess.run(advice[1], shell=True, check=True, capture_output=True)
+    assert flow("host", "check", "gpu1").returncode == 0
+
+
+def test_a_key_that_is_not_at_its_usual_port_is_forgotten_by_its_whole_name(tmp_path: Path) -> None:
+    with sshd(tmp_path / "sshd", {}) as server:
+        known = tmp_path / "sshd" / "known_hosts"
+        known.write_text(known.read_text().strip()[:-8] + "AAAAAAAA\n")
+        channel = ssh(server.name, config=str(server.config))
+        with pytest.raises(ProviderError, match="shows another host key than before") as refused:
+            channel.ask("true")
+        command = refused.value.suggestions[0].split("`")[1]
+        subprocess.run(command, shell=True, check=True, capture_output=True)
+        assert "127.0.0.1]:" in command and channel.ask("echo there").stdout == b"there\n"
+
+
+@pytest.mark.parametrize(("own", "is_taken"), [("yes", False), ("accept-new", True), ("", True)])
+def test_a_key_that_is_new_is_taken_unless_the_users_own_config_is_stricter(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, is_taken: bool
+) -> None:
+    config = tmp_path / "[own] config"
+    lines = [line for line in fleet.config.read_text().splitlines() if "Strict" not in line and "Known" not in line]
+    mine = [f"UserKnownHostsFile '{tmp_path}/known'", *([f"StrictHostKeyChecking {own}"] if own else [])]
+    config.write_text("\n".join([*mine, *lines]) + "\n")
+    monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(config))
+    with tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp") as sockets:  # no connection is kept from before
+        monkeypatch.setenv("XDG_RUNTIME_DIR", sockets)
+        told = flow("host", "add", "gpu1")
+    assert (told.returncode == 0) is is_taken
+    assert is_taken or "Host key verification failed" in told.stderr
 
 
 @pytest.mark.usefixtures("ssh_config")

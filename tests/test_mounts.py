@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from flow.access import Place, entering
+from flow.channel import Channel
+from flow.machines import Node
 from flow.node import runner
 from tests.support.components import require
 from tests.support.processes import wait_until
@@ -111,6 +114,9 @@ def test_one_enters_the_task_and_finds_what_it_sees(start: Start, place: Path) -
     assert wait_until(lambda: status(place)["phase"] == "running", seconds=30), status(place)
     enter = node(place, "tail.py", "enter", str(place / "task"), "--", "cat", "/flow-data/file")
     assert subprocess.run(enter, capture_output=True, text=True).stdout == "seen"
+    elsewhere = Place(Node(0, "box", "box", folder=str(place / "task")), Channel(tuple(AS_NOBODY), python=PYTHON))
+    from_afar = entering(elsewhere, ["cat", "/flow-data/file"])  # the program goes along
+    assert subprocess.run(from_afar, capture_output=True, text=True).stdout == "seen"
 
 
 def test_a_running_task_is_given_one_more_folder(start: Start, place: Path) -> None:

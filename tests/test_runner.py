@@ -655,6 +655,18 @@ def test_a_wrong_token_is_heard_by_nobody(ranks: Any, run: Any) -> None:
     assert end_of(second.wait()) == ended(143, 15, "cancel", "cancelled")
 
 
+def test_a_rank_ends_soon_after_rank_0_was_killed(run: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        shared = {"nodes": 2, "peers": ["127.0.0.1", "127.0.0.2"], "control_port": port, "token": "tok"}
+        second = run("sh", "-c", "sleep 60", rank=1, **shared)
+        wire = server.accept()[0]
+        with wire, wire.makefile("r") as said:
+            assert json.loads(said.readline()) == {"token": "tok", "rank": 1}
+            assert wait_until(lambda: second.status()["phase"] == "running")
+    assert end_of(second.wait(30)) == ended(143, 15, "peer", "node 0 is gone")
+
+
 def test_a_taken_port_ends_the_task_with_its_reason(ranks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     with socket.socket() as taken:

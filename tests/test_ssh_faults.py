@@ -151,7 +151,7 @@ def test_a_host_is_rebooted(client: Flow, fleet: Fleet) -> None:
 
 
 def host_folder(host: Host, task: Task) -> Path:
-    return host.folder / "root" / "root" / ".flow-host" / "tasks" / task.task_id
+    return host.folder / "root" / host.home.lstrip("/") / ".flow-host" / "tasks" / task.task_id
 
 
 def test_a_link_is_cut_while_tasks_run_and_end(client: Flow, fleet: Fleet) -> None:
@@ -233,6 +233,43 @@ def test_a_runner_is_killed(client: Flow, fleet: Fleet) -> None:
     assert host.run("pgrep -fx 'sleep 1111'", check=False).stdout == ""
 
 
+def test_the_container_of_a_runner_that_was_killed_ends_before_anything_else_runs(
+    empty_fleet: Fleet, tmp_path: Path, containers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = empty_fleet.boot("box", gpus=1, user="ann")  # who cannot kill what is in a container
+    host.start_docker()
+    host.run("chmod 666 /run/docker.sock")
+    (tmp_path / "bin").mkdir()
+    write_quick_ssh(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FLOW_SSH_HOSTS", "box")
+    monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(empty_fleet.config))
+    client = Flow("ssh")
+    again = running(client, AGAIN, image=containers, retries=1, gpu="a100:1", env={"CUDA_VISIBLE_DEVICES": "0"})
+    host.run("kill -9 $1", str(runner_of(host, again)))
+    assert again.wait(timeout=_SECONDS) == "completed", again.reason
+    assert (attempts(again), again.logs()) == (["lost", "completed"], "up\nup\nagain\n")
+    for is_cancelled in (True, False):
+        task = running(client, "sleep 1000", image=containers)
+        host.run("kill -9 $1", str(runner_of(host, task)))
+        if is_cancelled:
+            task.cancel()
+        assert task.wait(timeout=_SECONDS) in (("cancelled", "lost") if is_cancelled else ("lost",))
+        assert host.run("docker ps --all --quiet").stdout == ""
+    held = running(client, "sleep 1000", image=containers, retries=1)
+    held.hold()
+    host.run("kill -9 $1", str(runner_of(host, held)))
+    assert wait_until(lambda: host.run("docker ps --all --quiet").stdout == "", seconds=_SECONDS)
+    assert (held.refresh().status.is_final, held.is_held) == (False, True)
+    held.cancel()
+    assert held.wait(timeout=_SECONDS) == "cancelled"
+
+
+def runner_of(host: Host, task: Task) -> int:
+    pid: int = json.loads((host_folder(host, task) / "1/0/status.json").read_text())["runner_pid"]
+    return pid
+
+
 def test_only_the_elements_on_a_lost_host_are_lost(client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOW_SSH_LOST_AFTER_MINUTES", "0.1")
     client = Flow("ssh")
@@ -259,10 +296,51 @@ def test_a_host_that_was_installed_anew_has_lost_its_tasks(client: Flow, fleet: 
 
 
 def test_pruned_tasks_leave_nothing_on_their_hosts(client: Flow, fleet: Fleet) -> None:
-    task = submitted(client, "true", "gpu1")
-    assert task.wait(timeout=_SECONDS) == "completed"
+    task, array = submitted(client, "true", "gpu1"), submitted(client, "true", "gpu1", array="1-3")
+    assert [one.wait(timeout=_SECONDS) for one in (task, array)] == ["completed"] * 2
+    tasks = host_folder(fleet.hosts["gpu1"], task).parent
+    assert len(list(tasks.iterdir())) == 5
+    waits = [submitted(client, "true", "gpu1", begin="now+1hour", **more) for more in ({}, {"array": "1-2"}, {})]
+    for one in waits[:2]:
+        one.cancel()
+        assert one.wait(timeout=_SECONDS) == "cancelled"
+    for one in waits:
+        os.utime(tasks / one.task_id / "meta.json", (0, 0))
     client.prune(keep=0)
-    assert not host_folder(fleet.hosts["gpu1"], task).exists()
+    assert [path.name for path in tasks.iterdir()] == [waits[2].task_id]
+    waits[2].cancel()
+
+
+def test_code_that_no_task_of_a_host_uses_goes_with_the_next_pruned_task(
+    client: Flow, fleet: Fleet, project: Path
+) -> None:
+    host = fleet.hosts["gpu1"]
+    store = host.folder / "root/root/.flow-host"
+
+    def kept() -> set[str]:
+        return {path.read_text() for path in store.glob("blobs/*/*")}
+
+    def ran(content: str, *others: str) -> Task:
+        for name, text in (("file", content), *zip(others, others, strict=True)):
+            (project / name).write_text(text)
+        task = client.run("cat file", region="gpu1")
+        assert task.wait(timeout=_SECONDS) == "completed"
+        return task
+
+    old, new = ran("old", "both"), ran("new")
+    recent = ran("recent")
+    assert kept() == {"old", "both", "new", "recent"}
+    for path in [*store.glob("manifests/*"), *store.glob("blobs/*/*")]:
+        if recent.plan.bundle not in path.name:
+            os.utime(path, (time.time() - 100_000,) * 2)
+    (store / "blobs/own").write_text("own")
+    os.utime(store / "blobs/own", (0, 0))
+    client.prune(keep=2)
+    assert kept() == {"both", "new", "recent"} and (store / "blobs/own").exists()
+    assert not host_folder(host, old).exists() and host_folder(host, new).exists()
+    client.prune(keep=1)
+    assert kept() == {"both", "recent"}
+    assert client.run("cat file both", region="gpu1").wait(timeout=_SECONDS) == "completed"
 
 
 def test_a_clock_that_is_wrong_is_seen_through(client: Flow, fleet: Fleet) -> None:
@@ -323,6 +401,19 @@ def states_of(host: Host) -> list[str]:
         json.loads(file.read_text())["phase"]
         for file in host.folder.glob("root/root/.flow-host/tasks/*/*/*/status.json")
     ]
+
+
+def test_a_host_is_rebooted_whose_runner_was_not_heard_of_by_that_of_the_first_node(client: Flow, fleet: Fleet) -> None:
+    first, second = (fleet.hosts[name] for name in ("gpu1", "gpu2"))
+    blockers = [running(client, "sleep 1000", name, cpus=2) for name in ("gpu3", "gpu4")]
+    second.run("ip route add blackhole $1", first.address)
+    gang = running(client, "sleep 1000", num_instances=2)
+    assert [one.instance_id for one in gang.get_instances()] == ["gpu1", "gpu2"]
+    assert wait_until(lambda: gang.logs() == "up\nup\n", seconds=_SECONDS)
+    second.reboot()
+    assert (gang.wait(timeout=_SECONDS), gang.reason) == ("lost", "its runner died without a report (node 1)")
+    for one in blockers:
+        one.cancel()
 
 
 @pytest.mark.parametrize("retries", [0, 1])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -83,3 +87,71 @@ def test_a_slurm_script_runs_on_hosts(client: Flow, project: Path) -> None:
     assert array.wait(timeout=60) == "completed"
     number = array.number or 0
     assert sorted(array.logs().splitlines()) == [f"3 {number + 1}", f"4 {number}"]
+
+
+def test_a_host_that_is_gone_though_a_connection_to_it_is_kept_delays_nobody_for_long(
+    client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_PROVIDER", "ssh")
+    gone, there = (client.run("sleep 1000", upload_code=False, region=name) for name in ("gpu1", "gpu2"))
+    both = (gone, there)
+    assert wait_until(lambda: all(task.refresh().status == "running" for task in both), seconds=60)
+    status = [sys.executable, "-m", "flow", "status", "--json"]
+    seen = subprocess.run(status, stdout=subprocess.PIPE, check=True, timeout=40).stdout
+    fleet.hosts["gpu1"].cut()
+    shown = subprocess.run(status, stdout=subprocess.PIPE, check=True, timeout=40).stdout
+    states = [{one["task_id"]: one["status"] for one in json.loads(told)["tasks"]} for told in (seen, shown)]
+    assert states == [dict.fromkeys(map(str, both), "running")] * 2
+    fleet.hosts["gpu1"].heal()
+    client.cancel(*both)
+    assert [task.wait(timeout=60) for task in both] == ["cancelled", "cancelled"]
+
+
+def test_one_enters_a_task_on_a_host_and_sees_what_it_sees(client: Flow, fleet: Fleet, tmp_path: Path) -> None:
+    port = 8123
+    server = f"exec python3 -m http.server --directory $FLOW_WORKSPACE --bind 127.0.0.1 {port}"
+    task = client.run(f"echo mine > file; {server}", upload_code=False, region="gpu2")
+    assert wait_until(lambda: task.refresh().status == "running", seconds=60)
+    assert wait_until(lambda: task.shell("grep -c : file", capture=True).stdout == "0\n", seconds=60)
+    assert task.shell("cat file $FLOW_WORKSPACE/file", capture=True).stdout == "mine\n" * 2
+    (tmp_path / "there").write_text("back")
+    task.copy_to(tmp_path / "there", "/workspace/")
+    assert task.copy_from("/workspace/there", tmp_path / "here").read_text() == "back"
+    with task.forward(port) as forwarding:
+        answered = lambda: b"mine" in fetched(f"http://{forwarding.address}/file")  # noqa: E731
+        assert wait_until(answered, seconds=60)
+    task.cancel()
+    assert task.wait(timeout=60) == "cancelled"
+    with pytest.raises(ValidationError, match="is cancelled: a shell needs a running task"):
+        task.shell("true")
+
+
+def test_who_watches_a_task_on_a_host_has_its_ports_in_its_next_attempt_too(
+    client: Flow, fleet: Fleet, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_PROVIDER", "ssh")
+    (project / "serve.sh").write_text(
+        "echo $FLOW_ATTEMPT > attempt; python3 -m http.server --bind 127.0.0.1 8124 &\n"
+        "[ $FLOW_ATTEMPT = 1 ] || wait; until [ -e /tmp/go ]; do sleep 0.05; done; exit 3\n"
+    )
+    (project / "task.yaml").write_text("name: serve\ncommand: sh serve.sh\nports: [8124]\nretries: 1\nregion: gpu2\n")
+    words = [sys.executable, "-u", "-m", "flow", "run", "task.yaml", "--watch"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        told = next((line for line in process.stderr if "note: port 8124" in line), "")
+        url = told.split()[-1] + "/attempt"
+        assert wait_until(lambda: fetched(url) == b"1\n", seconds=60), told
+        fleet.hosts["gpu2"].run("touch /tmp/go")
+        assert wait_until(lambda: fetched(url) == b"2\n", seconds=60)
+        client.cancel("serve")
+        process.communicate(timeout=60)
+        assert process.returncode == 143
+
+
+def fetched(url: str) -> bytes:
+    try:
+        with urlopen(url, timeout=5) as answer:
+            content: bytes = answer.read()
+            return content
+    except OSError:
+        return b""

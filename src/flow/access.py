@@ -17,6 +17,7 @@ from flow.log_folders import check_rank
 from flow.machines import Allocation, Node, Volume
 from flow.node import mounts, tail
 from flow.providers import VolumeStore
+from flow.remote import packed_program
 
 if TYPE_CHECKING:
     from flow.task import Task
@@ -92,7 +93,7 @@ def entering(place: Place, words: Sequence[str], *, terminal: bool = False) -> l
     if place.channel.is_here:
         return [sys.executable, str(Path(tail.__file__)), *argv]
     # its standard input is the user's: the program goes along as a word
-    return place.channel.python_command(Path(tail.__file__).read_text(), *argv, terminal=terminal)
+    return place.channel.python_command(packed_program(tail, ("mount_points", "mounts")), *argv, terminal=terminal)
 
 
 def mount(task: Task, allocation: Allocation | None, volume: Volume, store: VolumeStore) -> str:

@@ -51,16 +51,20 @@ def next_duty(
     now: float,
     found: Mapping[Dependency, float | None] = MappingProxyType({}),
     allocation: Allocation | None = None,
+    rents: bool = False,
 ) -> Duty:
     """What to do now for a task that has not ended. found: when each of `plan.after` is met, as `met_at` tells it.
+    rents: whether its machines cost money, so that somebody must be there when it ends.
 
     Everything in it is idempotent: who does it may die at any time, and another one begin again.
     """
     if want is not Want.RUN:
         return Duty(Do.NOTHING)
     if is_allocated:
+        if rents and allocation and allocation.machines is Machines.PAUSED:
+            return Duty(Do.ALLOCATE)
         is_gathered = allocation is None or allocation.machines not in _SCATTERED
-        return Duty(Do.NOTHING if is_gathered else Do.ALLOCATE)
+        return Duty(Do.ALLOCATE if not is_gathered else Do.WAIT if rents else Do.NOTHING)
     when = when_met(plan, found, now)
     if when == inf:
         never = f"{never_met(plan, found)}, which cannot be any more"

@@ -67,7 +67,7 @@ def boot(jobs: Sequence[Mapping[str, Any]], root: str, *, most_bytes: int | None
     """
     if not re.fullmatch(r"[\w./~+@:,=%-]+", root, re.ASCII):
         raise ValueError(f"`{root}` cannot be written into a script")
-    files = {name: _stripped((_NODE / name).read_text()) for name in _files_for(jobs[0])}
+    files = {name: stripped((_NODE / name).read_text()) for name in _files_for(jobs[0])}
     for late, is_kept in (({}, _is_plain), (files, _is_plain), (files, _is_nothing)):
         split = [_without_env(job, is_kept) for job in jobs]
         tasks = [task for task, _ in split]
@@ -121,7 +121,7 @@ def _files_for(task: Mapping[str, Any]) -> list[str]:
     return always + [name for name, is_needed in wanted.items() if is_needed]
 
 
-def _stripped(source: str) -> str:
+def stripped(source: str) -> str:
     """The same program without comments, docstrings and annotations, indented by one."""
     tree = _Stripper().visit(ast.parse(source))
     return re.sub(r"^(?: {4})+", lambda indent: " " * (len(indent[0]) // 4), ast.unparse(tree), flags=re.MULTILINE)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import pwd
+import re
 import shlex
 import sys
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flow.durable import write_durably
 from flow.errors import ProviderError
 
 if TYPE_CHECKING:
@@ -16,6 +22,9 @@ if TYPE_CHECKING:
 
 # In an image nobody knows which shells there are.
 _ANY_SHELL = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec sh -c "$1"; fi'
+SOON_SECONDS = 4  # after which it is asked whether a machine that says nothing is there at all
+_PROBE_SECONDS = 5
+_IS_DEAD = re.compile(r"timed out|No route to host|is unreachable|Connection refused|Could not resolve|is down")
 UNREACHABLE = 255  # what ssh ends with where it is ssh that failed
 
 
@@ -61,15 +70,33 @@ class Channel:
         """The same, of a machine that must answer. Raises ProviderError, with what ssh said, where it does not."""
         import subprocess
 
+        pipe, words = subprocess.PIPE, self.command(script)
         try:
-            done = self.run(script, stdin=stdin, timeout=timeout)
+            with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+                try:
+                    out, err = process.communicate(stdin, timeout=SOON_SECONDS)
+                except subprocess.TimeoutExpired:
+                    self.check_answers()
+                    out, err = process.communicate(timeout=timeout)
+                finally:
+                    process.kill()
         except subprocess.TimeoutExpired:
             raise self.unreachable(f"no answer within {timeout:g} s") from None
         except OSError as error:
             raise self.unreachable(f"`{self.prefix[0]}`: {error.strerror}") from error
+        done = subprocess.CompletedProcess(words, process.returncode, out, err)
         if self.prefix and done.returncode == UNREACHABLE:
             raise self.unreachable(done.stderr.decode(errors="replace"))
         return done
+
+    def hang_up(self) -> None:
+        """End the ssh connection that is kept, if there is one: its machine is about to go."""
+        import subprocess
+
+        if "--" in self.prefix:
+            at = self.prefix.index("--")
+            words = [*self.prefix[:at], "-O", "exit", *self.prefix[at:]]
+            subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
     def unreachable(self, said: str) -> ProviderError:
         """The error for a machine that does not answer."""
@@ -78,10 +105,35 @@ class Channel:
         if "IDENTIFICATION HAS CHANGED" in said:
             return ProviderError(
                 f"`{where}` shows another host key than before: it was installed anew, or is somebody else",
-                suggestions=[f"if you know why, forget the old key: `ssh-keygen -R {where.rpartition('@')[2]}`"],
+                suggestions=[f"if you know why, forget the old key: `{_forgetting(said, where)}`"],
             )
         way = f"try `{shlex.join([self.prefix[0], where])}` yourself" if self.prefix else "try again"
         return ProviderError(f"`{where}` cannot be reached: {last}", suggestions=[way])
+
+    def check_answers(self) -> None:
+        """Ask over a connection of its own whether the machine is there, as one that is kept is only given up after a
+        minute. Raises ProviderError where it is not; questions are then not put to the old connection any more."""
+        import subprocess
+
+        if self.prefix[:1] != ("ssh",):
+            return
+        options = [
+            "BatchMode=yes",
+            "ControlPath=none",
+            f"ConnectTimeout={_PROBE_SECONDS}",
+            "PreferredAuthentications=none",
+        ]
+        probe = ["ssh", *_options(options), *self.prefix[1:], "true"]
+        try:  # refused for want of a key is answered, too; and a jump host may take its own time
+            done = subprocess.run(
+                probe, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_SECONDS + 1, check=False
+            )
+            said = done.stderr.decode(errors="replace")
+        except subprocess.TimeoutExpired:
+            said = "connection timed out"
+        if _IS_DEAD.search(said):
+            subprocess.run([*self.prefix[:-2], "-O", "stop", *self.prefix[-2:]], capture_output=True, check=False)
+            raise self.unreachable(said)
 
     def _wrapped(self, words: list[str], *, terminal: bool) -> list[str]:
         words = self.beyond._wrapped(words, terminal=terminal) if self.beyond else words
@@ -89,27 +141,23 @@ class Channel:
         return [*prefix, shlex.join(words)] if self.joins_words else [*prefix, *words]
 
 
-def ssh(host: str, *, config: str | None = None) -> Channel:
+def ssh(host: str, *, config: str | None = None, options: Sequence[str] = ()) -> Channel:
     """The channel to `host` as the user's own ssh config has it, over one connection that is kept for ten minutes.
 
-    host: as ssh takes it, or with `:port` behind it; its key is pinned on first use. config: another file in its place.
-    Asks for nothing where there is nobody to answer.
+    host: as ssh takes it, or with `:port` behind it; its key is pinned on first use, unless that config says otherwise.
+    config: another file in its place. options: more of ssh's own, `NAME=VALUE`. Asks for nothing where there is nobody
+    to answer.
     """
     address, _, port = host.rpartition(":")
     if not port.isdigit() or (":" in address and not address.endswith("]")):  # it may be IPv6
         address, port = host, ""
     address = address.replace("[", "").replace("]", "")
-    options = [
-        "StrictHostKeyChecking=accept-new",
-        "ConnectTimeout=15",
-        "ServerAliveInterval=15",
-        "ServerAliveCountMax=4",
-        "ControlMaster=auto",
-    ]
-    options += ["ControlPersist=10m", f"ControlPath={_socket_folder()}/%C"]
+    folder = _own_folder()
+    options = [*options, "ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4"]  # ssh takes the first
+    options += ["ControlMaster=auto", "ControlPersist=10m", f"ControlPath={folder}/%C"]
     options += ["BatchMode=yes"] if not (sys.stdin and sys.stdin.isatty()) else []
     options += [f"Port={port}"] if port else []
-    words = [*(["-F", config] if config else []), *(word for one in options for word in ("-o", one))]
+    words = ["-F", str(_config_file(folder, config)), *_options(options)]
     at_terminal = ("ssh", "-t", "-o", "LogLevel=ERROR", *words, "--", address)  # no word on a connection that is shared
     return Channel(("ssh", *words, "--", address), joins_words=True, terminal=at_terminal)
 
@@ -119,7 +167,41 @@ def by_any_shell(command: str) -> tuple[str, ...]:
     return ("sh", "-c", _ANY_SHELL, "sh", command)
 
 
-def _socket_folder() -> Path:
+def _options(texts: list[str]) -> list[str]:
+    return [word for one in texts for word in ("-o", one)]
+
+
+def _config_file(folder: Path, config: str | None) -> Path:
+    """The user's config, then what holds where it says nothing: of several values ssh takes the first."""
+    if config and not Path(config).exists():
+        return Path(config)  # ssh says so
+    own = Path(config).absolute() if config else _home() / ".ssh" / "config"
+    files = [own] if config else [own, Path("/etc/ssh/ssh_config")]
+    text = "".join(f'Include "{glob.escape(str(one))}"\n' for one in files)
+    content = f"{text}Host *\n  StrictHostKeyChecking accept-new\n".encode()
+    file = folder / f"config-{zlib.crc32(content):08x}"
+    if not file.exists() or file.read_bytes() != content:
+        write_durably(file, content)
+    return file
+
+
+def _home() -> Path:
+    """The user's home as ssh knows it, whatever HOME says."""
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:  # ssh says so
+        return Path.home()
+
+
+def _forgetting(said: str, where: str) -> str:
+    """The command that forgets the key of a host, as ssh told where it is and under which name."""
+    name = re.search(r"Host key for (\S+) has changed", said)
+    file = re.search(r"^Offending .* key in (.+):\d+", said, re.MULTILINE)
+    words = ["ssh-keygen", *(["-f", file[1]] if file else []), "-R", name[1] if name else where.rpartition("@")[2]]
+    return shlex.join(words)
+
+
+def _own_folder() -> Path:
     """A folder of this user's own with a short path: a socket's has at most 107 characters."""
     folder = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp", f"flow-{os.getuid()}")
     if len(str(folder)) > 40:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,13 @@ def give(client: Flow, task: Task) -> None:
     capabilities, plan = client.provider(task.provider).capabilities, task.plan
     if capabilities.dependencies or not plan.after:
         task.allocate()
-        is_open = capabilities.gathers and plan.nodes > 1
+        is_open = capabilities.rents or (capabilities.gathers and plan.nodes > 1)
     else:
         found = {one: _met_at(client, one, plan) for one in plan.after}
         want = client.records.intent(task.task_id).want
         duty = next_duty(plan, want, is_allocated=False, now=time.time(), found=found)
         _do(client, task, duty)
-        is_open = duty.do is Do.WAIT or (duty.do is Do.ALLOCATE and plan.nodes > 1)
+        is_open = duty.do is Do.WAIT or (duty.do is Do.ALLOCATE and (plan.nodes > 1 or capabilities.rents))
     if is_open:
         start_attendant(client.home)
 
@@ -40,22 +41,40 @@ def attend(client: Flow) -> bool:
     client.finish_interrupted()
     is_needed = bool(client.records.unallocated())
     for row in client.records.rows(unfinished=True):
-        if row.nodes > 1 and client.provider(row.provider).capabilities.gathers:
+        capabilities = client.provider(row.provider).capabilities
+        if (row.nodes > 1 and capabilities.gathers) or capabilities.rents:
             try:
                 is_needed |= _gather(client, client.task_of(row.task_id, row=row))
             except FlowError:  # what stands in the way of one must not hide the others
                 is_needed = True
-    return is_needed
+    return _give_back(client) or is_needed
+
+
+def _give_back(client: Flow) -> bool:
+    """See that nothing is rented for tasks that have ended, or are not known any more; whether more is."""
+    held = client.held()
+    for name, task_id in held:
+        records = client.records
+        if records.final(task_id) or not records.rows_of([task_id]):
+            with suppress(FlowError):  # it is asked for again
+                client.provider(name).release(task_id)
+    return bool(held)
 
 
 def _gather(client: Flow, task: Task) -> bool:
     """See to the machines of a task; whether that may be needed again."""
     found = next(iter(client.provider(task.provider).allocations([task.task_id])), None)
     want = client.records.intent(task.task_id).want
-    duty = next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=found)
+    rents = client.provider(task.provider).capabilities.rents
+    if rents:
+        task.refresh()
+        client.records.note_outcomes({task.task_id: task.outcome})
+        if task.status.is_final:
+            return False
+    duty = next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=found, rents=rents)
     _do(client, task, duty)
     may_retry = task.plan.retries > 0 and want is Want.RUN and not (found and found.machines is Machines.GONE)
-    return duty.do is Do.ALLOCATE or may_retry
+    return duty.do is Do.ALLOCATE or rents or may_retry
 
 
 def _do(client: Flow, task: Task, duty: Duty) -> None:

@@ -449,8 +449,7 @@ class Flow:
                     looks[task_id] = Look(outcome, elements, {one.task_id: one for one in allocations})
                     if outcome != asked[task_id].outcome:
                         changed[task_id] = outcome
-                    is_open = outcome.state in (TaskStatus.PENDING, TaskStatus.STARTING, TaskStatus.PREEMPTED)
-                    if is_open and asked[task_id].nodes > 1 and provider.capabilities.gathers:
+                    if self._needs_attendant(provider, outcome, asked[task_id].nodes):
                         from flow.attend import start_attendant
 
                         start_attendant(self.home)
@@ -458,6 +457,16 @@ class Flow:
                     self.notes.append(error.message)
         self.records.note_outcomes(changed)
         return looks
+
+    def _needs_attendant(self, provider: Provider, outcome: Outcome, nodes: int) -> bool:
+        if provider.capabilities.rents:
+            return not outcome.state.is_final
+        is_open = outcome.state in (TaskStatus.PENDING, TaskStatus.STARTING, TaskStatus.PREEMPTED)
+        return is_open and nodes > 1 and provider.capabilities.gathers
+
+    def held(self) -> list[tuple[str, str]]:
+        """Provider and task of everything that is rented, or was, and is not known to be given back."""
+        return sorted((one.parent.parent.name, one.name) for one in self.home.glob("*/held/*"))
 
     def _record_ends(self) -> None:
         """Write down the ends that only a provider has told so far: what may go must be on record as ended."""
@@ -493,3 +502,7 @@ class Flow:
                 give(self, self.task_of(task_id))
             except FlowError as error:  # what stands in the way of one must not hide the others
                 self.notes.append(f"`{task_id}` is recorded, and not yet given to its provider: {error.message}")
+        if self.held():
+            from flow.attend import start_attendant
+
+            start_attendant(self.home)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from collections.abc import Collection, Iterable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from flow.channel import Channel
 from flow.durable import writing
 from flow.errors import ProviderError, StorageError
 from flow.machines import Allocation
+from flow.node import sweep
 from flow.providers import Provider
 from flow.record import Records
 
@@ -29,10 +31,15 @@ def collect(provider: Provider, records: Records, allocations: Collection[Alloca
 
 
 def forget(provider: Provider, allocations: Collection[Allocation]) -> None:
-    """Remove what ended tasks left on their machines. Raises ProviderError where one is out of reach."""
+    """Remove what ended tasks left on their machines, and code that is not used there any more.
+
+    Raises ProviderError where one is out of reach.
+    """
     for channel, root, names in _places(provider, allocations):
         folders = sorted({name.partition("/")[0] for name in names})
-        channel.ask(f"cd {shlex.quote(root)} && xargs rm -rf --", stdin="\n".join(folders).encode())
+        python = sys.executable if channel.is_here else channel.python
+        words = [python, "-c", Path(sweep.__file__).read_text(), root]
+        channel.ask(f"exec {shlex.join(words)}", stdin="\n".join(folders).encode())
 
 
 def _places(provider: Provider, allocations: Collection[Allocation]) -> Iterable[tuple[Channel, str, list[str]]]:

@@ -216,6 +216,8 @@ class TaskConfig(_Checked):
     ports: Ports = Field([], description="TCP ports of the first machine to make reachable, 1 to 65535.")
     num_instances: WholeNumber = Field(1, ge=1, le=100_000, description="Number of machines.")
     max_price_per_hour: Positive | None = Field(None, description="Most to pay, in US dollars for each hour.")
+    wait_for_price: bool = Field(False, description="Whether to wait where machines cost more than that now.")
+    keep: bool = Field(False, description="Whether machines that cost money are kept after the task's end.")
     max_run_time_hours: Positive | None = Field(None, description="Time limit in hours, of all attempts.")
     ssh_keys: Texts = Field([], description="Names of the SSH keys that may log in.")
     region: Word | None = Field(None, description="Region of the provider.")
@@ -333,8 +335,9 @@ def task_schema() -> dict[str, Any]:
 
 # Fields (of a volume, too) whose scalars are text as it was written, whatever YAML takes `no`, `1.10` or `12:30` for.
 _TEXT_FIELDS = frozenset(TaskConfig.model_fields) - {
-    "volumes", "ports", "num_instances", "max_price_per_hour", "max_run_time_hours", "upload_code", "cpus", "memory_gb",
-    "retries", "priority", "depends_on_any", "singleton", "hold", "requeue", "grace_seconds", "options", "batch",
+    "volumes", "ports", "num_instances", "max_price_per_hour", "wait_for_price", "keep", "max_run_time_hours",
+    "upload_code", "cpus", "memory_gb", "retries", "priority", "depends_on_any", "singleton", "hold", "requeue",
+    "grace_seconds", "options", "batch",
 }  # fmt: skip
 _VOLUME_TEXT_FIELDS = ("name", "volume_id", "mount_path", "interface")
 

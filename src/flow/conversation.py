@@ -8,10 +8,11 @@ import select
 import shlex
 import subprocess
 import threading
+import time
 import weakref
 from typing import Any
 
-from flow.channel import Channel
+from flow.channel import SOON_SECONDS, Channel
 
 _SECONDS = 300  # within which something is said
 _WORD_BYTES = 8_000  # of a question that may be a word: with what surrounds it, it is to fit the first packets
@@ -48,6 +49,7 @@ class Conversation:
         self._owner, self._lock = os.getpid(), threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._heard = b""
+        self._check_at = 0.0  # by the monotonic clock: when it is asked again whether the machine is there
 
     def _exchange(self, question: Any, *, is_public: bool) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
         text = json.dumps(question)
@@ -89,8 +91,12 @@ class Conversation:
         said = select.poll()
         said.register(process.stdout, select.POLLIN)
         while b"\n" not in self._heard:
-            if not said.poll(_SECONDS * 1000):
-                raise self._channel.unreachable(f"no answer within {_SECONDS} s")
+            if not said.poll(SOON_SECONDS * 1000):
+                if time.monotonic() > self._check_at:  # seldom: to some machines, who does not come in is an attacker
+                    self._channel.check_answers()
+                    self._check_at = time.monotonic() + _SECONDS
+                if not said.poll(_SECONDS * 1000):
+                    raise self._channel.unreachable(f"no answer within {_SECONDS} s")
             part = process.stdout.read(1 << 20)
             if not part:
                 return b""

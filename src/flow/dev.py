@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import json
 import math
@@ -11,7 +10,6 @@ import shlex
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,7 +25,7 @@ from flow.errors import TimeoutError as FlowTimeoutError
 from flow.gpus import parse_gpu
 from flow.machines import Allocation, Machines, Offer
 from flow.node import session
-from flow.remote import NODE, program_text
+from flow.remote import NODE, packed_program
 from flow.status import Want
 
 if TYPE_CHECKING:
@@ -125,8 +123,16 @@ class DevMachine:
         return task
 
     def stop(self) -> Task:
-        """End the machine, and all that runs on it; the task that held it, which has ended."""
+        """End the machine, and all that runs on it; the task that held it, which has ended, or is told to.
+
+        One that is out of reach is told so by the first `flow` command that finds it to answer again.
+        """
         task = self.task
+        if self.is_silent:
+            self.client.records.set_intent(task.task_id, Want.CANCEL)
+            with suppress(ProviderError):
+                self._provider.release(task.task_id)
+            return task
         with suppress(FlowError):  # it may wait still, or be out of reach
             self._ask("end")
         task.cancel()
@@ -150,6 +156,11 @@ class DevMachine:
     def task(self) -> Task:
         """The task that holds it, as of the last look."""
         return self._task or self._found()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it was out of reach at the last look."""
+        return self._allocation is not None and self._allocation.machines is Machines.SILENT
 
     @property
     def host(self) -> str:
@@ -321,5 +332,4 @@ def _program(channel: Channel) -> list[str]:
     """The argv of `session.py` on the machine; where it is another one, with all that it uses in one word."""
     if channel.is_here:
         return [sys.executable, str(NODE / "session.py")]
-    packed = base64.b64encode(zlib.compress(program_text(session.__name__, _MODULES).encode())).decode()
-    return [channel.python, "-c", f"import base64, zlib; exec(zlib.decompress(base64.b64decode('{packed}')))"]
+    return [channel.python, "-c", packed_program(session, _MODULES)]

@@ -21,7 +21,8 @@ class Capabilities:
     boot_bytes: int | None = None  # the longest boot script taken; None: any
     upload_limit_mb: float | None = None  # compressed project, in MB; None: any
     same_machine: bool = False  # tasks run here, as this user: the submitting shell's PATH and the like apply
-    price_cap: bool = False
+    price_factor: float = 0.0  # of the current price, for the cap where none is given; 0: there are no caps
+    rents: bool = False  # machines that cost money until they are given back
     volumes: bool = False
     containers: bool = False
     shared_folder: bool = False
@@ -48,6 +49,8 @@ class Offer:
     price_per_hour: float | None  # US dollars; 0 where machines cost nothing, None where the price is not known
     region: str | None = None
     available: int | None = None  # how many; None: not known
+    type_id: str = ""  # the provider's own name for the kind, where it has another one
+    seen: float | None = None  # when it was found so, in seconds since the epoch; None: just now
 
 
 @dataclass(frozen=True, slots=True)

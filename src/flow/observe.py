@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flow.channel import Channel
 from flow.collect import collect
-from flow.errors import StorageError
+from flow.errors import FlowError, StorageError
 from flow.machines import Allocation, Machines, Report
 from flow.providers import Provider
 from flow.record import Records
@@ -36,6 +36,11 @@ def observe(
     if outcome.state.is_final and not provider.capabilities.same_machine:
         collect(provider, records, allocations)
         outcome = records.set_final(task_id, outcome)
+        if provider.capabilities.rents:
+            for element, end in outcomes.items():  # nobody tells them once the machines are gone
+                records.set_final(element, end)
+            with contextlib.suppress(FlowError):  # else the attendant does
+                provider.release(task_id)
     elif outcome.state.is_final:
         with contextlib.suppress(StorageError):  # a home that can only be read
             _record_untold(records, {task_id: outcome, **outcomes}, task_id, nodes=nodes, allocations=allocations)

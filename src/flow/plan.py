@@ -88,7 +88,8 @@ class Plan:
     ports: tuple[int, ...] = ()
     mounts: tuple[Mount, ...] = ()  # outer before inner
     price_per_hour: float | None = None  # of all nodes together, US dollars
-    max_price_per_hour: float | None = None
+    max_price_per_hour: float | None = None  # of all nodes together
+    keep: bool = False  # machines that cost money are kept after its end
     limit_seconds: float | None = None  # summed over attempts
     grace_seconds: float = 30.0
     signal: SignalBefore | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import functools
 import hashlib
@@ -11,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +27,8 @@ from flow.node import answers
 
 NODE = Path(answers.__file__).parent
 _PUBLIC = ("look", "facts")  # questions that hold no secrets
-_LOADER = """import sys, types
+_LOADER = """from __future__ import annotations
+import sys, types
 for name, text in {modules!r}:
     module = sys.modules[name] = types.ModuleType(name)
     exec(text, module.__dict__)
@@ -175,6 +178,12 @@ def program_text(name: str, needs: tuple[str, ...]) -> str:
     return _LOADER.format(modules=modules) + (NODE / f"{name.rpartition('.')[2]}.py").read_text().replace(
         "from __future__ import annotations\n", "", 1
     )
+
+
+def packed_program(module: ModuleType, needs: Sequence[str]) -> str:
+    """The same as one short line, for a command line."""
+    packed = base64.b64encode(zlib.compress(program_text(module.__name__, tuple(needs)).encode())).decode()
+    return f"import base64, zlib; exec(zlib.decompress(base64.b64decode('{packed}')))"
 
 
 def _write_tar(target: IO[bytes], files: Sequence[tuple[str, Path]]) -> None:

@@ -78,7 +78,8 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         ports=tuple(config.ports),
         mounts=plan_mounts(config, provider, task_id=task_id, name=name, notes=notes) if _has_mounts(config) else (),
         price_per_hour=_price(config, machine.offer),
-        max_price_per_hour=config.max_price_per_hour,
+        max_price_per_hour=_price_cap(config, provider, machine.offer, notes),
+        keep=config.keep,
         limit_seconds=config.max_run_time_hours and config.max_run_time_hours * 3600,
         grace_seconds=config.grace_seconds,
         signal=_signal(config),
@@ -116,18 +117,19 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
     """The machine asked for, from the provider's offers; what this machine does not have is emulated, with a note."""
     asked = config.gpu or config.instance_type
     if not asked:
-        if not provider.capabilities.divides_machines:
-            raise ValidationError("no machine is asked for", suggestions=["add `instance_type` or `gpu`"])
-        return _Machine("cpu")
+        if provider.capabilities.divides_machines:
+            return _Machine("cpu")
+        offer = _in_region(config, provider.offers(), provider)
+        notes.append(f"no machine is asked for: takes the cheapest, `{offer.instance_type}`")
+        return _of_offer(offer)
     gpu = _gpu_of(asked)
     if config.batch and provider.capabilities.own_numbers:  # Slurm itself judges what its options ask for
         return _Machine(str(gpu or asked), gpu, (gpu.count or 1) if gpu else 0)
     offers = provider.offers()
-    found = [one for one in offers if one.instance_type == asked]
+    found = [one for one in offers if asked in (one.instance_type, one.type_id)]
     found = found or [one for one in offers if gpu and one.gpu and _matches(one.gpu, gpu)]
     if found:
-        offer = found[0]
-        return _Machine(offer.instance_type, offer.gpu, (offer.gpu.count or 1) if offer.gpu else 0, offer)
+        return _of_offer(_in_region(config, found, provider))
     is_type = (gpu is not None and is_known_kind(gpu.kind)) or "." in asked
     if provider.capabilities.emulates and is_type:
         return _emulated(asked, gpu, offers, notes)
@@ -140,9 +142,32 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
     )
 
 
+def _in_region(config: TaskConfig, offers: list[Offer], provider: Provider) -> Offer:
+    """The best of these offers, in the region that is asked for. Raises ValidationError where it has none of them."""
+    there = [one for one in offers if config.region in (None, one.region) or not _has_regions(provider)]
+    if there:
+        return there[0]
+    if not offers:
+        raise ValidationError(f"{provider.name} has no machines now", suggestions=["see `flow offers`"])
+    regions = sorted({f"{one.region} ({one.available} free)" for one in offers if one.region})
+    raise ValidationError(
+        f"`{offers[0].instance_type}` is not to be had in `{config.region}`",
+        suggestions=[f"it is in {', '.join(regions)}", "leave `region` out to have one chosen"],
+    )
+
+
+def _of_offer(offer: Offer) -> _Machine:
+    return _Machine(offer.instance_type, offer.gpu, (offer.gpu.count or 1) if offer.gpu else 0, offer)
+
+
+def _has_regions(provider: Provider) -> bool:
+    """Whether a region is chosen here; a fleet's hosts are when the task is given to them."""
+    return provider.capabilities.rents or not provider.capabilities.gathers
+
+
 def _region(config: TaskConfig, provider: Provider, offer: Offer | None) -> str | None:
-    """The one asked for, or that of the offer; but a fleet's hosts are chosen when the task is given to them."""
-    return config.region or (offer.region if offer and not provider.capabilities.gathers else None)
+    """The one asked for, or that of the offer."""
+    return config.region or (offer.region if offer and _has_regions(provider) else None)
 
 
 def _cpus(config: TaskConfig, provider: Provider) -> float:
@@ -311,12 +336,36 @@ def _price(config: TaskConfig, offer: Offer | None) -> float | None:
     if offer is None or offer.price_per_hour is None:
         return 0.0 if offer is None else None
     price = offer.price_per_hour * config.num_instances
-    if config.max_price_per_hour is not None and price > config.max_price_per_hour:
+    if config.max_price_per_hour is not None and price > config.max_price_per_hour and not config.wait_for_price:
         raise ValidationError(
             f"`{offer.instance_type}` costs ${price:.2f}/h: `max_price_per_hour` is `{config.max_price_per_hour:g}`",
-            suggestions=["raise the cap, or take a smaller machine (`flow offers`)"],
+            suggestions=[
+                "raise the cap, or take a smaller machine (`flow offers`)",
+                *(["wait for the price to fall: `--wait-for-price`"] if offer.price_per_hour else []),
+            ],
         )
     return price
+
+
+def _price_cap(config: TaskConfig, provider: Provider, offer: Offer | None, notes: list[str]) -> float | None:
+    """Of all nodes together, in US dollars for each hour: what is asked for, or a multiple of what is paid now."""
+    factor, cap, nodes = provider.capabilities.price_factor, config.max_price_per_hour, config.num_instances
+    if not factor or offer is None:
+        return cap
+    if cap is None:
+        if not offer.price_per_hour:
+            raise ValidationError(
+                f"the price of `{offer.instance_type}` is not known", suggestions=["add `max_price_per_hour`"]
+            )
+        cap = round(offer.price_per_hour * factor, 2) * nodes
+        notes.append(f"pays at most ${cap:.2f}/h, {factor:g} times the price now; `max_price_per_hour` says otherwise")
+    elif nodes > 1:
+        notes.append(f"pays at most ${cap / nodes:.2f}/h for each of {nodes} machines, ${cap:.2f}/h in all")
+    if offer.price_per_hour and cap < offer.price_per_hour * nodes:
+        notes.append(f"the price is ${offer.price_per_hour * nodes:.2f}/h now: waits until it is down to ${cap:.2f}/h")
+    elif offer.available is not None and offer.available < nodes:
+        notes.append(f"{offer.region} has {offer.available} of them free now: waits until it has {nodes}")
+    return cap
 
 
 def _signal(config: TaskConfig) -> SignalBefore | None:

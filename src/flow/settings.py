@@ -28,6 +28,7 @@ class Known(NamedTuple):
     help: str
     least: float = 0
     secret: bool = False
+    also: tuple[str, ...] = ()  # more variables that set it, which others read as well
 
     @property
     def variable(self) -> str:
@@ -88,6 +89,19 @@ SETTINGS: tuple[Known, ...] = (
     Known("ssh.lost_after_minutes", float, 30.0, "how long a host may be out of reach before its tasks are lost"),
     Known("ssh.python", str, "python3", "Python 3.8 or newer of the hosts"),
     Known("ssh.ssh_config", Path, None, "file that ssh reads in place of ~/.ssh/config"),
+    Known("mithril.api_key", str, None, "key of the Mithril API", secret=True, also=("MITHRIL_API_KEY", "FCP_API_KEY")),
+    Known("mithril.project", str, None, "project, by name or id", also=("MITHRIL_PROJECT", "FCP_PROJECT")),
+    Known("mithril.region", str, None, "region of its machines; none: the cheapest that has them"),
+    Known(
+        "mithril.ssh_key", str, None, "SSH key to log in with: its name or id there, or a file here; none: Flow's own"
+    ),
+    Known("mithril.api_url", str, "https://api.mithril.ai", "where the API is"),
+    Known(
+        "mithril.price_factor", float, 1.5, "limit price, where no cap is given: the current price times this", least=1
+    ),
+    Known(
+        "mithril.grace_minutes", float, 10.0, "how long a machine waits to have its task collected, before it is paused"
+    ),
 )
 _KNOWN = {known.name: known for known in SETTINGS}
 _SECTIONS = {name.partition(".")[0] for name in _KNOWN if "." in name}
@@ -115,7 +129,8 @@ class Settings:
         for file in _files(env, cwd, warnings):
             settings.update(_from_file(file, warnings))
         for known in SETTINGS:
-            for raw, origin in ((env.get(known.variable), known.variable), ((flags or {}).get(known.name), known.flag)):
+            variables = [(env.get(name), name) for name in (*reversed(known.also), known.variable)]
+            for raw, origin in (*variables, ((flags or {}).get(known.name), known.flag)):
                 if raw not in (None, ""):
                     settings[known.name] = _from_outside(known, raw, origin)
         return cls(settings, tuple(warnings))

@@ -33,6 +33,8 @@ class TaskFields(TypedDict, total=False):
     ports: int | Iterable[int] | None
     num_instances: int | None
     max_price_per_hour: float | None
+    wait_for_price: bool | None
+    keep: bool | None
     max_run_time_hours: float | None
     ssh_keys: str | Iterable[str] | None
     region: str | None

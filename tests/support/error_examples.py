@@ -54,6 +54,9 @@ ELSEWHERE = {
     "NoRoomError": "It takes a full disk. It names Flow's folder, and `flow prune` as the way to make room there.",
     "SubmittedWhileImportedError": "A machine sees it while it imports a function's file; it is no failure of the call "
     "where the function stands above the line that submits, and a RemoteError where it does not.",
+    "NameTakenError": "Names of bids and volumes are a cloud's; it tells who has the name.",
+    "NotKnownError": "It takes a cloud that breaks off in its answer. Flow looks for what it was asked to make.",
+    "PriceTooLowError": "This machine costs nothing.",
     "TaskIdTaken": "Flow answers it itself, with another id.",
 }
 _FILES = {

@@ -48,6 +48,11 @@ done
 _CLEAN = """
 rm -f /etc/ld.so.preload
 kill -9 -1
+for one in "$1" /tmp /var/tmp /dev/shm; do # for -xdev goes into what is mounted from the same disk
+  while at=$(awk -v below="$one/" 'index($5, below) == 1 { print $5; exit }' /proc/self/mountinfo) && [ -n "$at" ]; do
+    umount -l "$at" || exit
+  done
+done
 find "$1" /tmp /var/tmp /dev/shm -xdev -mindepth 1 -delete
 """
 _SERVE = """
@@ -202,6 +207,11 @@ class Host:
         """Returns when it answers."""
         self.plug_in()
         self.wait()
+
+    def ended(self) -> int | None:
+        """By which signal it went down by itself: SIGINT for `poweroff`, SIGHUP for `reboot`; None while it is on."""
+        code = self._shell.poll() if self._shell else None
+        return None if code is None else abs(code)
 
     def reap(self) -> None:
         """Gone for good, and its disk with it; `start` would make another with its name and address."""

@@ -56,12 +56,16 @@ ln -s /proc/self/fd root/dev/fd
 ln -s fd/0 root/dev/stdin && ln -s fd/1 root/dev/stdout && ln -s fd/2 root/dev/stderr
 for one in dev/shm run tmp; do mount -t tmpfs tmpfs "root/$one"; done
 chmod 755 root/run
+for one in shares/*; do # folders that several machines see
+  [ ! -d "$one" ] || { mkdir -p "root/run/$one" && mount --bind "$one" "root/run/$one"; }
+done
 cd root
 pivot_root . mnt
 umount -l mnt
 [ -e /etc/ssh/host ] || ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/host
 mkdir /run/sshd
 /usr/sbin/sshd
+[ ! -x /usr/local/sbin/boot ] || /usr/local/sbin/boot &
 exec env -i PATH="$PATH" bash -c 'while read -r; do :; done' init
 """
 _SSHD = """\

@@ -171,7 +171,9 @@ def _stop(machine: DevMachine, *, yes: bool) -> int:
         if not confirmed(f"{what} still run{'s' if count == 1 else ''} there. End the machine?", yes=yes):
             return 1
     task = machine.stop()
-    output.say(f"`{task}` has ended" if task.status.is_final else f"`{task}` is told to end")
+    told = "is to end, as the first `flow` command will tell it that finds its host to answer again"
+    told = told if machine.is_silent else "is told to end"
+    output.say(f"`{task}` has ended" if task.status.is_final else f"`{task}` {told}")
     return 0
 
 

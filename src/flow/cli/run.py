@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from flow.task import Task
 
 _SECTIONS = {
-    "Machine": ("instance_type", "gpu", "num_instances", "image", "ports", "provider", "max_price_per_hour"),
+    "Machine": ("instance_type", "gpu", "num_instances", "image", "ports", "provider", "region", "max_price_per_hour",
+                "wait_for_price", "keep"),
     "Task": (
         "name", "env", "env_files", "mounts", "working_dir", "upload_code", "max_run_time_hours", "retries", "priority",
         "idempotency_key",
@@ -46,7 +47,10 @@ _SECTIONS = {
     help="A port that the task serves; may be repeated.",
 )
 @click.option("--provider", metavar="NAME", help="Where to run; `local` is this machine.")
+@click.option("--region", metavar="REGION", help="Region of the provider; one that has the machines by default.")
 @click.option("-m", "--max-price-per-hour", type=float, metavar="USD", help="Pay at most this for all machines.")
+@click.option("--wait-for-price", is_flag=True, default=None, help="Wait where machines cost more than that now.")
+@click.option("--keep", is_flag=True, default=None, help="Keep machines that cost money after the end.")
 @click.option("-n", "--name", metavar="NAME", help="Name of the task.")
 @click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass on the one set here.")
 @click.option("--env-file", "env_files", multiple=True, metavar="FILE", help="Set the variables that a file lists.")

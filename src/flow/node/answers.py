@@ -47,13 +47,16 @@ def _told(verbs: Mapping[str, Any], verb: str, root: str, *rest: Any) -> dict[st
 def missing(root: str, names: Sequence[str]) -> list[str]:
     """Which of these files are not in the folder yet."""
     root = os.path.expanduser(root)
-    return [name for name in names if not _has_content(os.path.join(root, name))]
+    return [name for name in names if not is_there(os.path.join(root, name))]
 
 
-def _has_content(path: str) -> bool:
-    """Not what a power cut leaves of a file that was not on disk yet: its name."""
+def is_there(path: str) -> bool:
+    """Whether a file is, and not what a power cut leaves of one: its name. Asked for, it is not swept away now."""
     try:
-        return os.stat(path).st_size > 0
+        if os.stat(path).st_size == 0:
+            return False
+        os.utime(path)
+        return True
     except FileNotFoundError:
         return False
 

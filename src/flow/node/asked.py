@@ -1,6 +1,7 @@
 """What is asked of a running rank: lines in its folder's `asked`, and SIGUSR1 to its runner, which reads them.
 
-`requeue` stops the rank, for its task to run again; `signal NUMBER command|steps|all` passes a signal on. A signal that
+`requeue` stops the rank, for its task to run again, and so does `preempted`, which nobody may refuse; `signal NUMBER
+command|steps|all` passes a signal on. A signal that
 comes to a runner of another folder by mistake finds nothing there. Standard library, Python 3.8 and up.
 """
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from flow.node.runner import Rank
 
 REQUEUE = "requeue"
+_WHY = {REQUEUE: "requeued", "preempted": "its machine was taken back"}
 FILE = "asked"
 
 
@@ -35,16 +37,22 @@ def asked(folder: str) -> list[str]:
         return []
 
 
+def why_requeued(lines: list[str]) -> str:
+    """The reason where some line asks for the task to run again; else ""."""
+    return next((_WHY[line] for line in lines if line in _WHY), "")
+
+
 def hear(rank: Rank) -> None:
     """Do what was asked since the last time."""
     lines = asked(rank.folder)
     fresh, rank.heard = lines[rank.heard :], len(lines)
     for line in fresh:
         words = line.split()
-        if words == [REQUEUE] and rank.task.get("may_requeue", True):
-            rank.stop(REQUEUE, "requeued")
-            if rank.stopped is None or rank.stopped[0] != "cancel":  # also after its end, or that of its time
-                rank.stopped = (REQUEUE, "requeued")
+        if line in _WHY and (line != REQUEUE or rank.task.get("may_requeue", True)):
+            rank.stop(REQUEUE, _WHY[line])
+            is_asked = line == REQUEUE and (rank.stopped is None or rank.stopped[0] != "cancel")
+            if is_asked:  # also after its end, or that of its time
+                rank.stopped = (REQUEUE, _WHY[line])
         elif len(words) == 3 and words[0] == "signal" and words[1].isdigit() and int(words[1]) < signal.NSIG:
             pass_on(rank, int(words[1]), words[2])
 

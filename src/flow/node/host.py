@@ -29,7 +29,7 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     base = os.path.join(root, "tasks", request["task_id"])
     manifest = request["bundle"] and os.path.join(root, "manifests", request["bundle"] + ".json")
     tools = os.path.join(root, "node", request["version"])
-    if not (os.path.exists(os.path.join(tools, "whole")) and (manifest is None or os.path.exists(manifest))):
+    if not (os.path.exists(os.path.join(tools, "whole")) and (manifest is None or answers.is_there(manifest))):
         return {"missing": True}
     owner = answers.read(root, "host")
     if owner not in ("", os.uname().nodename):
@@ -103,6 +103,11 @@ def ask(root: str, task_id: str, line: str) -> None:
             if pid and remains.is_locked(os.path.join(folder, "runner.lock")):
                 importlib.import_module(_PACKAGE + "asked").ask(folder, line)
                 os.kill(pid, signal.SIGUSR1)
+
+
+def keep(root: str) -> None:
+    """Start a keeper where some task has not ended and none is alive: asked by the guard, where there is a gate."""
+    _revive(os.path.expanduser(root), is_guard=True)
 
 
 def facts(root: str) -> dict[str, Any]:
@@ -253,7 +258,7 @@ def _tell(root: str) -> bool:
     return True
 
 
-def _revive(root: str) -> None:
+def _revive(root: str, *, is_guard: bool = False) -> None:
     """Start a keeper where some task has not ended and none is alive, as after the host was restarted."""
     if remains.is_locked(os.path.join(root, "keeper.lock")) or not queued(root):
         return
@@ -262,11 +267,13 @@ def _revive(root: str) -> None:
     if whole:
         with open(os.path.join(root, "start.lock"), "a") as lock:
             answers.lock(lock)
-            _start(root, max(whole, key=os.path.getmtime))
+            _start(root, max(whole, key=os.path.getmtime), is_guard=is_guard)
 
 
-def _start(root: str, tools: str) -> None:
-    """Of two, the second finds the lock taken, and goes."""
+def _start(root: str, tools: str, *, is_guard: bool = False) -> None:
+    """Of two, the second finds the lock taken, and goes. Where there is a gate, its guard alone starts any."""
+    if answers.read(root, "gate") and not is_guard:
+        return
     import subprocess  # few questions start one
 
     with open(os.path.join(root, "keeper.log"), "ab") as log:

@@ -19,6 +19,8 @@ _PACKAGE = f"{__package__}." if __package__ else ""
 answers, remains, facts = (importlib.import_module(_PACKAGE + one) for one in ("answers", "remains", "host_facts"))
 runner, host, asked = (importlib.import_module(_PACKAGE + one) for one in ("runner", "host", "asked"))
 
+TELL_SECONDS = 5.0  # that another machine may take to hear of a loss
+
 
 def run(tasks: str, folder: str, index: int | None, gpus: list[int] | None) -> None:
     """Run the next attempt of the task or element in `folder`, and note that it has ended where none follows.
@@ -84,11 +86,13 @@ class Turn:
         cause, reason = "lost", "its runner died without a report"
         if host.is_noted(self.folder, "cancel"):
             cause, reason = "cancel", "cancelled"
-        elif asked.REQUEUE in asked.asked(folder):
-            cause, reason = asked.REQUEUE, "requeued"
+        elif why := asked.why_requeued(asked.asked(folder)):
+            cause, reason = asked.REQUEUE, why
         facts = {"v": 1, "started": None, "code": None, "signal": None, **self.last()}
         facts.update(phase="ended", cause=cause, reason=reason, ended=time.time())
         answers.write(folder, "status.json", json.dumps(facts), durably=True)
+        if self.rank and cause == "lost":
+            _tell_main(json.loads(answers.read(folder, "task.json")), reason)
 
     def attempt(self, gpus: list[int] | None) -> None:
         """Run it, in this process."""
@@ -161,6 +165,17 @@ class Turn:
         for name in task["needs"]:
             shutil.copy(os.path.join(self.base, name), os.path.join(folder, name))
         answers.write(folder, "task.json", json.dumps(task))
+
+
+def _tell_main(task: dict[str, Any], reason: str) -> None:
+    """Rank 0's runner, see peers.py, of the end of this rank: it may not have been connected yet, to notice."""
+    words = [{"token": task["token"], "rank": task["rank"]}, {"ended": 1, "reason": reason}]
+    try:
+        with socket.create_connection((task["peers"][0], task["control_port"]), timeout=TELL_SECONDS) as main:
+            main.sendall("".join(json.dumps(one) + "\n" for one in words).encode())
+            main.recv(64)  # that it was heard
+    except OSError:  # it has ended too, or finds out by itself
+        pass
 
 
 def _free_port() -> int:

@@ -57,6 +57,7 @@ class Keeper:
         self.units: dict[str, Unit] = {}  # by name
         self.tasks: set[str] = set()  # that were read
         self.machine = inventory.read_inventory()
+        self.gate = answers.read(root, "gate").strip()  # a file without which nothing starts
         self.lent: set[int] = set()  # GPUs that other users' tasks have
         self.idle_since = time.monotonic()
         try:
@@ -84,7 +85,7 @@ class Keeper:
     def _pause(self) -> None:
         waits = [max(one.not_before, one.again_at) - time.time() for one in self.units.values() if not one.runs]
         waits += [LOOK_SECONDS for one in self.units.values() if one.runs and not one.pid]
-        waits += [LOOK_SECONDS] if self.lent else []  # nobody tells when they are given back
+        waits += [LOOK_SECONDS] if self.lent or self.gate else []  # nobody tells when they are given back, or it opens
         waits += [] if self.units else [LINGER_SECONDS]
         soon = [one for one in waits if one > 0]
         select.select([self.wake], [], [], min(soon) if soon else None)
@@ -162,6 +163,8 @@ class Keeper:
 
     def _give_turns(self) -> None:
         """Start what fits, in order: what does not keeps its part from those behind it."""
+        if self.gate and not os.path.exists(self.gate):
+            return
         cpus, memory = self.machine.cpus, self.machine.memory_gb
         own = [card for unit in self.units.values() if unit.runs for card in unit.gpus]
         self.lent = set(facts.gpus_taken([one.index for one in self.machine.cards])).difference(own)

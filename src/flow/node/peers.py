@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flow.node.runner import Rank
 
 LOST_PEER_SECONDS = 10  # a rank whose connection was cut is lost after this
-LOST_MAIN_SECONDS = 60  # and rank 0 after this
+LOST_MAIN_SECONDS = 60  # and rank 0 after this, unless its machine answers that nobody listens there any more
 
 
 def join(rank: Rank) -> Hub | Link:
@@ -35,8 +35,10 @@ class Wire:
         self.rest = b""
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, seconds in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 6)):
-            if hasattr(socket, name):  # without them, a machine that lost its power is missed after two hours
+        for name, seconds in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 8)):
+            if hasattr(
+                socket, name
+            ):  # one that was rebooted is missed with the first, one that is cut off with the last
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
         loop.on(sock, self.read)
 
@@ -154,6 +156,7 @@ class Link:
         self.last_word: dict[str, Any] = {}
         self.is_heard = False
         self.is_told_to_stop = False
+        self.was_connected = False
         self.loop.after(self.task.get("delivery_timeout_seconds", 1800), "main lost", self._lost)
         self._connect()
 
@@ -175,11 +178,11 @@ class Link:
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
         sock.setblocking(False)
         try:
-            refused = sock.connect_ex((address, self.task["control_port"])) not in (0, errno.EINPROGRESS)
+            error = sock.connect_ex((address, self.task["control_port"]))
         except OSError:  # the name cannot be resolved yet
-            refused = True
-        if refused:
-            self._retry(sock)
+            error = errno.EHOSTUNREACH
+        if error not in (0, errno.EINPROGRESS):
+            self._retry(sock, error)
         else:
             self.loop.on(sock, lambda: self._connected(sock), selectors.EVENT_WRITE)
             self.loop.after(3, "connect", lambda: self._unwatched(sock))
@@ -202,16 +205,20 @@ class Link:
         self.loop.off(sock)
         self.loop.times.pop("connect")
         self.loop.times.pop("main lost", None)
+        self.was_connected = True
         self.wire = Wire(self.loop, sock, self.hear)
         self.wire.say(token=self.task["token"], rank=self.task["rank"])
         return self.wire.say(**self.last_word) if self.last_word else None
 
     def _unwatched(self, sock: socket.socket) -> None:
         self.loop.off(sock)
-        self._retry(sock)
+        self._retry(sock, sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
-    def _retry(self, sock: socket.socket) -> None:
+    def _retry(self, sock: socket.socket, error: int) -> None:
         sock.close()
+        lost = self.loop.times.get("main lost")
+        if lost and self.was_connected and error == errno.ECONNREFUSED:  # rank 0 listens for as long as it lives
+            self.loop.times["main lost"] = min(lost[0], time.monotonic() + LOST_PEER_SECONDS), lost[1]
         self.loop.after(0.2, "connect", self._connect)
 
     def _lost(self) -> None:

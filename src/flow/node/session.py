@@ -1,8 +1,8 @@
 """A session on a development machine: a shell, or a command in a fresh container or with a /tmp of its own.
 
 `session.py VERB FOLDER …` (of the task that holds the machine): `run` becomes one; `list`, `end` and `prepare` are for
-who looks after them. Each has a file in `sessions/`, named by its process, that says what it is. Standard library,
-Python 3.8 and up.
+who looks after them. Each has a file in `sessions/`, named by its process, that says what it is and when that began.
+Standard library, Python 3.8 and up.
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ def prepare(folder: str, environment: str) -> str:
 
 def sessions(folder: str) -> list[dict[str, Any]]:
     """Those that are alive: `pid`, `what` it is, `is_fresh` where it is a command of its own, `started`."""
-    found = []
+    found, began = [], _beside("tail").began
     place = os.path.join(folder, "sessions")
     for name in sorted(os.listdir(place)) if os.path.isdir(place) else ():
         path = os.path.join(place, name)
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int(name), 0)
+        with contextlib.suppress(OSError, ValueError, KeyError):
             with open(path, encoding="utf-8") as file:
-                found.append({**json.load(file), "pid": int(name), "started": os.stat(path).st_mtime})
+                told = json.load(file)
+            if told.pop("began") == (began(int(name)) or None):  # else the number is another process's by now
+                found.append({**told, "pid": int(name), "started": os.stat(path).st_mtime})
     return found
 
 
@@ -112,8 +113,7 @@ def run(folder: str, asked: dict[str, Any]) -> int:
             print(f"error: {what}, and `{image}` needs one of them", file=sys.stderr)  # noqa: T201
             return 125
         print(f"note: {what}: this runs without `{image}`", file=sys.stderr)  # noqa: T201
-    with open(os.path.join(folder, "sessions", str(os.getpid())), "w", encoding="utf-8") as file:
-        json.dump({"what": asked["what"], "is_fresh": bool(argv or engine)}, file)
+    tail.note_session(folder, asked["what"], is_fresh=bool(argv or engine))
     if engine:
         task = {"task_id": "", "engine": engine, "image": image, "argv": argv or ["sh"], "gpu_ids": _gpus()}
         return _in_container(folder, own, task, asked["leash"])

@@ -56,7 +56,7 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     base, job = os.path.join(root, "tasks", request["task_id"]), request["job"]
     manifest = request["bundle"] and os.path.join(root, "manifests", request["bundle"] + ".json")
     tools = os.path.join(root, "node", request["version"])
-    if not (os.path.exists(os.path.join(tools, "whole")) and (manifest is None or os.path.exists(manifest))):
+    if not (os.path.exists(os.path.join(tools, "whole")) and (manifest is None or answers.is_there(manifest))):
         return {"missing": True}
     os.makedirs(base, mode=0o700, exist_ok=True)
     with open(os.path.join(base, "lock"), "w") as lock:  # sbatch inherits it: it is free when that has ended, too

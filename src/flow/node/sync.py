@@ -4,7 +4,8 @@
 and where it was different when the task was submitted. Says which contents it lacks, takes them one after the other,
 and says what it did. `synced.json` tells the next upload of this one, which may ask instead for
 `{"base": …, "changed": {name: entry or null}, "dirs": …}`, how the project differs from what that file of this digest
-holds: where it is another one, null is said and the whole line awaited. Standard library, Python 3.8 and up.
+holds: where it is another one, null is said and the whole line awaited. `syncing.json`, there while it writes and after
+it was cut off, says what it touches. Standard library, Python 3.8 and up.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 from typing import IO, Any, Mapping
 
 STATE = "synced.json"
+BEGUN = "syncing.json"
 NEW = ".flow-upload"  # the end of a file's name until it is whole
 
 
@@ -33,14 +35,21 @@ def sync(folder: str, given: IO[bytes], out: IO[bytes]) -> None:
     os.chdir(os.path.join(folder, "workspace"))
     known = os.pread(state, os.fstat(state).st_size, 0)
     if known:
-        before = json.loads(known)
+        was_there = json.loads(known)
     else:  # nothing was uploaded since the task was submitted
-        before = {name: entry for name, entry in {**now, **links}.items() if name not in was}
-        before.update((name, entry) for name, entry in was.items() if entry is not None)
-    changed = [name for name in now if before.get(name) != now[name]]
+        was_there = {name: entry for name, entry in {**now, **links}.items() if name not in was}
+        was_there.update((name, entry) for name, entry in was.items() if entry is not None)
+    begun = _begun(os.path.join(folder, BEGUN))
+    before = {**{name: [entry] for name, entry in was_there.items()}, **begun}  # what uploads may have put there
+    changed = [name for name in now if name in begun or before.get(name) != [now[name]]]
     lacked = [name for name in changed if not _holds(name, *now[name][1:])]
-    _say(out, lacked)
+    relinked = [name for name, target in links.items() if name in begun or before.get(name) != [target]]
     gone = [name for name in before if name not in now and name not in links]
+    touched = {name: before.get(name, []) for name in gone}
+    touched.update((name, [*before.get(name, []), {**now, **links}[name]]) for name in (*changed, *relinked))
+    if touched:
+        _write(os.path.join(folder, BEGUN), json.dumps({**begun, **touched}))
+    _say(out, lacked)
     kept = [name for name in gone if not _remove(name, before[name])]  # first: a file may become a folder
     for name in lacked:
         _take(name, now[name][2], given)
@@ -49,13 +58,14 @@ def sync(folder: str, given: IO[bytes], out: IO[bytes]) -> None:
         if stat.S_IMODE(os.stat(name).st_mode) != now[name][0]:
             os.chmod(name, now[name][0])
             updated.add(name)
-    relinked = [name for name, target in links.items() if before.get(name) != target]
     for name in relinked:
         _link(name, links[name])
     for name in manifest["dirs"]:
         os.makedirs(name, exist_ok=True)
     content = json.dumps({**now, **links}).encode()
     os.ftruncate(state, os.pwrite(state, content, 0))
+    if touched:
+        os.unlink(os.path.join(folder, BEGUN))
     _say(out, {"updated": sorted([*updated, *relinked]), "removed": sorted({*gone} - {*kept}), "kept": sorted(kept)})
 
 
@@ -83,6 +93,22 @@ def _asked(folder: str, given: IO[bytes], out: IO[bytes]) -> dict[str, Any]:
     files = [(name, *entry) for name, entry in there if not isinstance(entry, str)]
     links = [one for one in there if isinstance(one[1], str)]
     return {"manifest": {"files": files, "links": links, "dirs": asked["dirs"]}, "was": {}}
+
+
+def _begun(path: str) -> dict[str, list[Any]]:
+    """Each name that an upload may have touched before it was cut off, and what it may be by now."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return dict(json.load(file))
+    except FileNotFoundError:
+        return {}
+
+
+def _write(path: str, text: str) -> None:
+    """A file with that content, whole."""
+    with open(path + NEW, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(path + NEW, path)
 
 
 def _holds(name: str, digest: str, size: int) -> bool:
@@ -127,19 +153,22 @@ def _forget(name: str) -> None:
         os.unlink(name)
 
 
-def _remove(name: str, entry: Any) -> bool:
+def _remove(name: str, entries: list[Any]) -> bool:
     """Remove what an upload put there, with the folders that this leaves empty; False where it was changed since."""
     if not os.path.lexists(name):
         return True
-    if isinstance(entry, str):
-        as_it_was = os.path.islink(name) and os.readlink(name) == entry
-    else:
-        as_it_was = _holds(name, *entry[1:])
+    as_it_was = any(_is(name, entry) for entry in entries)
     if as_it_was:
         os.unlink(name)
         with contextlib.suppress(OSError):
             os.removedirs(os.path.dirname(name))
     return as_it_was
+
+
+def _is(name: str, entry: Any) -> bool:
+    if isinstance(entry, str):
+        return os.path.islink(name) and os.readlink(name) == entry
+    return _holds(name, *entry[1:])
 
 
 def _say(out: IO[bytes], value: Any) -> None:

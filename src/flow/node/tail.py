@@ -324,8 +324,7 @@ def go_in(folder: str, argv: Sequence[str]) -> dict[str, str]:
     except FileNotFoundError:
         sys.exit("the task has not started")
     if os.path.isdir(os.path.join(folder, "sessions")):  # of a development machine, which is in use now
-        with open(os.path.join(folder, "sessions", str(os.getpid())), "w", encoding="utf-8") as file:
-            json.dump({"what": " ".join(argv) or "a shell", "is_fresh": False}, file)
+        note_session(folder, " ".join(argv) or "a shell", is_fresh=False)
     if place.get("container"):
         terminal = ["-it"] if os.isatty(0) and os.isatty(1) else ["-i"]
         engine, name = place["container"]
@@ -333,13 +332,34 @@ def go_in(folder: str, argv: Sequence[str]) -> dict[str, str]:
     if place.get("prefix"):
         os.execvp(place["prefix"][0], [*place["prefix"], *(argv or ["sh"])])
     if place.get("namespace_of"):
-        mounts = importlib.import_module("mounts")  # beside this file, which runs as a program here
+        mounts = importlib.import_module("mounts")  # beside this file, which runs as a program here, or came along
         try:
             mounts.join_task(folder, *place["namespace_of"])
         except ProcessLookupError:
             sys.exit("the task has ended")
     os.chdir(place["cwd"])
     return dict(place["env"], **{name: os.environ[name] for name in ("TERM", "COLORTERM") if name in os.environ})
+
+
+def note_session(folder: str, what: str, *, is_fresh: bool) -> None:
+    """Say that this process is on the development machine."""
+    told = {"what": what, "is_fresh": is_fresh, "began": began(os.getpid())}
+    with open(os.path.join(folder, "sessions", str(os.getpid())), "w", encoding="utf-8") as file:
+        json.dump(told, file)
+
+
+def began(pid: int) -> str:
+    """When a process began, as this machine counts: tells it from a later one of that number. "" where it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except OSError:
+        if os.path.exists("/proc/self/stat"):
+            return ""
+    import subprocess  # no /proc, as on macOS
+
+    words, plain = ["ps", "-o", "lstart=", "-p", str(pid)], {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
+    return subprocess.run(words, stdout=subprocess.PIPE, env=plain, check=False).stdout.decode().strip()
 
 
 def main(argv: Sequence[str]) -> None:

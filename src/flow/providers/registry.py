@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PROVIDERS = {
     "local": "flow.providers.local.provider:Local",
     "slurm": "flow.providers.slurm.provider:Slurm",
+    "mithril": "flow.providers.mithril.provider:Mithril",
     "ssh": "flow.providers.ssh.provider:Ssh",
 }
 

@@ -18,7 +18,7 @@ from flow.remote import Remote
 SETTING = "ssh.hosts"
 HOSTS_FILE = "hosts"  # below Flow's home: a line each, `target` or `target as name`
 _TARGET = re.compile(r"(?:[\w.-]+@)?(?:[\w.-]+|\[[0-9a-fA-F:]+\])(?::\d+)?")
-_NEEDS = ("remains", "inventory", "asked", "host_facts")
+NEEDS = ("remains", "inventory", "asked", "host_facts")
 _LOOKS_SECONDS = 600.0  # between two that found a host silent, for what lies between them to count
 _AT_ONCE = 32  # hosts that are asked at the same time
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class Fleet:
             channel = ssh(hosts[name].target, config=str(config) if config else None)
             channel = replace(channel, python=str(python or channel.python))
             folder = str(self._settings.get("folder") or "~/.flow-host")
-            self._remotes[name] = Remote(channel, folder, program, _NEEDS, "ssh.folder")
+            self._remotes[name] = Remote(channel, folder, program, NEEDS, "ssh.folder")
         return self._remotes[name]
 
     def ask_each(self, names: Sequence[str], question: Callable[[str, Remote], T]) -> dict[str, T | FlowError]:

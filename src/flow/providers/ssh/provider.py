@@ -18,7 +18,7 @@ from flow.job import runner_job, slurm_job
 from flow.machines import Allocation, Capabilities, Machines, Offer
 from flow.outbox import outbox_files
 from flow.plan import Plan
-from flow.providers import Option
+from flow.providers import Option, VolumeStore
 from flow.providers.ssh.fleet import Fleet
 from flow.providers.ssh.gathering import gather
 from flow.providers.ssh.placing import offers_of, place
@@ -55,9 +55,9 @@ class Ssh:
         return Capabilities(containers=True, arrays=True, retries=True, divides_machines=True, gathers=True)
 
     @property
-    def volumes(self) -> None:
+    def volumes(self) -> VolumeStore | None:
         """None yet."""
-        return
+        return None
 
     @property
     def steering(self) -> Ssh:
@@ -101,8 +101,7 @@ class Ssh:
 
         self._each(list(places), submit)
         if plan.nodes > 1:
-            ranks = {name: own[0] for name, own in places.items()}
-            gather(plan.task_id, ranks, self.home / "record" / plan.task_id, self._ask_each)
+            self._gather(plan, places)
 
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """What the hosts say of them, all asked at once; what is on a host that does not answer is as last seen."""
@@ -114,7 +113,7 @@ class Ssh:
                 asked[name] = [*(asked.get(name) or ()), one]
         # asked before looking: who gives one away now is not to have lost it
         given = {one for one in bases if (self.home / "record" / one / "allocated").exists()}
-        told = self.fleet.ask_each(list(asked), lambda name, remote: _look(remote, asked[name]))
+        told = self.fleet.ask_each(list(asked), lambda name, remote: look(remote, asked[name]))
         found: dict[str, dict[str, Any]] = {}
         clocks: dict[str, float] = {}
         known = set()
@@ -177,6 +176,11 @@ class Ssh:
         with suppress(FileExistsError):  # somebody else gives it away at the same time: it goes where they say
             create_durably(folder / _PLACES, json.dumps(places).encode())
         return self._places(plan.task_id)
+
+    def _gather(self, plan: Plan, places: Mapping[str, list[int]]) -> None:
+        """See to its nodes, as far as that goes now."""
+        ranks = {name: own[0] for name, own in places.items()}
+        gather(plan.task_id, ranks, self.home / "record" / plan.task_id, self._ask_each)
 
     def _places(self, task_id: str) -> dict[str, list[int]]:
         """What of a task is on which host: places of elements, or ranks; nothing before it was placed."""
@@ -291,7 +295,7 @@ class Ssh:
         return [] if (self.home / "record" / task_id.partition("_")[0]).exists() else list(self.fleet.hosts)
 
 
-def _look(remote: Remote, task_ids: list[str] | None) -> dict[str, Any]:
+def look(remote: Remote, task_ids: list[str] | None) -> dict[str, Any]:
     """What a host tells of tasks, and by how many seconds its clock is `ahead` at least."""
     before = time.time()
     told: dict[str, Any] = remote.ask("look", task_ids)

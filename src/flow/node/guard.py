@@ -1,0 +1,273 @@
+"""Keeps a machine that costs money: makes it ready at each boot, heeds its notice, and ends its own bill.
+
+Root, as a unit of systemd. `machine.json` beside it says what the machine is for; `bill.json`, which comes later, how
+it ends or pauses what it costs. Standard library, Python 3.8 and up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import pwd
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+RUN = "/run/flow"  # gone after each boot
+OPEN = RUN + "/open"  # while it is there, tasks get their turn
+LOOK_SECONDS = 1.0
+DEVICE_SECONDS = 120.0  # for a volume's device to appear
+HTTP_SECONDS = 30.0
+
+
+class Guard:
+    """`home` is the login user's; its tasks lie in `.flow-host` there."""
+
+    def __init__(self) -> None:
+        self.machine: dict[str, Any] = _json(os.path.join(HERE, "machine.json"))
+        self.user = pwd.getpwnam(self.machine["user"])
+        self.root = os.path.join(self.user.pw_dir, ".flow-host")
+        self.task = os.path.join(self.root, "tasks", self.machine["task_id"])
+        self.since: dict[str, float] = {}  # by the monotonic clock: what was first seen when
+        self.is_noticed = False
+
+    def run(self) -> None:
+        """For as long as the machine is up."""
+        os.makedirs(RUN, exist_ok=True)
+        if not os.path.exists(OPEN):  # else it was this program that was started again
+            self.note_restart()
+            self.prepare()
+            _write(OPEN, "")
+        while True:
+            try:
+                self.step()
+            except Exception as error:  # whatever it is, the machine must not go on costing money unseen
+                _say(repr(error))
+            time.sleep(LOOK_SECONDS)
+
+    # -- at each boot
+
+    def note_restart(self) -> None:
+        """What ran when the machine went away is to run again, and has not failed."""
+        for folder in self.ranks():
+            if _json(os.path.join(folder, "status.json")).get("phase") == "running":
+                self.as_user("sh", "-c", 'echo preempted >> "$0/asked"', folder)
+
+    def prepare(self) -> None:
+        """Docker and volumes; what goes wrong is told to the task that needs it, by a file beside the mount."""
+        if self.machine["docker"]:
+            self.have_docker()
+        for volume in self.machine["volumes"]:
+            at = volume["path"]
+            os.makedirs(at, exist_ok=True)
+            failed = self.mount(volume)
+            if failed:
+                _say(failed)
+                os.rmdir(at)
+                _write(at + ".why", failed)
+            elif os.path.exists(at + ".why"):
+                os.unlink(at + ".why")
+
+    def have_docker(self) -> None:
+        """Installed where it is missing, and open to the login user."""
+        if _run("sh", "-c", "command -v docker").returncode:
+            apt = "export DEBIAN_FRONTEND=noninteractive; apt-get update -q; apt-get install -yq docker.io"
+            done = _run("sh", "-c", apt)
+            _say(f"docker was installed: {done.returncode} {done.stderr[-200:]}")
+        _run("usermod", "-aG", "docker", self.user.pw_name)
+
+    def mount(self, volume: dict[str, Any]) -> str:
+        """Why it could not be; "" where it is there."""
+        at = volume["path"]
+        if os.path.ismount(at):
+            return ""
+        if volume["share"]:
+            if _run("sh", "-c", "command -v mount.nfs4").returncode:
+                _run("sh", "-c", "apt-get update -q; apt-get install -yq nfs-common")
+            done = _run("mount", "-t", "nfs4", "-o", volume["options"], volume["share"], at)
+            said = done.stderr.strip() or f"exit {done.returncode}"
+            return self.owned(at) if done.returncode == 0 else f"{volume['share']}: {said}"
+        end = time.monotonic() + DEVICE_SECONDS
+        while not os.path.exists(volume["device"]):
+            if time.monotonic() > end:
+                return f"its device `{volume['device']}` did not appear"
+            time.sleep(0.5)
+        kind = _run("blkid", "-p", "-o", "value", "-s", "TYPE", volume["device"])
+        if kind.returncode == 2:  # nothing that it knows: formatted only if there is nothing at all
+            if not _is_blank(volume["device"]):
+                return f"`{volume['device']}` holds data and no file system: it is left as it is"
+            made = _run("mkfs.ext4", "-q", volume["device"])
+            if made.returncode:
+                return made.stderr.strip() or "mkfs.ext4 failed"
+        uuid = _run("blkid", "-p", "-o", "value", "-s", "UUID", volume["device"]).stdout.strip()
+        named = _run("mount", f"UUID={uuid}", at) if uuid else None
+        done = named if named and not named.returncode else _run("mount", volume["device"], at)
+        return self.owned(at) if done.returncode == 0 else done.stderr.strip()
+
+    def owned(self, at: str) -> str:
+        """A volume that nobody has written to yet is the login user's."""
+        if not set(os.listdir(at)) - {"lost+found"} and os.stat(at).st_uid == 0:
+            os.chown(at, self.user.pw_uid, self.user.pw_gid)
+        return ""
+
+    # -- while it is up
+
+    def step(self) -> None:
+        """One look at everything."""
+        if self.heeds_notice():
+            return
+        bill = _json(os.path.join(HERE, "bill.json"))
+        if not os.path.exists(os.path.join(self.task, "meta.json")):
+            if self.lasts("no task", self.machine["deliver_seconds"]):
+                self.pay_no_more(bill, "undelivered")
+            return
+        self.have_keeper()
+        if os.path.exists(os.path.join(self.root, "queue", self.machine["task_id"])):
+            self.since.pop("ended", None)
+            return
+        if bill.get("keep"):
+            return
+        if os.path.exists(os.path.join(self.task, "collected")):
+            self.pay_no_more(bill, "end")
+        elif self.lasts("ended", self.machine["grace_seconds"]):
+            codes = [_json(os.path.join(folder, "status.json")).get("code") for folder in self.ranks()]
+            self.pay_no_more(bill, "failed" if any(codes) or not codes else "completed")
+
+    def heeds_notice(self) -> bool:
+        """Whether the machine is about to be taken away: what runs is told to end, once."""
+        words = ""
+        for path in glob.glob(self.machine["notice"]):
+            with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+                words += file.read().lower()
+        is_noticed = any(one in words for one in ("preempting", "relocating", "status_preempt"))
+        if is_noticed and not self.is_noticed:
+            _say("notice")
+            if os.path.exists(OPEN):
+                os.unlink(OPEN)
+            for folder in self.ranks():
+                pid = _json(os.path.join(folder, "status.json")).get("runner_pid")
+                if pid and _json(os.path.join(folder, "status.json"))["phase"] != "ended":
+                    self.as_user("sh", "-c", 'echo preempted >> "$0/asked"; kill -USR1 "$1"', folder, str(pid))
+        elif self.is_noticed and not is_noticed:  # taken back, and given to us again
+            _write(OPEN, "")
+        self.is_noticed = is_noticed
+        return is_noticed
+
+    def have_keeper(self) -> None:
+        """Who gives tasks their turn is started by us, with the rights that the login user has by now."""
+        tools = self.tools()
+        is_open = os.path.exists(os.path.join(self.root, "queue", self.machine["task_id"]))
+        if tools and is_open and not _is_locked(os.path.join(self.root, "keeper.lock")):
+            question = json.dumps(["keep", self.root]) + "\n"
+            self.as_user("python3", os.path.join(tools, "host.py"), given=question)
+
+    def tools(self) -> str:
+        """The newest of what was sent to run tasks with; "" before it is whole."""
+        folder = os.path.join(self.root, "node")
+        found = [os.path.join(folder, one) for one in _listed(folder)]
+        whole = [one for one in found if os.path.exists(os.path.join(one, "whole"))]
+        return max(whole, key=os.path.getmtime) if whole else ""
+
+    def lasts(self, what: str, seconds: float) -> bool:
+        """Whether that has been so for as long."""
+        return time.monotonic() - self.since.setdefault(what, time.monotonic()) >= seconds
+
+    def pay_no_more(self, bill: dict[str, Any], how: str) -> None:
+        """`end` it, or pause it as what the word says; where nobody ever told how, the machine can only switch off."""
+        if not bill:
+            _say("nothing was delivered")
+            _run("poweroff")
+            return
+        method, url, body = bill["end"] if how == "end" else bill["pause"][how]
+        data = None if body is None else json.dumps(body).encode()
+        headers = {**bill["headers"], "Content-Type": "application/json"}
+        request = urllib.request.Request(url, data=data, headers=headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=HTTP_SECONDS) as answer:
+                _say(f"{how}: {answer.status}")
+        except urllib.error.HTTPError as error:
+            _say(f"{how}: {error.code}")
+            if error.code in (401, 403, 404):  # asked in vain, for ever
+                _run("poweroff")
+        time.sleep(5)
+
+    def ranks(self) -> list[str]:
+        """The task folder of the last attempt of the task, or of each of its elements."""
+        found = []
+        tasks = os.path.join(self.root, "tasks")
+        for name in _listed(tasks):
+            starts = [int(one) for one in _listed(os.path.join(tasks, name)) if one.isdigit()]
+            at = os.path.join(tasks, name, str(max(starts))) if starts else ""
+            found += [os.path.join(at, rank) for rank in _listed(at) if rank.isdigit()] if at else []
+        return found
+
+    def as_user(self, *argv: str, given: str = "") -> None:
+        """Run as the login user."""
+        _run("runuser", "-u", self.user.pw_name, "--", *argv, given=given)
+
+
+def _is_blank(device: str) -> bool:
+    """Whether there are only zeros in the first and the last MiB."""
+    with open(device, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        for at in (0, max(0, size - (1 << 20))):
+            file.seek(at)
+            if any(file.read(1 << 20)):
+                return False
+    return True
+
+
+def _is_locked(path: str) -> bool:
+    import fcntl
+
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _json(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return json.load(file)  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        return {}
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _run(*argv: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    pipe = subprocess.PIPE
+    try:
+        return subprocess.run(argv, input=given, stdout=pipe, stderr=pipe, encoding="utf-8", check=False)
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(argv, 127, "", f"no `{argv[0]}` on this machine")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"flow: {text}\n")  # to the journal
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    Guard().run()

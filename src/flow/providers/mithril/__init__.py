@@ -1,0 +1,1 @@
+"""The Mithril cloud (earlier: FCP, ML Foundry): tasks on spot bids."""

@@ -1,0 +1,284 @@
+"""Mithril's HTTP API: one request, its answer or what is wrong with it.
+
+Source: the API's documentation (docs.mithril.ai) and what its servers answer; what that leaves open is read leniently.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from flow.errors import (
+    AuthenticationError,
+    FlowError,
+    ProviderError,
+    QuotaExceededError,
+    ResourceNotFoundError,
+    ValidationError,
+)
+
+if TYPE_CHECKING:
+    import urllib3
+
+URL = "https://api.mithril.ai"
+KEYS_PAGE = "https://app.mithril.ai/account/api-keys"
+_PAGE = 100  # the most that one page holds
+_CONNECT_SECONDS, _READ_SECONDS = 10.0, 30.0
+_TRIES = 4  # of what may be asked again
+_LONGEST_WAIT = 30.0  # seconds that a server may ask us to wait, else it is the user's turn
+_GATEWAYS = (502, 503, 504)  # which cannot say whether a request was carried out
+_WRAPPERS = ("data", "items", "projects", "auctions", "bids", "instances", "volumes")
+_QUOTA = ("quota", "billing", "payment")
+_INIT = "`flow init` sets it"
+_TAKEN = ("already used", "already exists", "duplicate name")
+
+
+class NameTakenError(ValidationError):
+    """Something live has this name already."""
+
+    code = "name_taken"
+
+
+class PriceTooLowError(ValidationError):
+    """The limit price is below what is taken."""
+
+    code = "price_too_low"
+
+
+class NotKnownError(ProviderError):
+    """Whether the request was carried out is not known: who asks looks for what it was to make, before asking again."""
+
+    code = "not_known"
+
+
+class Api:
+    """One account, by its key. url: where the API is, without `/v2`. Threads may share one."""
+
+    def __init__(self, key: str, url: str = URL) -> None:
+        self._key, self.url = key, url.rstrip("/")
+        self._pool: urllib3.PoolManager | None = None
+
+    def get(self, path: str, **query: object) -> Any:
+        """What is there; as `path`, `/v2/me`. Raises FlowError."""
+        return self._asked("GET", path, query)
+
+    def list(self, path: str, **query: object) -> Iterator[dict[str, Any]]:
+        """Everything that a list holds, over all its pages."""
+        while True:
+            told = self.get(path, **query)
+            yield from _entries(told)
+            cursor = told.get("next_cursor") if isinstance(told, dict) else None
+            if not cursor or cursor == query.get("next_cursor"):
+                return
+            query["next_cursor"] = cursor
+
+    def pages(self, path: str, **query: object) -> Iterator[dict[str, Any]]:
+        """The same of a list that comes in pages, as large as they may be."""
+        return self.list(path, limit=_PAGE, **query)
+
+    def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What was made of it. Raises NotKnownError where it may have been made; it is never asked for twice."""
+        return _object(self._asked("POST", path, {}, body), path)
+
+    def update(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What it is now. The same change twice is one, so it is asked for until there is an answer."""
+        return _object(self._asked("PATCH", path, {}, body), path)
+
+    def delete(self, path: str) -> None:
+        """Remove it; what is gone already is fine."""
+        try:
+            self._asked("DELETE", path, {})
+        except ResourceNotFoundError:
+            pass
+
+    def _asked(self, method: str, path: str, query: Mapping[str, object], body: Mapping[str, Any] | None = None) -> Any:
+        for tried in range(1, _TRIES + 1):
+            status, headers, text = self._sent(method, path, query, body, is_last=tried == _TRIES)
+            # what was answered 429 was certainly not carried out
+            may_repeat = status in (0, 429) or (status in _GATEWAYS and method != "POST")
+            if not may_repeat or tried == _TRIES or not _waited(tried, headers):
+                break
+        if 200 <= status < 300:
+            return _parsed(text, path)
+        if method == "POST" and status in _GATEWAYS:
+            raise NotKnownError(f"{self.url} answered {status}: whether it did what was asked is not known")
+        raise _refusal(status, headers, text, self.url)
+
+    def _sent(
+        self, method: str, path: str, query: Mapping[str, object], body: Mapping[str, Any] | None, *, is_last: bool
+    ) -> tuple[int, Mapping[str, str], str]:
+        """Status, headers and text; status 0 where there was no answer and it may be asked again."""
+        from urllib.parse import urlencode
+
+        import urllib3
+
+        if self._pool is None:
+            self._pool = _pool(self.url)
+        words = urlencode({name: _word(value) for name, value in query.items() if value is not None})
+        headers = {"Authorization": f"Bearer {self._key}", "Accept": "application/json", "User-Agent": "flow"}
+        headers |= {"Content-Type": "application/json"} if body is not None else {}
+        try:
+            answer = self._pool.request(
+                method,
+                f"{self.url}{path}?{words}".rstrip("?"),
+                body=None if body is None else json.dumps(body),
+                headers=headers,
+            )
+            return answer.status, answer.headers, answer.data.decode(errors="replace")
+        except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
+            if is_last:  # it never got there
+                raise self._unreachable(error) from None
+        except urllib3.exceptions.LocationParseError:
+            raise ValidationError(f"`{self.url}` is no address", suggestions=["set `mithril.api_url`"]) from None
+        except urllib3.exceptions.SSLError as error:
+            raise self._unreachable(error) from None
+        except urllib3.exceptions.HTTPError as error:
+            if method == "POST":
+                said = f"{self.url} cut the connection: whether it did what was asked is not known"
+                raise NotKnownError(said) from error
+            if is_last:
+                raise self._unreachable(error) from None
+        return 0, {}, ""
+
+    def _unreachable(self, error: Exception) -> ProviderError:
+        why = str(error).rpartition(": ")[2] or type(error).__name__
+        return ProviderError(
+            f"{self.url} cannot be reached: {why}", suggestions=["try again in a moment", "is there a network?"]
+        )
+
+
+def _pool(url: str) -> urllib3.PoolManager:
+    """Connections that are kept, by way of the proxy that the environment names for such addresses."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    import urllib3
+
+    options: dict[str, Any] = {
+        "timeout": urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS), "retries": False, "maxsize": 8,
+    }  # fmt: skip
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme)
+    if proxy and not proxy_bypass(parts.hostname or ""):
+        return urllib3.ProxyManager(proxy, **options)
+    return urllib3.PoolManager(**options)
+
+
+def _waited(tried: int, headers: Mapping[str, str]) -> bool:
+    """Wait before it is asked again: as the server says, else longer each time. False where that would be too long."""
+    asked = _retry_after(headers.get("Retry-After", ""))
+    seconds = 0.25 * 2**tried * random.uniform(0.5, 1) if asked is None else asked
+    if seconds > _LONGEST_WAIT:
+        return False
+    time.sleep(seconds)
+    return True
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _retry_after(text: str) -> float | None:
+    """The seconds of a `Retry-After`: a number, or a date as HTTP has it (RFC 9110, 10.2.3)."""
+    from email.utils import parsedate_to_datetime
+
+    if not text.strip():
+        return None
+    try:
+        return max(float(text), 0.0)
+    except ValueError:
+        pass
+    try:
+        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return None
+
+
+def _parsed(text: str, path: str) -> Any:
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ProviderError(
+            f"what `{path}` answered is no JSON: {text.strip()[:80]!r}", suggestions=["try again in a moment"]
+        ) from None
+
+
+def _object(told: Any, path: str) -> dict[str, Any]:
+    if isinstance(told, dict) and isinstance(told.get("data"), dict):
+        told = told["data"]
+    if not isinstance(told, dict):
+        raise ProviderError(f"`{path}` answered something else than what was asked for")
+    return told
+
+
+def _entries(told: Any) -> list[dict[str, Any]]:
+    """The entries of a list, bare or within an object. Raises ProviderError for what is neither."""
+    if isinstance(told, dict):
+        told = next((told[one] for one in _WRAPPERS if isinstance(told.get(one), list)), told)
+    if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
+        raise ProviderError("a list was asked for, and something else came", suggestions=["try again in a moment"])
+    return told
+
+
+def _refusal(status: int, headers: Mapping[str, str], text: str, url: str) -> FlowError:
+    """The error that an answer is, in the server's words."""
+    said = _said(text) or f"error {status}"
+    request = headers.get("x-request-id") or headers.get("x-correlation-id")
+    said += f" (request {request})" if request else ""
+    if status in (400, 402, 409, 422):
+        return _refused(status, said)
+    known: dict[int, tuple[type[FlowError], str, tuple[str, ...]]] = {
+        401: (AuthenticationError, "the API key is not accepted: ", (f"get a new one from {KEYS_PAGE}", _INIT)),
+        403: (AuthenticationError, "not allowed: ", (f"is it the right project? {_INIT}",)),
+        404: (ResourceNotFoundError, "", ()),
+        429: (ProviderError, "too many requests: ", ("try again in a minute",)),
+    }
+    kind, before, suggestions = known.get(
+        status, (ProviderError, f"{url} answered {status}: ", ("try again in a moment",))
+    )
+    return kind(before + said, suggestions=suggestions)
+
+
+def _refused(status: int, said: str) -> FlowError:
+    """Of what was understood, and may not be."""
+    low = said.lower()
+    if status == 402 or any(word in low for word in _QUOTA):
+        return QuotaExceededError(said, suggestions=["ask for less, or have the limit raised"])
+    if any(word in low for word in _TAKEN):
+        return NameTakenError(said, suggestions=["choose another name"])
+    if "price" in low and "below" in low:
+        return PriceTooLowError(said, suggestions=["raise `max_price_per_hour` (`flow offers` shows the prices)"])
+    return ValidationError(said)
+
+
+def _said(text: str) -> str:
+    """What an error's body tells, on one line: a text, a list of fields, or the beginning of a page."""
+    try:
+        told = json.loads(text)
+    except ValueError:
+        told = None
+    if isinstance(told, dict):
+        told = next((told[one] for one in ("detail", "message", "error") if told.get(one)), told)
+    if isinstance(told, dict) and told.get("message"):
+        told = told["message"]
+    if isinstance(told, list):
+        parts = [_field(one) if isinstance(one, dict) else str(one) for one in told]
+        return "; ".join(parts)
+    if isinstance(told, str):
+        return told
+    if text.lstrip().startswith("<"):
+        return "an HTML page"
+    return " ".join(text.split())[:200]
+
+
+def _field(one: Mapping[str, Any]) -> str:
+    """`limit_price: field required` of one field's error. Source: FastAPI."""
+    place = ".".join(str(part) for part in one.get("loc", ()) if part != "body")
+    return f"{place}: {one.get('msg', one)}" if place else str(one.get("msg", one))

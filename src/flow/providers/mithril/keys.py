@@ -1,0 +1,102 @@
+"""The SSH key by which machines at Mithril are reached: Flow's own, one of the user's, or one that is there already."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flow.errors import ResourceNotFoundError, StorageError, ValidationError, did_you_mean
+from flow.providers.mithril.account import Account
+
+_USERS = Path("~/.ssh")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """identity: the private key's file here; None where the user's own ssh finds it. key_ids: for a bid."""
+
+    identity: Path | None
+    key_ids: tuple[str, ...]
+
+
+def login_keys(account: Account, folder: Path, named: str | None, label: str) -> Keys:
+    """What a bid is given to let us in, with the keys that the project requires; ours is made and sent where needed.
+
+    folder: for Flow's own key, which is called `label` there. named: a key's name or id at Mithril, or a file here.
+    Raises ResourceNotFoundError, ValidationError.
+    """
+    there = list(account.api.list("/v2/ssh-keys", project=account.project))
+    required = [str(one["fid"]) for one in there if one.get("required")]
+    identity = identity_file(folder, named)
+    if named and identity is None:
+        key = _named(there, named)
+        return Keys(_private_of(str(key.get("public_key", ""))), tuple(dict.fromkeys([str(key["fid"]), *required])))
+    assert identity
+    if not identity.exists():
+        make_key(identity)
+    public = _public(identity)
+    ours = next((one for one in there if _same(str(one.get("public_key", "")), public)), None)
+    if ours is None:
+        body = {"project": account.project, "name": label, "public_key": public, "required": False}
+        ours = account.api.create("/v2/ssh-keys", body)
+    return Keys(identity, tuple(dict.fromkeys([str(ours["fid"]), *required])))
+
+
+def identity_file(folder: Path, named: str | None) -> Path | None:
+    """Flow's own private key, or the file that is named; None where a key at Mithril is."""
+    if named is None:
+        return folder / "id_ed25519"
+    file = Path(named.removesuffix(".pub")).expanduser()
+    return file if "/" in named or named.startswith("~") or file.is_file() else None
+
+
+def make_key(file: Path) -> None:
+    """A new pair of keys without a passphrase. Raises StorageError."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = file.with_name(f"{file.name}.new")
+    for one in (new, Path(f"{new}.pub")):
+        one.unlink(missing_ok=True)
+    words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "flow", "-f", str(new)]
+    done = subprocess.run(words, capture_output=True, check=False)
+    if done.returncode:
+        raise StorageError(f"no SSH key could be made: {done.stderr.decode(errors='replace').strip()}")
+    Path(f"{new}.pub").rename(f"{file}.pub")
+    new.rename(file)
+
+
+def _public(identity: Path) -> str:
+    file = Path(f"{identity}.pub")
+    if file.exists():
+        return file.read_text().strip()
+    done = subprocess.run(["ssh-keygen", "-y", "-P", "", "-f", str(identity)], capture_output=True, check=False)
+    if done.returncode:
+        raise ValidationError(
+            f"`{identity}` is no key that can be used: {done.stderr.decode(errors='replace').strip()}",
+            suggestions=[f"is there a `{file}`?", "`flow config set mithril.ssh_key …` names another"],
+        )
+    return done.stdout.decode().strip()
+
+
+def _named(there: list[dict[str, Any]], named: str) -> dict[str, Any]:
+    for one in there:
+        if named in (one["fid"], one.get("name")):
+            return one
+    names = [str(one.get("name")) for one in there]
+    raise ResourceNotFoundError(
+        f"the project has no SSH key `{named}`", suggestions=[*did_you_mean(named, names), "`mithril ssh-keys list`"]
+    )
+
+
+def _private_of(public: str) -> Path | None:
+    """The user's private key that belongs to a public one."""
+    for file in sorted(_USERS.expanduser().glob("*.pub")):
+        if _same(file.read_text(errors="replace"), public) and file.with_suffix("").exists():
+            return file.with_suffix("")
+    return None
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two lines hold the same key, whatever comment is behind it."""
+    return bool(one.split()[:2]) and one.split()[:2] == other.split()[:2]

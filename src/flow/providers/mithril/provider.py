@@ -1,0 +1,330 @@
+"""The Mithril provider: a spot bid for each task, whose machines run it to a true end and then cost nothing more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timezone
+from functools import cached_property
+from typing import Any, ClassVar
+
+from flow.channel import Channel, ssh
+from flow.errors import AuthenticationError, FlowError, ProviderError, ValidationError
+from flow.gpus import Gpu
+from flow.machines import Capabilities, Machines, Offer
+from flow.mounts import VOLUME
+from flow.plan import Plan
+from flow.providers import Option
+from flow.providers.mithril.account import Account
+from flow.providers.mithril.api import KEYS_PAGE, URL, Api, NameTakenError, NotKnownError
+from flow.providers.mithril.keys import Keys, login_keys
+from flow.providers.mithril.market import Market, dollars, moment, price_text
+from flow.providers.mithril.volumes import Volumes, on_machine
+from flow.providers.rented import Machine, Rental, Rented
+from flow.providers.startup import Mark, read_mark, startup_script
+
+_BIDS, _INSTANCES, _KEYS = "/v2/spot/bids", "/v2/instances", "/v2/api-keys"
+_USER = "ubuntu"
+_NOTICE = "/opt/mithril/*_SIGNAL.yml"
+_SCRIPT_BYTES = 10_000
+_LIVE = ("Open", "Allocated", "Preempting", "Paused")
+_ASKED_ONE_BY_ONE = 3  # bids by their names; more are found in the list of all
+_IDS_AT_ONCE = 50
+_KEY_DAYS = 7.0  # of the key by which machines end their bid, where the task has no limit
+_KEY_SLACK_SECONDS = 72 * 3600.0  # for a bid to be allocated in
+_LOOKS, _PAUSE_SECONDS = 5, 1.0  # for a bid that may have been made
+
+
+class Mithril(Rented):
+    """`home` is the folder that holds the records."""
+
+    name: ClassVar[str] = "mithril"
+    options: ClassVar[tuple[Option, ...]] = (
+        Option("api_key", str, "key of the API", environment="MITHRIL_API_KEY", secret=True),
+        Option("project", str, "project, by name or id", environment="MITHRIL_PROJECT"),
+        Option("region", str, "region of its machines"),
+        Option("ssh_key", str, "SSH key to log in with"),
+        Option("api_url", str, "where the API is", URL),
+        Option("price_factor", float, "limit price, where no cap is given: the current price times this", 1.5),
+        Option("grace_minutes", float, "how long a machine waits to have its task collected", 10.0),
+    )
+
+    @cached_property
+    def account(self) -> Account:
+        """The account that the settings name. Raises AuthenticationError where there is no key."""
+        key = self._settings.get("api_key")
+        if not key:
+            raise AuthenticationError(
+                "no API key for Mithril",
+                suggestions=["`flow init` sets it, or MITHRIL_API_KEY", f"it is at {KEYS_PAGE}"],
+            )
+        project = self._settings.get("project")
+        return Account(Api(str(key), str(self._settings.get("api_url") or URL)), str(project) if project else None)
+
+    @cached_property
+    def market(self) -> Market:
+        """Its prices and kinds of machines."""
+        return Market(self.account.api, self.home / "mithril")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """As other clouds', with caps on prices."""
+        factor = float(str(self._settings.get("price_factor") or 1.5))
+        return replace(
+            super().capabilities, volumes=True, boot_bytes=_SCRIPT_BYTES, upload_limit_mb=10.0, price_factor=factor
+        )
+
+    @property
+    def volumes(self) -> Volumes:
+        """Its volumes."""
+        region = self._settings.get("region")
+        return Volumes(self.account, self.home, str(region) if region else None)
+
+    def offers(self, gpu: Gpu | None = None) -> list[Offer]:
+        """Spot machines: what can be had now first, cheapest first."""
+        region = self._settings.get("region")
+        return [one for one in self.market.offers(gpu) if region in (None, one.region)]
+
+    # -- bids
+
+    def rentals(self, task_ids: Collection[str] | None = None) -> list[Rental]:
+        """Bids, by what their names and scripts say of whose they are."""
+        api, project = self.account.api, self.account.project
+        if task_ids is not None and len(task_ids) <= _ASKED_ONE_BY_ONE:
+            bids = [one for name in task_ids for one in self._bids_named(name)]
+        else:
+            query = {"project": project, "sort_by": "created_at", "sort_dir": "desc"}
+            bids = [one for status in _LIVE for one in api.pages(_BIDS, status=status, **query)]
+            known = {str(one["name"]) for one in bids}
+            # one that is not among them is gone, or in a state that we do not know
+            bids += [one for name in task_ids or () if name not in known for one in self._bids_named(name)]
+            bids = [one for one in bids if task_ids is None or one["name"] in task_ids]
+        instances = self._instances([one for one in bids if one["status"] not in ("Open", "Terminated", "Paused")])
+        prices = self._prices() if bids else {}
+        return [self._rental(one, instances.get(str(one["fid"]), []), prices) for one in bids]
+
+    def rent(self, plan: Plan, attempt: int) -> None:
+        """Bid for the plan's machines; a bid of this name that is ours already is left alone."""
+        keys, limit = self._login, self._limit(plan)
+        volumes = [one.source for one in plan.mounts if one.kind == VOLUME]
+        script = startup_script(
+            plan,
+            mark=Mark(plan.task_id, attempt, plan.hash, self.home_id, (str(round(limit * 100)),)),
+            user=_USER,
+            notice=_NOTICE,
+            volumes=on_machine(self.volumes.list(), volumes),
+            grace_seconds=float(str(self._settings.get("grace_minutes") or 10.0)) * 60,
+        )
+        body = {
+            "project": self.account.project,
+            "region": plan.region,
+            "instance_type": self._type_id(plan),
+            "limit_price": price_text(limit),
+            "instance_quantity": plan.nodes,
+            "name": plan.task_id,
+            "launch_specification": {"volumes": volumes, "ssh_keys": list(keys.key_ids), "startup_script": script},
+        }
+        for is_last in (False, True):
+            try:
+                self.account.api.create(_BIDS, body)
+                break
+            except (NotKnownError, NameTakenError):
+                # looked for first, it may be asked for again: should it come late, then its name is taken
+                if self._has_come(plan):
+                    break
+                if is_last:
+                    raise
+        self.note_answer(plan.task_id)
+
+    def end(self, rental: Rental) -> None:
+        """Delete the bid, and with it the machines and their disks."""
+        self.account.api.delete(f"{_BIDS}/{rental.rental_id}")
+
+    def wake(self, rental: Rental) -> None:
+        """Let a paused bid go on."""
+        self.account.api.update(f"{_BIDS}/{rental.rental_id}", {"paused": False})
+
+    def bill(self, plan: Plan, rental: Rental) -> dict[str, Any]:
+        """With a key of its own, made for this, which expires by itself should nobody revoke it."""
+        seconds = _KEY_DAYS * 86400 if plan.limit_seconds is None else plan.limit_seconds + _KEY_SLACK_SECONDS
+        until = datetime.fromtimestamp(time.time() + seconds, timezone.utc)
+        name = f"flow-{plan.task_id}-{time.time_ns() % 10**6:06}"
+        key = self.account.api.create(_KEYS, {"name": name, "expires_at": until.strftime("%Y-%m-%dT%H:%M:%SZ")})
+        url = f"{self.account.api.url}{_BIDS}/{rental.rental_id}"
+        limit = _limit_of(rental.told or {})
+        pauses = {
+            word: ["PATCH", url, {"paused": True, "limit_price": price_text(limit + number / 100)}]
+            for number, word in _PAUSES.items()
+        }
+        return {
+            "headers": {"Authorization": f"Bearer {key['secret']}"},
+            "end": ["DELETE", url, None],
+            "pause": pauses,
+            "keep": plan.keep,
+        }
+
+    def way_to(self, rental: Rental, machine: Machine) -> Channel:
+        """By ssh; its host key is pinned for the task."""
+        known = self.home / "record" / str(rental.task_id) / "known_hosts"
+        identity = self._login.identity
+        options = [f"UserKnownHostsFile={known}", "StrictHostKeyChecking=accept-new", "HashKnownHosts=no"]
+        options += [f"IdentityFile={identity}", "IdentitiesOnly=yes"] if identity else []
+        return ssh(f"{_USER}@{machine.target}", options=options)
+
+    def forget_task(self, task_id: str) -> None:
+        """Revoke the keys that its machines had; remove volumes that were to go with it, or were made in vain."""
+        for key in self.account.api.list(_KEYS):
+            if str(key.get("name", "")).startswith(f"flow-{task_id}-") and not key.get("deactivated_at"):
+                self.account.api.delete(f"{_KEYS}/{key['fid']}")
+        self.volumes.forget_task(task_id, is_refused=not self._was_given(task_id))
+
+    # -- what a bid is made of
+
+    @cached_property
+    def _login(self) -> Keys:
+        named = self._settings.get("ssh_key")
+        return login_keys(
+            self.account, self.home / "mithril", str(named) if named else None, f"flow-{self.home_id[:8]}"
+        )
+
+    def _type_id(self, plan: Plan) -> str:
+        for one in self.market.offers():
+            if (one.instance_type, one.region) == (plan.instance_type, plan.region):
+                return one.type_id
+        raise ValidationError(
+            f"`{plan.instance_type}` is not to be had in {plan.region} any more", suggestions=["see `flow offers`"]
+        )
+
+    def _limit(self, plan: Plan) -> float:
+        """Of one machine: what is given, down to a cent."""
+        limit = (plan.max_price_per_hour or 0.0) / plan.nodes
+        return int(round(limit * 100, 6)) / 100
+
+    def _has_come(self, plan: Plan) -> bool:
+        """Whether a bid of the task is there: it may take a moment to show."""
+        for tried in range(_LOOKS):
+            if tried:
+                time.sleep(_PAUSE_SECONDS)
+            with suppress(ProviderError):
+                for one in self.rentals([plan.task_id]):
+                    if one.state is not Machines.GONE:
+                        return one.plan_hash == plan.hash
+        return False
+
+    # -- what the API tells
+
+    def _bids_named(self, name: str) -> list[dict[str, Any]]:
+        query = {"project": self.account.project, "name": name, "sort_by": "created_at", "sort_dir": "desc"}
+        return [one for one in self.account.api.pages(_BIDS, **query) if one.get("name") == name]
+
+    def _instances(self, bids: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """Those of each bid."""
+        ids = [str(one["fid"]) for one in bids]
+        found: dict[str, list[dict[str, Any]]] = {}
+        for first in range(0, len(ids), _IDS_AT_ONCE):
+            some = ids[first : first + _IDS_AT_ONCE]
+            for one in self.account.api.pages(_INSTANCES, project=self.account.project, bid_fid_in=some):
+                if not _is_over(str(one.get("status"))):
+                    found.setdefault(str(one.get("bid")), []).append(one)
+        return found
+
+    def _prices(self) -> dict[tuple[str, str], float]:
+        try:
+            offers = self.market.offers()
+        except FlowError:  # that they are not known must not hide the bids
+            return {}
+        return {(one.type_id, str(one.region)): one.price_per_hour for one in offers if one.price_per_hour is not None}
+
+    def _rental(
+        self, bid: Mapping[str, Any], instances: list[dict[str, Any]], prices: Mapping[tuple[str, str], float]
+    ) -> Rental:
+        name, made_for = str(bid.get("name")), _mark_of(bid)
+        is_task = made_for is not None and made_for.task_id == name
+        state, reason = _state(bid, instances)
+        quantity = int(bid.get("instance_quantity") or 1)
+        limit = dollars(bid.get("limit_price"))
+        current = prices.get((str(bid.get("instance_type")), str(bid.get("region"))))
+        price = min((one for one in (current, limit) if one is not None), default=None)
+        is_billed = state in (Machines.UP, Machines.STARTING, Machines.PREEMPTED) and bid.get("status") != "Open"
+        machines = [_machine(name, number, one) for number, one in enumerate(sorted(instances, key=_by_name))]
+        return Rental(
+            str(bid["fid"]),
+            name if is_task else None,
+            state,
+            name=name,
+            plan_hash=made_for.plan_hash if made_for else "",
+            home_id=made_for.home_id if made_for else "",
+            reason=reason,
+            machines=tuple(machines),
+            created=moment(bid.get("created_at")),
+            given=max((at for one in instances if (at := moment(one.get("created_at")))), default=None),
+            price_per_hour=price * quantity if price is not None and is_billed else 0.0 if not is_billed else None,
+            ended_with=_ended_with(bid) if state is Machines.PAUSED else "",
+            told=bid,
+        )
+
+
+def _state(bid: Mapping[str, Any], instances: list[dict[str, Any]]) -> tuple[Machines, str]:
+    """Of a bid's machines; a state that is new to us counts as one that passes."""
+    status = "Terminated" if bid.get("deactivated_at") else str(bid.get("status"))
+    words = {str(one.get("status")).removeprefix("STATUS_") for one in instances}
+    known = {
+        "Open": (Machines.QUEUED, f"its bid of {bid.get('limit_price')}/h waits for a machine"),
+        "Paused": (Machines.PAUSED, _ENDS.get(_ended_with(bid), "its bid is paused")),
+        "Preempting": (Machines.PREEMPTED, "its machine is being taken back"),
+        "Terminated": (Machines.GONE, "its bid was ended"),
+        "Replaced": (Machines.GONE, "its bid was ended"),
+    }
+    if status in known or "PREEMPTING" in words:
+        return known.get(status, known["Preempting"])
+    if words == {"RUNNING"} and len(instances) >= int(bid.get("instance_quantity") or 1):
+        is_reachable = all(one.get("ssh_destination") for one in instances)
+        return (Machines.UP, "") if is_reachable else (Machines.STARTING, "its machine boots")
+    if "ERROR" in words:
+        return Machines.STARTING, "its machine has failed, says Mithril"
+    return Machines.STARTING, f"its machine: {', '.join(sorted(one.lower() for one in words or {status}))}"
+
+
+# How many cents more than the limit that its bid was made with a machine pauses it with, and what that says: the API
+# takes no other word.
+_PAUSES = {1: "completed", 2: "failed", 3: "undelivered"}
+_ENDS = {
+    "completed": "completed, and not collected yet",
+    "failed": "has ended, and was not collected yet",
+    "undelivered": "its machine has waited for its code in vain",
+}
+
+
+def _ended_with(bid: Mapping[str, Any]) -> str:
+    """What the machine told as it paused its own bid; "" where somebody else has paused it."""
+    now = dollars(bid.get("limit_price")) or 0.0
+    return _PAUSES.get(round((now - _limit_of(bid)) * 100), "")
+
+
+def _limit_of(bid: Mapping[str, Any]) -> float:
+    """The limit price that a bid was made with."""
+    made_for = _mark_of(bid)
+    return int(made_for.words[0]) / 100 if made_for and made_for.words else dollars(bid.get("limit_price")) or 0.0
+
+
+def _mark_of(bid: Mapping[str, Any]) -> Mark | None:
+    return read_mark(str((bid.get("launch_specification") or {}).get("startup_script") or ""))
+
+
+def _is_over(status: str) -> bool:
+    return status.removeprefix("STATUS_") in ("TERMINATED", "STOPPED", "PREEMPTED", "REPLACED", "PAUSED")
+
+
+def _by_name(instance: Mapping[str, Any]) -> tuple[int, str]:
+    """In the order of the numbers that end their names, which stay theirs when they move."""
+    number = str(instance.get("name", "")).rpartition("-")[2]
+    return (int(number) if number.isdigit() else 0, str(instance["fid"]))
+
+
+def _machine(bid_name: str, place: int, instance: Mapping[str, Any]) -> Machine:
+    number = str(instance.get("name", "")).removeprefix(f"{bid_name}-")
+    rank = int(number) - 1 if number.isdigit() and int(number) else place
+    target = instance.get("ssh_destination")
+    return Machine(str(instance["fid"]), rank, str(target) if target else None, str(instance.get("private_ip") or ""))

@@ -1,0 +1,411 @@
+"""What all clouds share: machines rented for a task and given back after it; between the two they are hosts like any.
+
+A cloud says how machines are asked for, found again and given back. Each machine keeps its own queue, as hosts of the
+SSH fleet do, and its guard (`node/guard.py`) sees to the bill while no client is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flow.channel import Channel
+from flow.durable import create_durably, write_durably
+from flow.errors import FlowError, ProviderError, QuotaExceededError, ResourceNotFoundError, ValidationError
+from flow.machines import Allocation, Capabilities, Machines
+from flow.node import host as program
+from flow.plan import Plan
+from flow.providers.ssh.fleet import NEEDS, Fleet
+from flow.providers.ssh.provider import Ssh, look
+from flow.providers.ssh.states import allocation_of
+from flow.providers.startup import READY, ROOT
+from flow.record import Records
+from flow.remote import Remote
+from flow.status import Want
+
+_FOLDER = "~/.flow-host"  # for tasks, on each machine
+_BOOT_SECONDS = 3600.0  # after which a machine is not waited for any more; 20 minutes are common
+_LATE_SECONDS = 120.0  # within which a request that was never answered may still show
+_TRUSTED_SECONDS = 3.0  # how long machines that are up are taken to be, while they answer
+_STATE = f"test -e {READY} && echo ready; test -e {ROOT}/bill.json && echo told; test -d {ROOT} && echo guarded; :"
+_TAKE_BILL = f"sudo -n sh -c 'umask 077; cat > {ROOT}/bill.new && mv {ROOT}/bill.new {ROOT}/bill.json'"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One that is rented. target: as ssh takes it, once it can be reached. address: for the task's other machines."""
+
+    name: str
+    rank: int
+    target: str | None = None
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rental:
+    """Machines as their cloud tells of them: of a task of ours, of another client's, or of none (`task_id` None).
+
+    state: UP says no more than that they could be reached. ended_with: what a machine that paused itself told of its
+    task's end.
+    """
+
+    rental_id: str
+    task_id: str | None
+    state: Machines
+    name: str = ""
+    plan_hash: str = ""
+    home_id: str = ""
+    reason: str = ""
+    machines: tuple[Machine, ...] = ()
+    created: float | None = None
+    given: float | None = None  # when the last of its machines was, in seconds since the epoch
+    price_per_hour: float | None = None  # US dollars, all machines together
+    ended_with: str = ""
+    told: Mapping[str, Any] | None = None  # the cloud's own words
+
+
+class RentedFleet(Fleet):
+    """Machines by their names at the cloud, as far as they were seen."""
+
+    def __init__(self, home: Path, settings: Mapping[str, object], see_again: Any) -> None:
+        super().__init__(home, settings, see_again)
+        self.ways: dict[str, Channel] = {}
+
+    def remote(self, name: str) -> Remote:
+        """The machine of that name. Raises ProviderError where none that can be reached is known by it."""
+        if name not in self.ways:
+            raise ProviderError(f"the machine `{name}` cannot be reached yet")
+        if name not in self._remotes or self._remotes[name].channel != self.ways[name]:
+            self._remotes[name] = Remote(self.ways[name], _FOLDER, program, NEEDS, "the machine's folder")
+        return self._remotes[name]
+
+
+class Rented(Ssh):
+    """Tasks on machines that a cloud rents out."""
+
+    def __init__(self, home: Path, options: Mapping[str, object]) -> None:
+        super().__init__(home, options)
+        self.fleet: RentedFleet = RentedFleet(home, options, self._end_what_is_over)
+        self._seen: dict[str, tuple[float, list[Rental]]] = {}  # by task: when, and what
+        self._machines: dict[str, list[str]] = {}  # by task: to which there is a way
+
+    # -- what each cloud does
+
+    @abstractmethod
+    def rentals(self, task_ids: Collection[str] | None = None) -> list[Rental]:
+        """What these tasks have, newest first; without `task_ids` all that costs the project money."""
+
+    @abstractmethod
+    def rent(self, plan: Plan, attempt: int) -> None:
+        """Ask for the plan's machines, unless they are there."""
+
+    @abstractmethod
+    def end(self, rental: Rental) -> None:
+        """Give them back, for good. Idempotent."""
+
+    @abstractmethod
+    def wake(self, rental: Rental) -> None:
+        """Have machines that are paused go on."""
+
+    @abstractmethod
+    def way_to(self, rental: Rental, machine: Machine) -> Channel:
+        """How to reach a machine."""
+
+    @abstractmethod
+    def bill(self, plan: Plan, rental: Rental) -> dict[str, Any]:
+        """By what its machines end or pause it: see `node/guard.py`. It holds a key made for this."""
+
+    @abstractmethod
+    def forget_task(self, task_id: str) -> None:
+        """Once nothing is rented for it any more: remove what else was made for it, as keys."""
+
+    # -- the provider
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What machines of one task each do by themselves."""
+        return Capabilities(containers=True, arrays=True, retries=True, gathers=True, rents=True)
+
+    def allocate(self, plan: Plan, attempt: int = 1) -> None:
+        """Ask for machines, once; called again, bring those that are there what they need."""
+        rental = self._live(plan.task_id)
+        if rental is None:
+            if not self._was_given(plan.task_id):
+                self._hold_open(plan.task_id)
+                try:
+                    self.rent(plan, attempt)
+                except (ValidationError, QuotaExceededError):  # refused, so that there is nothing to come
+                    self.forget_task(plan.task_id)
+                    (self._held / plan.task_id).unlink(missing_ok=True)
+                    raise
+        elif rental.state is Machines.PAUSED and rental.ended_with:
+            self.wake(rental)
+        elif rental.state is Machines.UP and rental.plan_hash == plan.hash:
+            self._deliver(plan, rental)
+
+    def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
+        """What the cloud says of the machines, and what those say of the tasks, all asked at once."""
+        bases = None if task_ids is None else list(dict.fromkeys(one.partition("_")[0] for one in task_ids))
+        given = {one for one in bases or () if self._was_given(one)}  # before looking: it may be given just now
+        found: dict[str, Rental] = {}
+        for rental in self._rentals(bases):
+            found.setdefault(rental.task_id or rental.rental_id, rental)
+            if rental.state is not Machines.UP:
+                self._hang_up(str(rental.task_id))
+        told = self._looked_at([one for one in found.values() if self._can_look(one)])
+        allocations = [one for rental in found.values() for one in self._allocations(rental, told)]
+        if task_ids is None:
+            return allocations
+        by_id = {str(one.task_id): one for one in allocations}
+        for one in given - found.keys():
+            reason = "its machines are gone"
+            by_id[one] = Allocation(one, max(self._last_attempt(one), 1), Machines.GONE, reason=reason)
+        asked = set(task_ids)
+        whole = {one.partition("_")[0] for one in by_id if "_" not in one}  # arrays of which nothing is seen yet
+        for one in asked:
+            base = one.partition("_")[0]
+            if one != base and base in whole:
+                by_id[one] = replace(by_id[base], task_id=one)
+        return [by_id[one] for one in by_id if one in asked or one.partition("_")[0] in asked]
+
+    def release(self, *task_ids: str) -> None:
+        """What runs is told to end, and its machines are given back when its record was collected; else at once."""
+        for one in task_ids:
+            base, _, index = one.partition("_")
+            if self._is_kept(base):
+                continue
+            rental = self._live(base)
+            has_ended = self._has_ended(base)
+            if rental and self._can_look(rental) and not has_ended and self._ask_to_end(rental, one):
+                continue
+            if index and not has_ended:  # the others go on; what is not there yet is told when it comes
+                continue
+            self._give_back(base, rental)
+
+    def held(self) -> list[str]:
+        """The tasks for which something may be rented, or was made, that is not known to be gone."""
+        folder = self._held
+        return sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
+
+    # -- looking
+
+    def _rentals(self, task_ids: list[str] | None) -> list[Rental]:
+        """What the cloud tells; of one task whose machines were up a moment ago only those are asked."""
+        if task_ids is None or len(task_ids) != 1:
+            return self.rentals(task_ids)
+        since, known = self._seen.get(task_ids[0], (0.0, []))
+        if time.monotonic() - since > _TRUSTED_SECONDS:
+            known = self.rentals(task_ids)
+            self._seen.pop(task_ids[0], None)
+            if known and known[0].state is Machines.UP:
+                self._seen[task_ids[0]] = (time.monotonic(), known)
+        return known
+
+    def _live(self, task_id: str) -> Rental | None:
+        """The newest one of a task that is not gone."""
+        return next((one for one in self.rentals([task_id]) if one.state is not Machines.GONE), None)
+
+    def _can_look(self, rental: Rental) -> bool:
+        """Whether its machines may be asked, and the way to each is known from here on."""
+        is_reachable = rental.state is Machines.UP and all(one.target for one in rental.machines)
+        if not (rental.task_id and is_reachable and rental.machines and rental.home_id == self.home_id):
+            return False
+        for one in rental.machines:
+            self.fleet.ways[one.name] = self.way_to(rental, one)
+        self._machines[rental.task_id] = [one.name for one in rental.machines]
+        return True
+
+    def _looked_at(self, rentals: Sequence[Rental]) -> dict[str, Any]:
+        """What each machine tells of its task, or why it does not."""
+        tasks = {one.name: rental.task_id for rental in rentals for one in rental.machines}
+        return self.fleet.ask_each(list(tasks), lambda name, remote: look(remote, [str(tasks[name])])) if tasks else {}
+
+    def _allocations(self, rental: Rental, told: Mapping[str, Any]) -> list[Allocation]:
+        task_id = str(rental.task_id)
+        attempt = self._last_attempt(task_id) if rental.task_id else 0
+        whole = Allocation(
+            rental.task_id,
+            attempt,
+            rental.state,
+            reason=rental.reason,
+            created=rental.created,
+            price_per_hour=rental.price_per_hour,
+            plan_hash=rental.plan_hash,
+        )
+        if self._boots_in_vain(rental, told):
+            minutes = _BOOT_SECONDS / 60
+            reason = f"its machine did not boot within {minutes:g} minutes"
+            return [replace(whole, attempt=max(attempt, 1), machines=Machines.GONE, reason=reason)]
+        if rental.state is Machines.QUEUED and attempt:
+            return [replace(whole, machines=Machines.PREEMPTED)]
+        answers = {one.name: told[one.name] for one in rental.machines if one.name in told}
+        if rental.state is not Machines.UP or not answers:
+            return [whole if rental.state is not Machines.UP else replace(whole, machines=Machines.STARTING)]
+        failed = [one for one in answers.values() if isinstance(one, FlowError)]
+        if failed:
+            state = Machines.SILENT if attempt else Machines.STARTING
+            return [replace(whole, machines=state, reason=failed[0].message if attempt else "its machines boot")]
+        found: dict[str, dict[str, Any]] = {}
+        for name, answer in answers.items():
+            for entry in answer["tasks"]:
+                found.setdefault(entry["id"], {})[name] = entry
+                self._attempts[entry["id"]] = entry["attempt"]
+        if not found or any(len(entries) < len(answers) for entries in found.values() if not self._is_array(rental)):
+            return [replace(whole, machines=Machines.STARTING, reason="its code is on the way")]
+        clocks = {name: answer["ahead"] for name, answer in answers.items()}
+        made = [allocation_of(entries, clocks) for entries in found.values()]
+        return [replace(one, price_per_hour=rental.price_per_hour) for one in made]
+
+    def _boots_in_vain(self, rental: Rental, told: Mapping[str, Any]) -> bool:
+        """Whether machines that cost money have been out of reach since they were given to a task that waits."""
+        is_late = rental.given is not None and time.time() - rental.given > _BOOT_SECONDS
+        if not is_late or self._last_attempt(str(rental.task_id)) or rental.home_id != self.home_id:
+            return False
+        answers = [told.get(one.name) for one in rental.machines]
+        is_silent = any(one is None or isinstance(one, FlowError) for one in answers)
+        return rental.state in (Machines.STARTING, Machines.UP) and is_silent
+
+    def _is_array(self, rental: Rental) -> bool:
+        try:
+            return Records(self.home).get(str(rental.task_id)).plan.elements is not None
+        except ResourceNotFoundError:
+            return False
+
+    def _was_given(self, task_id: str) -> bool:
+        return (self.home / "record" / task_id / "allocated").exists()
+
+    def _places(self, task_id: str) -> dict[str, list[int]]:
+        """What of a task is on which machine, once they can be reached."""
+        rental = self._live(task_id)
+        if rental is None or not self._can_look(rental):
+            return {}
+        try:
+            elements = Records(self.home).get(task_id).plan.elements
+        except ResourceNotFoundError:  # allocated by who keeps no records
+            elements = None
+        return _spread(rental, len(elements.indices) if elements else 0)
+
+    # -- bringing
+
+    def _deliver(self, plan: Plan, rental: Rental) -> None:
+        """To each machine first how it ends its bill, then the task; to several where they meet."""
+        if not self._can_look(rental):
+            return
+        states = self.fleet.ask_each(
+            [one.name for one in rental.machines], lambda _, remote: remote.channel.ask(_STATE).stdout.decode().split()
+        )
+        words = {name: one for name, one in states.items() if not isinstance(one, FlowError)}
+        if len(words) < len(states) or any("guarded" not in one for one in words.values()):
+            return  # it boots
+        untold = [name for name, one in words.items() if "told" not in one]
+        if untold:
+            text = json.dumps(self.bill(plan, rental)).encode()
+            self._each(untold, lambda _, remote: _done(remote.channel.ask(_TAKE_BILL, stdin=text)))
+        if any("ready" not in one for one in words.values()):
+            return
+        places = _spread(rental, len(plan.elements.indices) if plan.elements else 0)
+        indices = plan.elements.indices if plan.elements else ()
+
+        def submit(name: str, remote: Remote) -> None:
+            own = places[name]
+            part = {"rank": 0 if indices else own[0], "indices": [indices[one] for one in own] if indices else []}
+            self._submit(remote, plan, {**part, "at_once": None})
+
+        self._each(list(places), submit)
+        if plan.nodes > 1:
+            self._gather(plan, places)
+
+    # -- giving back
+
+    def _has_ended(self, task_id: str) -> bool:
+        """Whether its end is on record, and with it all that its machines had to tell."""
+        return Records(self.home).final(task_id) is not None
+
+    def _is_kept(self, task_id: str) -> bool:
+        """Whether it has ended of itself, and its machines are to stay."""
+        with suppress(ResourceNotFoundError):
+            records = Records(self.home)
+            is_kept = records.get(task_id).plan.keep and records.intent(task_id).want is not Want.CANCEL
+            if is_kept and records.final(task_id):
+                (self._held / task_id).unlink(missing_ok=True)
+            return is_kept
+        return False
+
+    def _ask_to_end(self, rental: Rental, task_id: str) -> bool:
+        """Whether something of the task has not ended on machines that answer; it is told to."""
+        told = self._looked_at([rental])
+        open_ = [
+            name
+            for name, one in told.items()
+            if not isinstance(one, FlowError) and any(not entry["ended"] for entry in one["tasks"])
+        ]
+        answers = self.fleet.ask_each(open_, lambda _, remote: remote.ask("release", [task_id])) if open_ else {}
+        return any(not isinstance(one, FlowError) for one in answers.values())
+
+    def _give_back(self, task_id: str, rental: Rental | None) -> None:
+        """And prove it gone; what may still appear, as it was asked for just now, is looked for again."""
+        self._seen.pop(task_id, None)
+        self._hang_up(task_id)
+        if rental:
+            self.end(rental)
+        asked = self._held / task_id
+        if self._live(task_id) is not None or (rental is None and self._may_come(asked)):
+            return
+        self.forget_task(task_id)
+        asked.unlink(missing_ok=True)
+
+    def _hang_up(self, task_id: str) -> None:
+        """End the connections to its machines: one to a machine that is gone would be waited for."""
+        for name in self._machines.pop(task_id, ()):
+            if way := self.fleet.ways.pop(name, None):
+                way.hang_up()
+
+    def _may_come(self, asked: Path) -> bool:
+        try:
+            return time.time() - asked.stat().st_mtime < _LATE_SECONDS and not asked.read_bytes()
+        except OSError:
+            return False
+
+    def _hold_open(self, task_id: str) -> None:
+        self._held.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(self._held / task_id, b"")
+
+    def note_answer(self, task_id: str) -> None:
+        """A request was answered: nothing of it can come late."""
+        write_durably(self._held / task_id, b"answered")
+
+    @property
+    def _held(self) -> Path:
+        return self.home / self.name / "held"
+
+    @property
+    def home_id(self) -> str:
+        """What tells this home's tasks from those of other clients of the project."""
+        file = self.home / "id"
+        if not file.exists():
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                create_durably(file, os.urandom(8).hex().encode())
+        return file.read_text()
+
+
+def _spread(rental: Rental, elements: int) -> dict[str, list[int]]:
+    """The rank of each machine; of an array the places of the elements that are its part."""
+    machines = sorted(rental.machines, key=lambda one: one.rank)
+    if not elements:
+        return {one.name: [one.rank] for one in machines}
+    return {one.name: list(range(number, elements, len(machines))) for number, one in enumerate(machines)}
+
+
+def _done(answer: Any) -> None:
+    if answer.returncode:
+        said = answer.stderr.decode(errors="replace").strip()
+        raise ProviderError(f"a machine does not take what it needs: {said or shlex.join(answer.args)[:80]}")

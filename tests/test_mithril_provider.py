@@ -1,0 +1,151 @@
+"""The Mithril provider on a stand-in for its cloud, which really boots a machine for each instance."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow.client import Flow
+from flow.errors import QuotaExceededError, ValidationError
+from flow.node.remains import is_locked
+from flow.task import Task
+from tests.support.contract import ProviderContract
+from tests.support.mithril_cloud import Cloud
+from tests.support.mithril_cloud.faults import refusal, reset, taken_then, taken_then_reset
+from tests.support.processes import wait_until
+
+
+@pytest.fixture
+def client(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
+    monkeypatch.setenv("FLOW_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FLOW_PROVIDER", "mithril")
+    monkeypatch.setenv("FLOW_MITHRIL_API_URL", cloud.url)
+    monkeypatch.setenv("MITHRIL_API_KEY", cloud.key)
+    monkeypatch.setenv("FLOW_MITHRIL_REGION", "us-central1-b")
+    made = Flow()
+    yield made
+    made.cancel(*(task for task in made.tasks(limit=None, refresh=False) if not task.status.is_final))
+    assert wait_until(lambda: [made.tasks(), made.held()][1] == [], seconds=60), made.held()
+    if is_locked(made.home / "attend.lock"):
+        os.kill(_attendant(made), signal.SIGTERM)
+
+
+class TestMithril(ProviderContract):
+    """The contract, unchanged."""
+
+
+def _attendant(client: Flow) -> int:
+    """The process that sees to tasks, once there is one."""
+    lock = client.home / "attend.lock"
+    assert wait_until(lambda: lock.exists() and lock.read_text() != "", seconds=30)
+    return int(lock.read_text())
+
+
+def _run(client: Flow, command: str, **fields: Any) -> Task:
+    return client.run(command, upload_code=False, **fields)
+
+
+def test_a_preempted_task_goes_on_when_it_has_a_machine_again(client: Flow, cloud: Cloud) -> None:
+    task = _run(
+        client,
+        "trap 'echo saved; exit 0' TERM; echo run $FLOW_ATTEMPT $FLOW_RESUME; cat $FLOW_OUTPUT/kept;"
+        "echo kept > $FLOW_OUTPUT/kept; while [ $FLOW_ATTEMPT = 1 ]; do sleep 0.05; done",
+    )
+    assert wait_until(lambda: task.refresh().status == "running", seconds=60)
+    assert wait_until(lambda: task.shell('test -s "$FLOW_OUTPUT/kept"') == 0, seconds=60)
+    bid = cloud.bid(task.task_id)
+    cloud.preempt(task.task_id)
+    assert wait_until(lambda: task.refresh().status == "preempted", seconds=60)
+    log = f"/home/ubuntu/.flow-host/tasks/{task}/1/0/stdout.log"
+    assert wait_until(lambda: cloud.host(task.task_id).run(f"grep saved {log}", check=False).returncode == 0)
+    cloud.advance(600)
+    assert cloud.await_bid(task.task_id, "Open")
+    lane = cloud.lane(bid.instance_type, bid.region)
+    assert lane
+    lane.price_cents = 125
+    cloud.advance(1)
+    assert task.wait(timeout=90) == "completed"
+    assert [(str(one.status), one.reason) for one in task.attempts] == [
+        ("preempted", "its machine was taken back"),
+        ("completed", ""),
+    ]
+    lines = [line for line in task.logs().splitlines() if "No such file" not in line and line != "Terminated"]
+    assert lines == ["run 1", "saved", "run 2 1", "kept"]
+
+
+def test_what_ends_while_no_client_is_there_is_paused_and_then_collected(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
+    away = Flow()
+    task = _run(away, "echo worked; until [ -e /tmp/go ]; do sleep 0.05; done")
+    assert wait_until(lambda: task.refresh().status == "running", seconds=60)
+    os.kill(_attendant(away), signal.SIGKILL)
+    cloud.host(task.task_id).run("touch /tmp/go")
+    cloud.await_bid(task.task_id, "Paused")
+    assert cloud.billed() == []
+    assert away.tasks(refresh=True)[0].reason == "completed, and not collected yet"
+    task = Flow().get_task(task.task_id)
+    assert task.wait(timeout=90) == "completed"
+    assert (task.logs(), task.exit_code) == ("worked\n", 0)
+    assert wait_until(lambda: away.held() == [], seconds=60)
+    assert cloud.bid(task.task_id).status == "Terminated"
+
+
+def test_nothing_is_left_that_costs_and_no_key_is_anywhere(client: Flow, cloud: Cloud) -> None:
+    tasks = [_run(client, "echo done"), _run(client, "sleep 1000"), _run(client, "true", max_price_per_hour=2)]
+    assert wait_until(lambda: tasks[1].refresh().status == "running", seconds=60)
+    machine_keys = [one.secret for one in cloud.api_keys.values() if one.secret != cloud.key]
+    client.cancel(tasks[1])
+    assert [task.wait(timeout=90) for task in tasks] == ["completed", "cancelled", "completed"]
+    assert wait_until(lambda: client.held() == [], seconds=60)
+    assert cloud.billed() == []
+    assert {one.status for one in cloud.spot.bids.values()} == {"Terminated"}
+    assert [one.name for one in cloud.api_keys.values() if not one.deactivated] == ["laptop"]
+    assert machine_keys
+    files = [path for path in client.home.rglob("*") if path.is_file()]
+    for key in (cloud.key, *machine_keys):
+        assert cloud.leaks(key) == []
+        assert [path for path in files if key.encode() in path.read_bytes()] == []
+
+
+def test_a_bid_is_made_once_whatever_becomes_of_the_answer(client: Flow, cloud: Cloud) -> None:
+    for fault in (taken_then_reset(), taken_then(504), reset()):
+        cloud.faults.play(fault, "POST /v2/spot/bids")
+        task = _run(client, "echo once")
+        assert task.wait(timeout=90) == "completed"
+        assert [one.name for one in cloud.spot.bids.values()].count(task.task_id) == 1
+
+
+def test_what_cannot_be_had_is_refused_with_what_can(client: Flow) -> None:
+    with pytest.raises(ValidationError, match=r"`h100-80gb.sxm.8x` costs \$") as refused:
+        _run(client, "true", gpu="h100", max_price_per_hour=1)
+    assert "wait for the price to fall: `--wait-for-price`" in refused.value.suggestions
+    with pytest.raises(ValidationError, match="is not to be had in `mars-central1-a`"):
+        _run(client, "true", gpu="a100", region="mars-central1-a")
+    with pytest.raises(ValidationError, match="no instance type `8xt4` at mithril"):
+        _run(client, "true", gpu="8xt4")
+    assert client.tasks() == []
+
+
+def test_a_machine_that_never_boots_is_given_back(client: Flow, cloud: Cloud) -> None:
+    cloud.clock.ahead_seconds = -4000.0  # so that it is long ago
+    cloud.spot.boot_seconds = math.inf
+    task = _run(client, "true")
+    assert task.wait(timeout=90) == "lost"
+    assert task.reason == "its machine did not boot within 60 minutes"
+    assert wait_until(lambda: cloud.bid(task.task_id).status == "Terminated", seconds=60)
+
+
+def test_what_was_made_for_a_bid_that_is_refused_goes(client: Flow, cloud: Cloud) -> None:
+    cloud.faults.play(refusal(400, "Quota exceeded for a100-80gb.sxm.1x"), "POST /v2/spot/bids")
+    with pytest.raises(QuotaExceededError, match="Quota exceeded for a100"):
+        _run(client, "true", volumes=[{"name": "scratch", "size_gb": 10, "mount_path": "/scratch"}])
+    assert [one.status for one in client.tasks()] == ["failed"]
+    assert client.volumes() == [] and client.held() == []
