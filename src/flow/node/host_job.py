@@ -70,7 +70,8 @@ class Turn:
         if end["cause"] == asked.REQUEUE:
             return False
         is_done = end["cause"] == "exit" and end["code"] == 0
-        return is_done or end["cause"] in ("timeout", "cancel") or len(counted) > self.task["retries"]
+        tried = self.task["first_attempt"] - 1 + len(counted)  # those that were lost with other hosts count
+        return is_done or end["cause"] in ("timeout", "cancel") or tried > self.task["retries"]
 
     def note_loss(self) -> None:
         """Of an attempt whose runner died: that is on record before anything runs again."""
@@ -96,7 +97,7 @@ class Turn:
 
     def attempt(self, gpus: list[int] | None) -> None:
         """Run it, in this process."""
-        number = (answers.attempts(self.folder) or [0])[-1] + 1
+        number = (answers.attempts(self.folder) or [self.task["first_attempt"] - 1])[-1] + 1
         folder = os.path.join(self.folder, str(number), str(self.rank))
         gpu_locks = self._lock_gpus(gpus)
         own_lock = None
@@ -149,7 +150,7 @@ class Turn:
         task, limit = dict(self.task), self.task["limit_total_seconds"]
         used = sum(answers.read_status(one).get("ran_seconds") or 0 for one in self.folders())
         before = os.path.join(self.folder, str(number - 1), str(self.rank), "output")
-        task.update(task_id=os.path.basename(self.folder), array_index=self.index, attempt=number)
+        task.update(task_id=remains.task_of(os.path.basename(self.folder)), array_index=self.index, attempt=number)
         task.update(limit_seconds=limit and max(limit - used, 0.001), given_gpus=gpus or [])
         task.update(previous_output=before if os.path.isdir(before) else None)
         master, task["control_port"], task["step_port"] = meeting["ports"]

@@ -47,41 +47,48 @@ class _Seen(NamedTuple):
         return bool(self.entry) and bool(self.entry["leased"])
 
 
-def gather(task_id: str, ranks: Mapping[str, int], record: Path, ask: AskEach) -> None:
-    """Bring the nodes of a task on, as far as that goes now; called until all run. ranks: by host.
+def gather(part: str, ranks: Mapping[str, int], record: Path, ask: AskEach) -> None:
+    """Bring the nodes of a task on, as far as that goes now; called until all run. ranks: by host; `part`: see places.
 
-    All hosts are asked for a turn at once. Where one has no room the task waits for the first such, in an order that is
-    the same for all tasks, and gives back what it has on later ones: so two tasks never wait for each other.
+    All hosts are asked for a turn at once. Where one has no room the task waits for the first such, in an order that
+    the hosts say, and gives back what it has on later ones: so two tasks never wait for each other, whatever their
+    clients call the hosts.
     """
-    seen = _look(task_id, ranks, ask)
+    seen = _look(part, ranks, ask)
     missing = _without_turn(seen)
     if missing and seen[missing[0]].is_open and not seen[missing[0]].is_leased:
-        ask([name for name in missing if seen[name].is_open], "lease", task_id, True)
-        seen = _await_turns(task_id, ranks, seen, ask)
+        ask([name for name in missing if seen[name].is_open], "lease", part, True)
+        seen = _await_turns(part, ranks, seen, ask)
         missing = _without_turn(seen)
     if missing:
         later = list(seen)[list(seen).index(missing[0]) + 1 :]
         is_back = {name: seen[name].is_waiting or (seen[name].is_leased and not seen[name].has_turn) for name in later}
-        ask([name for name in later if is_back[name]], "lease", task_id, False)
+        ask([name for name in later if is_back[name]], "lease", part, False)
         return
     waiting = [name for name, one in seen.items() if one.is_waiting]
     newest = max(one.entry["attempt"] for one in seen.values())
     if any(one.entry["attempt"] < newest for one in seen.values() if not one.is_waiting):
         return  # it is about to end, as another node did
     if any(one.entry["ended"] for name, one in seen.items() if ranks[name] == 0):
-        ask(waiting, "release", [task_id])  # the first node ended for good before these began
+        ask(waiting, "release", [part])  # the first node ended for good before these began
     elif waiting:
         statuses = {ranks[name]: one.status for name, one in seen.items()}
-        ask(waiting, "deliver", task_id, "peers.json", _meeting(record, newest, statuses))
+        ask(waiting, "deliver", part, "peers.json", _meeting(record, newest, statuses))
 
 
 def _without_turn(seen: Mapping[str, _Seen]) -> list[str]:
     return [name for name, one in seen.items() if not one.has_turn]
 
 
-def _look(task_id: str, ranks: Mapping[str, int], ask: AskEach) -> dict[str, _Seen]:
-    told = ask(sorted(ranks), "look", [task_id])
-    return {name: _seen(told[name]["tasks"], ranks[name]) for name in sorted(ranks)}
+def _look(part: str, ranks: Mapping[str, int], ask: AskEach) -> dict[str, _Seen]:
+    told = ask(list(ranks), "look", [part])
+    in_turn = sorted(told, key=lambda name: (told[name]["host"], name))
+    return {name: _seen(told[name]["tasks"], ranks[name]) for name in in_turn}
+
+
+def last_meeting(record: Path) -> int:
+    """The last attempt that all nodes of a task were told of; 0 before the first."""
+    return max((int(path.stem.partition("-")[2]) for path in record.glob("meeting-*.json")), default=0)
 
 
 def _seen(entries: list[Mapping[str, Any]], rank: int) -> _Seen:
@@ -89,18 +96,18 @@ def _seen(entries: list[Mapping[str, Any]], rank: int) -> _Seen:
     return _Seen(entry, json.loads(entry["reports"].get(str(rank)) or "{}") if entry else {})
 
 
-def _await_turns(task_id: str, ranks: Mapping[str, int], seen: dict[str, _Seen], ask: AskEach) -> dict[str, _Seen]:
+def _await_turns(part: str, ranks: Mapping[str, int], seen: dict[str, _Seen], ask: AskEach) -> dict[str, _Seen]:
     """Look until all have their turn, or none got it for some time."""
     left, until = len(_without_turn(seen)), time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < until:
         time.sleep(_PAUSE_SECONDS)
         missing = _without_turn(seen)
-        seen = {**seen, **_look(task_id, {name: ranks[name] for name in missing}, ask)}
+        seen = {**seen, **_look(part, {name: ranks[name] for name in missing}, ask)}
         if not _without_turn(seen):
             break
         if len(_without_turn(seen)) < left:
             left, until = len(_without_turn(seen)), time.monotonic() + _PATIENCE_SECONDS
-    return _look(task_id, ranks, ask)  # what had its turn may have lost it meanwhile
+    return _look(part, ranks, ask)  # what had its turn may have lost it meanwhile
 
 
 def _meeting(record: Path, attempt: int, statuses: Mapping[int, Mapping[str, Any]]) -> str:
