@@ -122,7 +122,10 @@ def _write(process: subprocess.Popen[bytes], value: Any) -> None:
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    """What it reads from is closed, and it ends; nobody waits until that is known here."""
+    """What it reads from is closed, and it ends; nobody waits until that is known here, as a kept connection would."""
     if process.returncode is None and owner == os.getpid():
         process.kill()
-        process.communicate()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            assert pipe
+            pipe.close()
+        process.wait()
