@@ -10,14 +10,12 @@ import importlib
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 from typing import Any, Sequence
 
 _PACKAGE = f"{__package__}." if __package__ else ""  # else they lie beside this file, or came along with it
-answers, remains, inventory = (importlib.import_module(_PACKAGE + one) for one in ("answers", "remains", "inventory"))
+answers, remains = (importlib.import_module(_PACKAGE + one) for one in ("answers", "remains"))
 
 OWN = "each host needs a folder of its own, so let `ssh.folder` name one that they do not share"
 
@@ -34,10 +32,10 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     if not (os.path.exists(os.path.join(tools, "whole")) and (manifest is None or answers.is_there(manifest))):
         return {"missing": True}
     owner = answers.read(root, "host")
-    if owner not in ("", socket.gethostname()):
+    if owner not in ("", os.uname().nodename):
         raise answers.Refused("flow", f"`{root}` belongs to the host {owner}: {OWN}")
     if not owner:
-        answers.write(root, "host", socket.gethostname())
+        answers.write(root, "host", os.uname().nodename)
     for folder in (os.path.join(base, "inbox"), os.path.join(root, "queue"), os.path.join(root, "asked")):
         os.makedirs(folder, mode=0o700, exist_ok=True)
     with open(os.path.join(base, "lock"), "w") as lock:
@@ -210,6 +208,7 @@ def _entry(tasks: str, unit: str, meta: dict[str, Any], queue: _Turns) -> dict[s
     one.update(attempt=starts[-1] if starts else meta["first_attempt"] - 1, ended=bool(answers.read(folder, "ended")))
     one.update(reports={os.path.basename(rank): answers.read(rank, "status.json") for rank in ranks})
     one.update(cancelled=is_noted(folder, "cancel"), held=is_noted(folder, "hold"))
+    one["leased"] = os.path.exists(os.path.join(folder, "lease"))
     one["runs"] = not one["ended"] and any(remains.is_alive(rank) for rank in ranks)
     if not one["ended"] and not one["runs"]:
         one.update(before=queue.before(meta), waits_until=meta["not_before"])
@@ -299,6 +298,8 @@ def _start(root: str, tools: str, *, is_guard: bool = False) -> None:
     """Of two, the second finds the lock taken, and goes. Where there is a gate, its guard alone starts any."""
     if answers.read(root, "gate") and not is_guard:
         return
+    import subprocess  # few questions start one
+
     with open(os.path.join(root, "keeper.log"), "ab") as log:
         subprocess.Popen(
             [sys.executable, os.path.join(tools, "host_keeper.py"), root],

@@ -124,10 +124,13 @@ class Turn:
         own = {"address": facts.address(), "ports": [_free_port() for _ in range(3)]}
         status = {"v": 1, "phase": "waiting", "needs": ["inbox/peers.json"], "runner_pid": os.getpid(), **own}
         answers.write(folder, "status.json", json.dumps(status))
-        while host.is_noted(self.folder, "lease") and not host.is_noted(self.folder, "cancel"):
-            time.sleep(0.1)
-            if answers.read(folder, "inbox/peers.json"):
-                return json.loads(answers.read(folder, "inbox/peers.json"))  # type: ignore[no-any-return]
+        while not host.is_noted(self.folder, "cancel"):
+            told = answers.read(folder, "inbox/peers.json")
+            if told:
+                return json.loads(told)  # type: ignore[no-any-return]
+            if not host.is_noted(self.folder, "lease"):  # looked at last: the others may have begun with the same
+                break
+            time.sleep(0.03)
         shutil.rmtree(os.path.dirname(folder))
         return {}
 

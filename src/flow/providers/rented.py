@@ -344,7 +344,7 @@ class Rented(Ssh):
         self._each(list(places), submit)
         if plan.nodes > 1:
             ranks = {name: own[0] for name, own in places.items()}
-            gather(plan.task_id, ranks, self._record(plan.task_id), self._ask)
+            gather(plan.task_id, ranks, self._record(plan.task_id), self._ask_each)
 
     # -- giving back
 

@@ -114,7 +114,7 @@ class Ssh:
             self._each(list(move.hosts), lambda name, remote, part=part: self._submit(remote, plan, part(name)))
             places.mark_given(move)
         if plan.nodes > 1 and places.ranks:
-            gather(places.part, places.ranks, self._record(plan.task_id), self._ask)
+            gather(places.part, places.ranks, self._record(plan.task_id), self._ask_each)
 
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """What the hosts say of them, all asked at once; what is on a host that does not answer is as last seen."""
@@ -262,19 +262,17 @@ class Ssh:
         parts = self._parts(task_id)
         self._each(list(parts), lambda name, remote: [remote.ask(verb, one, *words) for one in parts[name]])
 
-    def _ask(self, name: str, verb: str, *words: Any) -> Any:
-        """The answer of one host; where there is none, that is noted."""
-        answer = self.fleet.ask_each([name], lambda _, remote: remote.ask(verb, *words))[name]
-        if isinstance(answer, FlowError):
-            raise answer
-        return answer
+    def _ask_each(self, names: Collection[str], verb: str, *words: Any) -> dict[str, Any]:
+        """The answers of hosts; where there is none, that is noted."""
+        return self._each(names, lambda _, remote: remote.ask(verb, *words))
 
-    def _each(self, names: list[str], act: Any) -> None:
+    def _each(self, names: Collection[str], act: Any) -> dict[str, Any]:
         """Of all of them; raises the first error once all were asked."""
-        told = self.fleet.ask_each(names, act)
+        told = self.fleet.ask_each(list(names), act)
         failed = [one for one in told.values() if isinstance(one, FlowError)]
         if failed:
             raise failed[0]
+        return {name: one for name, one in told.items() if not isinstance(one, FlowError)}
 
 
 class Part(NamedTuple):
