@@ -178,8 +178,7 @@ class Rented(Ssh):
             return allocations
         by_id = {str(one.task_id): one for one in allocations}
         for one in given - found.keys():
-            reason = "its machines are gone"
-            by_id[one] = Allocation(one, max(self.sight.last_attempt(one), 1), Machines.GONE, reason=reason)
+            by_id[one] = self._unseen(one)
         asked = set(task_ids)
         whole = {one.partition("_")[0] for one in by_id if "_" not in one}  # arrays of which nothing is seen yet
         for one in asked:
@@ -290,6 +289,13 @@ class Rented(Ssh):
         made = [allocation_of(unit, entries, clocks) for unit, entries in found.items()]
         return [replace(one, price_per_hour=rental.price_per_hour) for one in made]
 
+    def _unseen(self, task_id: str) -> Allocation:
+        """Of what was asked for, and does not show: not yet, or not any more."""
+        if self._is_new(task_id):
+            return Allocation(task_id, 0, Machines.QUEUED, reason="is asked for, and does not show yet")
+        attempt = max(self.sight.last_attempt(task_id), 1)
+        return Allocation(task_id, attempt, Machines.GONE, reason="its machines are gone")
+
     def _boots_in_vain(self, rental: Rental, told: Mapping[str, Any]) -> bool:
         """Whether machines that cost money have been out of reach since they were given to a task that waits."""
         is_late = rental.given is not None and time.time() - rental.given > _BOOT_SECONDS
@@ -380,7 +386,7 @@ class Rented(Ssh):
         if rental:
             self.end(rental)
         asked = self._held / task_id
-        if self._live(task_id) is not None or (rental is None and self._may_come(asked)):
+        if self._live(task_id) is not None or (rental is None and self._is_new(task_id) and not asked.read_bytes()):
             return
         self.forget_task(task_id)
         asked.unlink(missing_ok=True)
@@ -390,9 +396,10 @@ class Rented(Ssh):
         for name in self._machines.pop(task_id, ()):
             self.fleet.hang_up(name)
 
-    def _may_come(self, asked: Path) -> bool:
+    def _is_new(self, task_id: str) -> bool:
+        """Whether it was asked for so lately that it may still have to show."""
         try:
-            return time.time() - asked.stat().st_mtime < _LATE_SECONDS and not asked.read_bytes()
+            return time.time() - (self._held / task_id).stat().st_mtime < _LATE_SECONDS
         except OSError:
             return False
 
