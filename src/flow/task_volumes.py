@@ -91,11 +91,12 @@ def plan_mounts(
 
 def make_volumes(plan: Plan, store: VolumeStore) -> Plan:
     """The plan with its volumes made, where they are not there yet, and held for its task."""
-    mounts = []
+    mounts: list[Mount] = []
     for one in plan.mounts:
         if one.kind == VOLUME:
             if not one.source:
-                made = store.create(one.name, one.size_gb or AUTO_SIZE_GB, interface=one.interface, region=plan.region)
+                size_gb, so_far = one.size_gb or AUTO_SIZE_GB, replace(plan, mounts=tuple(mounts))
+                made = store.create(one.name, size_gb, interface=one.interface, region=plan.region, plan=so_far)
                 one = replace(one, source=made.volume_id)  # noqa: PLW2901
             store.attach(one.source, plan, ephemeral=one.ephemeral)
         mounts.append(one)

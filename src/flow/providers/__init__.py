@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from flow.channel import Channel
 from flow.gpus import Gpu
-from flow.machines import Allocation, Capabilities, Offer, Volume
+from flow.machines import Allocation, Capabilities, Offer, Price, Volume
 from flow.plan import Plan
 
 
@@ -27,8 +27,12 @@ class Option:
 class VolumeStore(Protocol):
     """The volumes of a provider. What an unknown id names raises ResourceNotFoundError."""
 
-    def create(self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None) -> Volume:
+    def create(
+        self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None, plan: Plan | None = None
+    ) -> Volume:
         """Make an empty one. Raises ValidationError where the name is taken, QuotaExceededError where there is no room.
+
+        plan: of the task that it is made for, if it is.
 
         Made again with the same name, size and interface by who was cut off, it is the same volume.
         """
@@ -90,6 +94,15 @@ class SlurmCommands(Protocol):
 
     def call_slurm(self, words: Sequence[str]) -> tuple[int, str, str]:
         """Call one of Slurm's own commands there: its exit code, what it printed, and on stderr."""
+        ...
+
+
+@runtime_checkable
+class Priced(Protocol):
+    """A provider whose prices change."""
+
+    def prices(self, offers: Sequence[Offer]) -> list[Price]:
+        """What these cost now and have cost, in their order."""
         ...
 
 

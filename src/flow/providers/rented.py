@@ -35,6 +35,7 @@ _FOLDER = "~/.flow-host"  # for tasks, on each machine
 _BOOT_SECONDS = 3600.0  # after which a machine is not waited for any more; 20 minutes are common
 _LATE_SECONDS = 120.0  # within which a request that was never answered may still show
 _TRUSTED_SECONDS = 3.0  # how long machines that are up are taken to be, while they answer
+_ANSWERED, _MAKING = b"answered", b"volumes"  # of a task that is held; nothing: machines were asked for
 _STATE = f"test -e {READY} && echo ready; test -e {ROOT}/bill.json && echo told; test -d {ROOT} && echo guarded; :"
 _TAKE_BILL = f"sudo -n sh -c 'umask 077; cat > {ROOT}/bill.new && mv {ROOT}/bill.new {ROOT}/bill.json'"
 
@@ -190,6 +191,15 @@ class Rented(Ssh):
                 continue
             self._give_back(base, rental)
 
+    def give_back(self, rental: Rental) -> None:
+        """End it, whosever it is, with what was made for it if it is ours. Raises ProviderError while it is there."""
+        if rental.task_id and rental.home_id == self.home_id:
+            self._give_back(rental.task_id, rental)
+        else:
+            self.end(rental)
+        if any(one.rental_id == rental.rental_id for one in self.rentals()):
+            raise ProviderError(f"`{rental.name}` is still there", suggestions=["try again in a moment"])
+
     def held(self) -> list[str]:
         """The tasks for which something may be rented, or was made, that is not known to be gone."""
         folder = self._held
@@ -307,6 +317,8 @@ class Rented(Ssh):
             return  # it boots
         untold = [name for name, one in words.items() if "told" not in one]
         if untold:
+            if not (self._held / plan.task_id).exists():  # given back meanwhile by another: a key is to be revoked
+                self.note_answer(plan.task_id)
             text = json.dumps(self.bill(plan, rental)).encode()
             self._each(untold, lambda _, remote: _done(remote.channel.ask(_TAKE_BILL, stdin=text)))
         if any("ready" not in one for one in words.values()):
@@ -370,7 +382,7 @@ class Rented(Ssh):
 
     def _may_come(self, asked: Path) -> bool:
         try:
-            return time.time() - asked.stat().st_mtime < _LATE_SECONDS and not asked.read_bytes()
+            return time.time() - asked.stat().st_mtime < _LATE_SECONDS and asked.read_bytes() != _ANSWERED
         except OSError:
             return False
 
@@ -380,7 +392,19 @@ class Rented(Ssh):
 
     def note_answer(self, task_id: str) -> None:
         """A request was answered: nothing of it can come late."""
-        write_durably(self._held / task_id, b"answered")
+        write_durably(self._held / task_id, _ANSWERED)
+
+    def note_making(self, task_id: str) -> None:
+        """Something is about to be made for a task that is not on record yet."""
+        self._held.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(self._held / task_id, _MAKING)
+
+    def was_asked_for(self, task_id: str) -> bool:
+        """Whether machines were asked for, as far as that is still known."""
+        try:
+            return (self._held / task_id).read_bytes() != _MAKING
+        except FileNotFoundError:
+            return True
 
     @property
     def _held(self) -> Path:

@@ -34,7 +34,9 @@ class LocalVolumes:
         self._has_ended = has_ended
         self._waits_for = waits_for
 
-    def create(self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None) -> Volume:
+    def create(
+        self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None, plan: Plan | None = None
+    ) -> Volume:
         """Make an empty folder for it."""
         with self._alone():
             found = next((one for one in self._all() if one.name == name), None)

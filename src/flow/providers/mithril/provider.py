@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from flow.channel import Channel, ssh
 from flow.errors import AuthenticationError, FlowError, ProviderError, ValidationError
 from flow.gpus import Gpu
-from flow.machines import Capabilities, Machines, Offer
+from flow.machines import Capabilities, Machines, Offer, Price
 from flow.mounts import VOLUME
 from flow.plan import Plan
 from flow.providers import Option
@@ -71,21 +71,32 @@ class Mithril(Rented):
     @property
     def capabilities(self) -> Capabilities:
         """As other clouds', with caps on prices."""
-        factor = float(str(self._settings.get("price_factor") or 1.5))
         return replace(
-            super().capabilities, volumes=True, boot_bytes=_SCRIPT_BYTES, upload_limit_mb=10.0, price_factor=factor
+            super().capabilities,
+            volumes=True,
+            boot_bytes=_SCRIPT_BYTES,
+            upload_limit_mb=10.0,
+            price_factor=float(str(self._settings.get("price_factor") or 1.5)),
+            region=self._region,
         )
 
     @property
     def volumes(self) -> Volumes:
         """Its volumes."""
-        region = self._settings.get("region")
-        return Volumes(self.account, self.home, str(region) if region else None)
+        return Volumes(self.account, self.home, self._region, self.note_making)
 
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:
-        """Spot machines: what can be had now first, cheapest first."""
+        """Spot machines, those in the settings' region first; what can be had now, then the cheapest first."""
+        return sorted(self.market.offers(gpu), key=lambda one: self._region not in (None, one.region))
+
+    def prices(self, offers: Sequence[Offer]) -> list[Price]:
+        """What the market tells of these."""
+        return self.market.prices(offers)
+
+    @property
+    def _region(self) -> str | None:
         region = self._settings.get("region")
-        return [one for one in self.market.offers(gpu) if region in (None, one.region)]
+        return str(region) if region else None
 
     # -- bids
 
@@ -130,12 +141,12 @@ class Mithril(Rented):
             try:
                 self.account.api.create(_BIDS, body)
                 break
-            except (NotKnownError, NameTakenError):
+            except (NotKnownError, NameTakenError) as error:
                 # looked for first, it may be asked for again: should it come late, then its name is taken
                 if self._has_come(plan):
                     break
-                if is_last:
-                    raise
+                if is_last:  # which is no refusal: it may still come
+                    raise NotKnownError(f"the bid `{plan.task_id}` does not show: {error.message}") from error
         self.note_answer(plan.task_id)
 
     def end(self, rental: Rental) -> None:
@@ -178,7 +189,8 @@ class Mithril(Rented):
         for key in self.account.api.list(_KEYS):
             if str(key.get("name", "")).startswith(f"flow-{task_id}-") and not key.get("deactivated_at"):
                 self.account.api.delete(f"{_KEYS}/{key['fid']}")
-        self.volumes.forget_task(task_id, is_refused=not self._was_given(task_id))
+        is_unknown = not self.was_asked_for(task_id)
+        self.volumes.forget_task(task_id, is_refused=not self._was_given(task_id), is_unknown=is_unknown)
 
     # -- what a bid is made of
 
@@ -209,8 +221,10 @@ class Mithril(Rented):
                 time.sleep(_PAUSE_SECONDS)
             with suppress(ProviderError):
                 for one in self.rentals([plan.task_id]):
+                    if one.state is not Machines.GONE and one.plan_hash != plan.hash:
+                        raise ValidationError(f"`{plan.task_id}` is the name of a bid that is not ours")
                     if one.state is not Machines.GONE:
-                        return one.plan_hash == plan.hash
+                        return True
         return False
 
     # -- what the API tells
