@@ -26,7 +26,7 @@ ROWS = (
     "attend",
     "task steering access endpoints views forwarding transfer code_upload jupyter ssh_entries",
     "calls upload",
-    "client chores shortcuts",
+    "client chores shortcuts orphans",
     "warm worker calling functions attendant",
     "dev",
     "cli",
