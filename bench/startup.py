@@ -17,7 +17,7 @@ def flow_words() -> list[str]:
 
 
 def measure(*, quick: bool) -> list[Figure]:
-    """`flow --version`, `flow --help`, `import flow`."""
+    """`flow --version`, `flow --help`, `mithril --help`, `import flow`."""
     with own_home():
         run_quietly([*flow_words(), "--help"])()  # compiles what is not yet
         spent = in_turns(
@@ -25,6 +25,7 @@ def measure(*, quick: bool) -> list[Figure]:
             bare=bare_python,
             version=run_quietly([*flow_words(), "--version"]),
             help=run_quietly([*flow_words(), "--help"]),
+            mithril=run_quietly([sys.executable, "-c", "from flow.mithril_cli import main; main(['--help'])"]),
             module=run_quietly([sys.executable, "-c", "import flow"]),
             client=run_quietly([sys.executable, "-c", "import flow; flow.run"]),
         )
@@ -33,6 +34,7 @@ def measure(*, quick: bool) -> list[Figure]:
     return [
         Figure("flow --version", median(spent["version"]), "ms", *floor, aim=60),
         Figure("flow --help", median(spent["help"]), "ms", *floor, aim=80),
+        Figure("mithril --help", median(spent["mithril"]), "ms", *floor, aim=80),
         Figure("import flow, over bare Python", median(spent["module"]) - bare, "ms", *floor, aim=15),
         Figure("import flow; flow.run, over bare Python", median(spent["client"]) - bare, "ms", *floor, key="import"),
     ]

@@ -13,7 +13,7 @@ import pytest
 
 from flow.boot import boot
 from tests.support.processes import wait_until
-from tests.support.pythons import old_pythons
+from tests.support.pythons import new_python, old_pythons
 
 TASK: dict[str, Any] = {
     "v": 1, "task_id": "task-06f3k2m9q7xw1d", "name": "train", "attempt": 1, "rank": 0, "nodes": 1, "env": {},
@@ -105,7 +105,7 @@ def test_with_twenty_variables_and_two_nodes_it_fits_where_little_is_taken(tmp_p
     assert sorted(short.inbox[0]) == [
             "asked.py", "log.py", "loop.py", "peers.py", "processes.py", "runner.py", "unpack.py",
         ]  # fmt: skip
-    assert len(boot(jobs, "/root/flow").script) <= 13_500
+    assert len(boot(jobs, "/root/flow").script) <= 13_700
 
 
 def test_a_task_brings_the_files_that_only_few_need() -> None:
@@ -166,3 +166,23 @@ def test_an_old_python_runs_what_was_stripped(tmp_path: Path) -> None:
     script, _ = boot([{**TASK, "argv": ["sh", "-c", "echo hi; exit 3"]}], str(tmp_path))
     assert run(script, PATH=f"{tmp_path}:{os.environ['PATH']}").returncode == 0
     assert status(tmp_path / TASK["task_id"] / "1/0")["reason"] == "exit 3"
+
+
+def test_an_old_python_reads_what_a_new_one_stripped(tmp_path: Path) -> None:
+    new = new_python()
+    if new is None:
+        pytest.skip("no Python 3.12 or newer here")
+    job = {
+        **TASK, "image": "debian", "slurm": {"number": 1}, "needs": ["inbox/registry.json"],
+        "mounts": [{"kind": "s3"}, {"kind": "device"}], "code": {"manifest": "none", "blobs": "none"},
+        "delivery_timeout_seconds": 0,
+    }  # fmt: skip
+    program = "import json, sys; from flow.boot import boot; print(boot(json.loads(sys.argv[1]), sys.argv[2]).script)"
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1] / "src"), "PATH": os.defpath}
+    argv = [new, "-c", program, json.dumps([job]), str(tmp_path)]
+    script = subprocess.run(argv, check=True, env=environment, capture_output=True, text=True).stdout
+    (tmp_path / "python3").symlink_to(old_pythons()[0])
+    run(script, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    files = sorted(map(str, (tmp_path / TASK["task_id"] / "1/0").glob("*.py")))
+    assert len(files) > 20
+    subprocess.run([old_pythons()[0], "-m", "py_compile", *files], check=True)

@@ -341,6 +341,6 @@ def completed(*words: str) -> list[str]:
 
 def test_commands_and_options_are_completed() -> None:
     assert completed("flow", "") == list(COMMANDS)
-    assert completed("flow", "co") == ["config", "completion"]
+    assert completed("flow", "co") == ["colab", "config", "completion"]
     assert completed("flow", "logs", "x", "--std") == ["--stdout", "--stderr"]
     assert completed("flow", "completion", "z") == ["zsh"]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -18,6 +16,7 @@ import pytest
 
 from tests.support.commands import flow
 from tests.support.processes import wait_until
+from tests.support.terminal import Terminal
 
 ID = re.compile(r"task-[0-9a-z]{14}")
 
@@ -509,42 +508,6 @@ def test_status_as_a_stream_is_one_document_a_line(started: Callable[..., Any]) 
     rest, _ = process.communicate(timeout=20)
     assert json.loads(rest.splitlines()[-1])["tasks"][0]["status"] == "cancelled"
     assert process.returncode == 0
-
-
-class Terminal:
-    """A command line with a terminal of 100 columns as its input and outputs."""
-
-    def __init__(self, *words: str) -> None:
-        self._ours, theirs = pty.openpty()
-        environment = {**os.environ, "COLUMNS": "100", "LINES": "30", "TERM": "xterm"}
-        command = [sys.executable, "-m", "flow", *words]
-        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
-        os.close(theirs)
-        self.screen = ""
-
-    def shows(self, text: str) -> bool:
-        """Whether `text` appears within 20 seconds."""
-        return wait_until(lambda: self._read() or text in self.screen, seconds=20)
-
-    def types(self, text: str) -> None:
-        os.write(self._ours, text.encode())
-
-    def end(self) -> int:
-        """Its exit code; the rest of what it wrote is on the screen."""
-        assert wait_until(lambda: self._read() or self.process.poll() is not None, seconds=20)
-        self._read()
-        os.close(self._ours)
-        return self.process.returncode
-
-    def _read(self) -> None:
-        while select.select([self._ours], [], [], 0)[0]:
-            try:
-                data = os.read(self._ours, 65536)
-            except OSError:  # Linux says so when the other side is closed
-                return
-            if not data:
-                return
-            self.screen += data.decode().replace("\r\n", "\n")
 
 
 def test_on_a_terminal_cancelling_by_pattern_asks(project: Path) -> None:

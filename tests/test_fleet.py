@@ -34,6 +34,20 @@ def test_four_machines_answer_each_with_a_name_processes_and_gpus_of_its_own(fle
         assert parse_nvidia_smi("\n".join(lines[6:])) == tuple(Card(index, "a100", 80.0) for index in range(4))
 
 
+def test_what_a_machine_does_to_its_copy_of_a_folder_stays_there(empty_fleet: Fleet, tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "file").write_text("ours")
+    host = empty_fleet.boot("gpu1", copies=(str(folder),))
+    assert ssh(host, f"cat {folder}/deep/file").stdout == "ours"
+    host.run('echo theirs >"$1/deep/file"; touch "$1/new"', folder)
+    assert ssh(host, f"cat {folder}/deep/file").stdout == "theirs\n"
+    host.clean()  # which deletes all that is below /tmp
+    host.run('rm -rf "$1"/*', folder)
+    assert [path.name for path in sorted(folder.rglob("*"))] == ["deep", "file"]
+    assert (folder / "deep" / "file").read_text() == "ours"
+
+
 def test_machines_reach_each_other(fleet: Fleet) -> None:
     one, other = fleet.hosts["gpu1"], fleet.hosts["gpu2"]
     assert ssh(one, f"exec 3<>/dev/tcp/{other.address}/22; head -c4 <&3").stdout == "SSH-"

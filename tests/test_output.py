@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flow.cli import times
-from flow.cli.output import Column, layout, printable, size
+from flow.cli.output import STATES, Column, layout, printable, size
 from flow.cli.plan_text import plan_lines, ranges, value_lines
 from flow.cli.prune import parse_bytes
 from flow.errors import ValidationError
 from flow.plan import Plan
 
-COLUMNS = (Column("TASK"), Column("NAME", least=4), Column("STATUS", state=True), Column("REASON", least=6))
+COLUMNS = (Column("TASK"), Column("NAME", least=4), Column("STATUS", colors=STATES), Column("REASON", least=6))
 ROWS = [
     ("task-06f3k2m9q7xw1d", "a-rather-long-name", "running", "queued: 3 ahead of this one"),
     ("task-06f3k2m9q7xw1e", "b", "failed", ""),

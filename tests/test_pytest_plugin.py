@@ -52,6 +52,7 @@ def run_pytest(project: Path, test: str, *options: str) -> subprocess.CompletedP
 
 def test_each_test_has_a_client_of_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOW_LOCAL_STRICT", "true")
+    monkeypatch.setenv("FLOW_PROFILE", "work")
     run = run_pytest(project, PIPELINE)
     assert "2 passed" in run.stdout, run.stdout
     seconds = re.search(r"passed in ([\d.]+)s", run.stdout)

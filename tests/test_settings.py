@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flow.errors import ValidationError
+from flow.keyring_entries import write_entry
 from flow.settings import SETTINGS, Setting, Settings, flow_home
 
 
@@ -97,6 +98,139 @@ def test_the_homes_own_folder_is_no_project(machine: Machine) -> None:
     assert machine.settings(FLOW_HOME=str(elsewhere)).get("provider") == "local"
     machine.write(elsewhere / "config.yaml", "provider: elsewhere\n")
     assert machine.settings(FLOW_HOME=str(elsewhere)).get("provider") == "elsewhere"
+
+
+def test_a_key_makes_mithril_the_provider_unless_another_is_named(machine: Machine) -> None:
+    machine.write(machine.user_file, "mithril:\n  api_key: hush\n")
+    machine.user_file.chmod(0o600)
+    settings = machine.settings()
+    told = f"default, as mithril.api_key is in {machine.user_file}:2"
+    assert (settings.get("provider"), settings.origin("provider")) == ("mithril", told)
+    assert settings.warnings == ()
+    assert machine.settings(FLOW_PROVIDER="local").get("provider") == "local"
+    machine.write(machine.project_file, "provider: slurm\n")
+    assert machine.settings().get("provider") == "slurm"
+
+
+def test_fcp_is_another_name_of_mithril(machine: Machine) -> None:
+    machine.write(machine.user_file, "provider: fcp\nfcp:\n  project: mine\n  price_factor: 2\n")
+    settings = machine.settings()
+    assert [settings.get(name) for name in ("provider", "mithril.project", "fcp.price_factor")] == [
+        "mithril",
+        "mine",
+        2,
+    ]
+    assert machine.settings(FLOW_PROVIDER="fcp").get("provider") == "mithril"
+    assert machine.settings({"provider": "fcp"}).get("provider") == "mithril"
+
+
+def test_settings_of_mithril_may_stand_at_the_top_of_a_file(machine: Machine) -> None:
+    machine.write(machine.user_file, "api_key: fcp-1\nproject: no\nregion: r\ndefault_ssh_key: k\n")
+    settings = machine.settings()
+    names = ("mithril.api_key", "mithril.project", "mithril.region", "mithril.ssh_key")
+    assert [settings.get(name) for name in names] == ["fcp-1", "no", "r", "k"]
+    assert settings.get("project") == "no"
+    file = machine.user_file
+    assert settings.origin("mithril.project") == f"{file}:2"
+    machine.write(file, "project: a\nmithril:\n  project: b\nfcp.project: c\n")
+    assert [
+        line.partition(": ")[2] for line in machine.refused().message.splitlines() if line.startswith(str(file))
+    ] == ["mithril.project: is set twice; keep one of them"] * 2
+
+
+def test_a_key_that_others_can_read_is_warned_of(machine: Machine) -> None:
+    file = machine.user_file
+    for text in ("api_key: hush\n", "profiles: {work: {mithril: {api_key: hush}}}\n"):
+        machine.write(file, text)
+        file.chmod(0o640)
+        assert machine.settings().warnings == (f"`{file}` holds a key, and others can read it: `chmod 600 {file}`",)
+        file.chmod(0o600)
+        assert machine.settings().warnings == ()
+    machine.write(file, "api_key: keyring\n")
+    file.chmod(0o644)
+    assert machine.settings().warnings == ()
+
+
+def test_where_the_key_is_sent_is_not_up_to_a_projects_file(machine: Machine) -> None:
+    machine.write(machine.project_file, "mithril:\n  api_url: https://thief.example\n  project: p\n")
+    settings = machine.settings()
+    assert (settings.get("mithril.api_url"), settings.get("mithril.project")) == ("https://api.mithril.ai", "p")
+    assert settings.warnings[0].startswith(f"{machine.project_file}:2: `mithril.api_url` was passed over")
+
+
+PROFILES = """\
+provider: local
+local.cpus: 1
+mithril:
+  project: own
+profiles:
+  work:
+    provider: fcp
+    region: r
+    mithril: {project: theirs}
+  empty:
+"""
+
+
+def test_a_profile_goes_before_the_files_and_after_the_environment(machine: Machine) -> None:
+    machine.write(machine.user_file, PROFILES)
+    machine.write(machine.project_file, "provider: slurm\nlocal.cpus: 2\nprofiles.work.local.gpus: 3\n")
+    assert machine.settings().get("provider") == "slurm"
+    settings = machine.settings(FLOW_PROFILE="work")
+    names = ("provider", "mithril.project", "mithril.region", "local.cpus", "local.gpus")
+    assert [settings.get(name) for name in names] == ["mithril", "theirs", "r", 2, 3]
+    assert settings.origin("mithril.project") == f"{machine.user_file}:9"
+    assert machine.settings(FLOW_PROFILE="work", FLOW_PROVIDER="ssh").get("provider") == "ssh"
+    assert machine.settings({"provider": "ssh"}, FLOW_PROFILE="work").get("provider") == "ssh"
+    assert machine.settings(FLOW_PROFILE="empty").get("provider") == "slurm"
+    assert machine.settings(FLOW_PROFILE="").get("provider") == "slurm"
+
+
+def test_a_profile_that_there_is_not_is_refused(machine: Machine) -> None:
+    assert machine.refused(FLOW_PROFILE="work").suggestions == ("make it with `flow --profile work init`",)
+    machine.write(machine.user_file, PROFILES)
+    error = machine.refused(FLOW_PROFILE="wrok")
+    assert (error.message, error.suggestions[0]) == ("no profile `wrok` in the settings", "did you mean `work`?")
+    assert machine.refused(FLOW_PROFILE="zzz").suggestions[0] == "there is `empty`, `work`"
+
+
+def test_mistakes_of_the_chosen_profile_alone_are_told(machine: Machine) -> None:
+    machine.write(machine.user_file, "profiles:\n  a: {local: {cpus: many}}\n  b: {provider: x, colour: y}\n  c: 5\n")
+    file = machine.user_file
+    settings = machine.settings(FLOW_PROFILE="b")
+    assert settings.warnings[0].startswith(f"{file}:3: unknown setting `colour`; ")
+    assert machine.settings().warnings == ()
+    assert f"{file}:2:21: local.cpus: `many` is not a whole number" in machine.refused(FLOW_PROFILE="a").message
+    assert f"{file}:4:6: c: has settings, but no value" in machine.refused(FLOW_PROFILE="c").message
+
+
+def test_a_key_may_be_in_the_keyring(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "tests.support.keyring.Kept")
+    machine.write(machine.user_file, "api_key: keyring\nprofiles: {work: {api_key: 'keyring:work'}}\n")
+    settings = machine.settings()
+    assert (settings.get("provider"), settings.setting("mithril.api_key").shown) == ("mithril", "***")
+    with pytest.raises(ValidationError) as caught:
+        settings.get("mithril.api_key")
+    assert caught.value.message == "`mithril.api_key` is not in the keyring"
+    assert caught.value.suggestions == ("put it there with `keyring set flow mithril.api_key`",)
+    for profile, secret in ((None, "hush"), ("work", "psst")):
+        write_entry("mithril.api_key", secret, profile)
+    assert settings.get("mithril.api_key") == "hush"
+    assert machine.settings(FLOW_PROFILE="work").get("mithril.api_key") == "psst"
+
+
+def test_without_the_package_the_keyring_is_told_of(machine: Machine) -> None:
+    script = """
+import sys
+sys.modules["keyring"] = None
+from flow.settings import Settings
+try:
+    Settings.load(env={"HOME": "/nonexistent", "FCP_API_KEY": "keyring"}).get("mithril.api_key")
+except Exception as error:
+    print(error, *error.suggestions)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=machine.cwd)
+    assert done.stdout == "the keyring needs the package `keyring` install Flow with the extra `keyring`\n"
 
 
 def test_a_key_without_a_value_and_an_empty_variable_say_nothing(machine: Machine) -> None:

@@ -295,6 +295,14 @@ def test_a_host_that_was_installed_anew_has_lost_its_tasks(client: Flow, fleet: 
     assert (task.wait(timeout=_SECONDS), task.reason) == ("lost", "gpu1 knows nothing of it any more")
 
 
+def test_an_array_is_cancelled_before_it_has_a_turn(client: Flow, fleet: Fleet) -> None:
+    array = submitted(client, "true", "gpu1", begin="now+1hour", array="1-3")
+    assert array.refresh().status == "pending"
+    array.cancel()
+    assert array.wait(timeout=_SECONDS) == "cancelled"
+    assert said_by_keeper(fleet.hosts["gpu1"]) == ""
+
+
 def test_pruned_tasks_leave_nothing_on_their_hosts(client: Flow, fleet: Fleet) -> None:
     task, array = submitted(client, "true", "gpu1"), submitted(client, "true", "gpu1", array="1-3")
     assert [one.wait(timeout=_SECONDS) for one in (task, array)] == ["completed"] * 2

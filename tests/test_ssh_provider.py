@@ -26,7 +26,11 @@ def client(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Flow:
 
 
 class TestContract(ProviderContract):
-    """On four machines."""
+    """On four machines, which reach each other."""
+
+    @pytest.fixture(autouse=True)
+    def acquainted(self, fleet: Fleet) -> None:
+        fleet.acquaint()
 
 
 def test_an_array_is_spread_over_the_hosts_and_its_limit_holds_for_all_of_it(client: Flow) -> None:
@@ -63,13 +67,14 @@ def test_only_changed_files_travel(client: Flow, fleet: Fleet, project: Path) ->
         (project / f"file{number}").write_text(f"{number}\n")
     first = client.run("cat file7; ls | wc -l", region="gpu2")
     assert first.wait(timeout=60) == "completed"
-    blobs = ("find", f"{fleet.hosts['gpu2'].home}/.flow-host/blobs", "-type", "f", "-newer", "/tmp/mark")
-    fleet.hosts["gpu2"].run("touch /tmp/mark; sleep 0.01")
+    listing = ("find", f"{fleet.hosts['gpu2'].home}/.flow-host/blobs", "-type", "f", "-printf", "%i %f\\n")
+    before = fleet.hosts["gpu2"].run(shlex.join(listing)).stdout.splitlines()
     (project / "file7").write_text("other\n")
     second = client.run("cat file7; ls | wc -l", region="gpu2")
     assert second.wait(timeout=60) == "completed"
     assert (first.logs(), second.logs()) == ("7\n20\n", "other\n20\n")
-    assert len(fleet.hosts["gpu2"].run(shlex.join(blobs)).stdout.splitlines()) == 1
+    after = fleet.hosts["gpu2"].run(shlex.join(listing)).stdout.splitlines()
+    assert (len(before), len({*after} - {*before})) == (20, 1)
 
 
 def test_a_slurm_script_runs_on_hosts(client: Flow, project: Path) -> None:

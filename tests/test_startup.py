@@ -33,8 +33,8 @@ def slow(loaded: set[str]) -> set[str]:
     return SLOW & {name for one in loaded for name in (one, one.partition(".")[0])}
 
 
-def command(*words: str) -> str:
-    return f"from flow.cli import main; sys.exit(main({list(words)!r}))"
+def command(*words: str, package: str = "flow.cli") -> str:
+    return f"from {package} import main; sys.exit(main({list(words)!r}))"
 
 
 def test_import_flow_loads_no_module_of_ours_or_of_others() -> None:
@@ -49,6 +49,15 @@ def test_help_and_version_load_only_click_and_the_command_table(word: str) -> No
     others = {name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names | {"click"}}
     assert others <= {"flow", "flow.cli", "flow.cli.group", "flow.errors"}
     assert not slow(loaded)
+
+
+def test_the_help_of_mithril_loads_no_more() -> None:
+    loaded = loaded_by(command("--help", package="flow.mithril_cli"))
+    others = {name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names | {"click"}}
+    assert others <= {"flow", "flow.cli", "flow.cli.group", "flow.errors", "flow.mithril_cli"}
+    assert not slow(loaded)
+    # pathlib of some versions has it from urllib
+    assert slow(loaded_by(command("bids", "list", "--help", package="flow.mithril_cli"))) <= {"urllib"}
 
 
 def test_looking_at_tasks_checks_no_task_file() -> None:

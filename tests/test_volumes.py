@@ -348,7 +348,7 @@ def test_docker_s_own_folder_is_never_hidden_on_this_machine(client: Flow) -> No
     client.create_volume(1, "docker-cache")
     task = finished(client, "ls /var/lib/docker 2>/dev/null; true", volumes={"/var/lib/docker": "docker-cache"})
     assert task.status == "completed"
-    assert "`/var/lib/docker` is this machine's own" in task.plan.notes[0]
+    assert "`/var/lib/docker` is the machine's own" in task.plan.notes[0]
     assert task.plan.mounts == ()
 
 

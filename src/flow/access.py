@@ -22,6 +22,8 @@ from flow.remote import packed_program
 if TYPE_CHECKING:
     from flow.task import Task
 
+_FOR_MOUNTS = ("mount_points", "processes", "remains", "fuse", "sshfs")  # goes along with it to another machine
+
 
 def shell(
     task: Task, allocation: Allocation | None, command: Sequence[str] | str | None, *, node: int, capture: bool
@@ -110,11 +112,13 @@ def mount(task: Task, allocation: Allocation | None, volume: Volume, store: Volu
             way = f"name an element: `flow mount {volume.name} {task.task_id}_{task.plan.elements.indices[0]}`"
         raise ValidationError(f"`{task.task_id}` is {what}", suggestions=[way])
     source = store.attach(volume.volume_id, replace(task.plan, task_id=task.task_id))  # an element's own
+    is_bound = volume.volume_id in [one.source for one in task.plan.mounts]
     try:
         for node in allocation.nodes_up:
-            _bind(task.task_id, node.folder, source, volume.name)
+            _bind(task.task_id, Place(node, task.channel(allocation, node.rank)), source, volume.name)
+            is_bound = True
     except FlowError:
-        if volume.volume_id not in [one.source for one in task.plan.mounts]:
+        if not is_bound:
             store.detach(volume.volume_id, task.task_id)
         raise
     return f"/mnt/{volume.name}"
@@ -131,8 +135,14 @@ def _way_in(task: Task) -> str:
     return f"wait until it runs: `flow status {task.task_id} --watch`"
 
 
-def _bind(task_id: str, folder: str, source: str, name: str) -> None:
-    words = [sys.executable, str(Path(mounts.__file__)), "add", folder, source, name]
-    told = subprocess.run(words, capture_output=True, text=True, check=False)
+def _bind(task_id: str, place: Place, source: str, name: str) -> None:
+    words = ["add", place.node.folder, source, name]
+    if place.channel.is_here:
+        argv = [sys.executable, str(Path(mounts.__file__)), *words]
+    else:
+        argv = place.channel.python_command(packed_program(mounts, _FOR_MOUNTS), *words)
+    told = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if told.returncode == UNREACHABLE and not place.channel.is_here:
+        raise place.channel.unreachable(told.stderr)
     if told.returncode:
         raise ValidationError(f"`{task_id}` cannot be given the volume `{name}`: {told.stderr.strip()}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
+import sys
 import time
 
 from flow.attend import LOCK
@@ -17,6 +19,7 @@ _LINGER = 5  # looks that find nothing to do before it goes
 
 def main() -> None:
     """See to tasks for as long as some need it; at once gone where another one does."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it ends its connections
     client = Flow()
     lock = os.open(client.home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -6,6 +6,7 @@ import ast
 import base64
 import json
 import re
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -117,7 +118,7 @@ def _files_for(task: Mapping[str, Any]) -> list[str]:
     }
     always = ["runner.py", "processes.py", "loop.py", "log.py", "asked.py"]
     if any(one["kind"] == "s3" for one in mounts):
-        always += sorted(path.name for path in _NODE.glob("s3*.py"))
+        always += ["fuse.py", *sorted(path.name for path in _NODE.glob("s3*.py"))]
     return always + [name for name, is_needed in wanted.items() if is_needed]
 
 
@@ -153,8 +154,37 @@ class _Stripper(ast.NodeTransformer):
         self.generic_visit(node)
         return None if ast.unparse(node.test) == "TYPE_CHECKING" else node
 
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        """From 3.12 on Python writes f-strings that older ones cannot read: with the same quotes inside of them."""
+        self._visit_values(node)
+        if sys.version_info < (3, 12):
+            return node
+        values: list[ast.expr] = []
+        call = ast.Attribute(ast.Constant(_template(node, values)), "format", ast.Load())
+        return ast.copy_location(ast.Call(call, values, []), node)
+
+    def _visit_values(self, node: ast.expr | None) -> None:
+        for part in node.values if isinstance(node, ast.JoinedStr) else ():
+            if isinstance(part, ast.FormattedValue):
+                part.value = self.visit(part.value)
+                self._visit_values(part.format_spec)
+
     def _without_docstring(self, node: ast.Module | ast.ClassDef | ast.FunctionDef) -> ast.AST:
         if ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
         self.generic_visit(node)
         return node
+
+
+def _template(node: ast.expr | None, values: list[ast.expr]) -> str:
+    """What `str.format` makes the same of, with the values of an f-string in their order."""
+    text = ""
+    for part in node.values if isinstance(node, ast.JoinedStr) else ():
+        if isinstance(part, ast.FormattedValue):
+            values.append(part.value)
+            conversion = f"!{chr(part.conversion)}" if part.conversion >= 0 else ""
+            spec = _template(part.format_spec, values)
+            text += "{" + conversion + (f":{spec}" if spec else "") + "}"
+        elif isinstance(part, ast.Constant):
+            text += str(part.value).replace("{", "{{").replace("}", "}}")
+    return text

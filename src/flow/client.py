@@ -25,6 +25,7 @@ from flow.providers import Priced, Provider
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
+from flow.settings_names import provider_name
 from flow.status import FINAL, Outcome, TaskStatus, Want, states_named
 from flow.task import Task
 
@@ -200,7 +201,7 @@ class Flow:
         from flow.resolve import Submitter, resolve
         from flow.upload import current_folder
 
-        provider = self.provider(config.provider or self.settings.get("provider"))
+        provider = self.provider(self._chosen(config.provider))
         submitter = Submitter(current_folder(), dict(os.environ), self._find, self._provider_of, self._unfinished)
         file = self.settings.get("slurm.modules") if config.batch else None
         if file is None or provider.capabilities.own_numbers:  # a Slurm cluster has modules of its own
@@ -419,11 +420,21 @@ class Flow:
             self.notes.append(f"what {len(task_ids)} pruned tasks left at {provider} is still there: {error.message}")
 
     def provider(self, name: str | None = None) -> Provider:
-        """The provider called `name`; by default the settings' one."""
-        name = name or str(self.settings.get("provider"))
+        """The provider that tasks are recorded with as `name`: `mithril@work` is set up by a profile.
+
+        By default the settings' one, by the profile that was chosen.
+        """
+        name = provider_name(name) if name else self._chosen()
         if name not in self._providers:
-            self._providers[name] = open_provider(name, self.home, self.settings)
+            settings = self.settings.with_profile(name.partition("@")[2] or None)
+            self._providers[name] = open_provider(name, self.home, settings)
         return self._providers[name]
+
+    def _chosen(self, name: str | None = None) -> str:
+        """What a task that is submitted now is recorded with: by it, the provider is found whatever is chosen later."""
+        name = provider_name(name or str(self.settings.get("provider")))
+        is_ours = name != "local" and self.settings.has_of_profile(name)
+        return f"{name}@{self.settings.profile}" if is_ours else name
 
     def task_of(self, task_id: str, submission: Submission | None = None, row: Row | None = None) -> Task:
         """The task of an id, as it was last seen. Raises TaskNotFoundError."""

@@ -41,6 +41,13 @@ class Conversation:
         self._heard = b""
         self._check_at = 0.0  # by the monotonic clock: when it is asked again whether the machine is there
 
+    def close(self) -> None:
+        """End the program now, as where its machine is about to go; it would start again with the next question."""
+        if self._process and self._owner == os.getpid():
+            self._process.kill()
+            self._process.communicate()
+        self._process, self._heard = None, b""
+
     def _exchange(self, question: Any) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
         process = self._process = self._process or self._start()
         assert process.stdin

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import inf
 
@@ -51,6 +51,23 @@ def when_all(found: Collection[float | None]) -> float | None:
     if inf in found:
         return inf
     return None if None in found else max((when for when in found if when is not None), default=0.0)
+
+
+def ended_before(plan: Plan, plan_of: Callable[[str], Plan | None]) -> set[str]:
+    """The tasks and arrays that have ended when this one starts. plan_of: of a task; None where it is not known."""
+    found: set[str] = set()
+    ahead = _ends_awaited(plan)
+    for base in ahead:
+        if base not in found:
+            found.add(base)
+            before = plan_of(base)
+            ahead += _ends_awaited(before) if before else []
+    return found
+
+
+def _ends_awaited(plan: Plan) -> list[str]:
+    only_some = (*STARTED, PAIRED)
+    return [one.task_id.partition("_")[0] for one in plan.after if not (one.state in only_some or plan.after_any)]
 
 
 def when_met(plan: Plan, found: Mapping[Dependency, float | None], now: float) -> float | None:

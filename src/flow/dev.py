@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import re
@@ -16,13 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flow import standing
 from flow.access import Place, in_front, node_of
 from flow.channel import Channel, by_any_shell
 from flow.client import Flow
-from flow.durable import private, writing
 from flow.errors import FlowError, ProviderError, ResourceNotFoundError, ValidationError
 from flow.errors import TimeoutError as FlowTimeoutError
-from flow.gpus import parse_gpu
 from flow.machines import Allocation, Machines, Offer
 from flow.node import session
 from flow.remote import NODE, packed_program
@@ -37,12 +35,19 @@ IDLE_SECONDS = 7200.0  # where machines cost money
 _MODULES = ("tail", "processes", "mount_points", "mounts", "container")  # that `session.py` uses
 # Counts how long nobody was there; each session leaves a file, which only this removes, so that none is missed.
 _HOLD = """cd .. && mkdir -p sessions && idle=0 || exit
+is_alive() {
+  note=$2
+  [ -e /proc/self/stat ] || { kill -0 "$1" 2>/dev/null; return; }
+  stat=$(cat "/proc/$1/stat" 2>/dev/null) || return
+  set -- ${stat##*)}
+  grep -q "\\"began\\": \\"${20}\\"" "$note"
+}
 while sleep "$2"; do
   idle=$((idle + $2))
   for one in sessions/*; do
     [ -e "$one" ] || continue
     idle=0
-    kill -0 "${one##*/}" 2>/dev/null || rm -f "$one"
+    is_alive "${one##*/}" "$one" || rm -f "$one"
   done
   [ "$1" -eq 0 ] || [ "$idle" -lt "$1" ] || exit 0
 done"""
@@ -84,17 +89,11 @@ class DevMachine:
 
     def find(self) -> Task | None:
         """The task that holds it, as it is now; None where there is none."""
-        client = self.client
-        client.finish_interrupted()
-        for row in client.records.rows(unfinished=True, name_pattern=NAME):
-            task = client.task_of(row.task_id, row=row)
-            if task.provider != self._provider.name or LABEL not in task.plan.labels:
-                continue
-            self._look(task)
-            client.records.note_outcomes({task.task_id: task.outcome})
-            if not task.status.is_final and client.records.intent(task.task_id).want is not Want.CANCEL:
-                return task
-        return None
+        found = standing.find(self.client, NAME, LABEL)
+        if found is None:
+            return None
+        self._task, self._allocation = found
+        return self._task
 
     def start(
         self, *, instance_type: str | None = None, idle_stop_seconds: float | None = None, upload: bool = True
@@ -106,12 +105,7 @@ class DevMachine:
         costs money, and never (0) elsewhere. upload: with a copy of the current folder.
         Raises ValidationError where it is there, and is another than what is asked for.
         """
-        home = self.client.home
-        with writing(home):
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = open(home / "dev.lock", "w", opener=private)  # noqa: SIM115  # closed below
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with standing.alone(self.client, NAME):
             task = self.find()
             if task is None:
                 self._task = task = self._submit(instance_type, idle_stop_seconds, upload)
@@ -299,23 +293,13 @@ def _default_type(offers: Sequence[Offer]) -> str | None:
 def _check_same(task: Task, instance_type: str | None, idle: float | None) -> None:
     """Raises ValidationError where the machine is there already, and another than what is asked for."""
     advice = ["end it first with `flow dev --stop`", "or leave that option out"]
-    if instance_type and not _is_kind(task, instance_type):
+    if instance_type and not standing.is_kind(task, instance_type):
         raise ValidationError(
             f"the development machine is a `{task.instance_type}`, not a `{instance_type}`", suggestions=advice
         )
     if idle is not None and math.ceil(idle) != idle_stop_seconds(task):
         told = f"after {idle_stop_seconds(task)} idle seconds" if idle_stop_seconds(task) else "never"
         raise ValidationError(f"the development machine was started to stop by itself {told}", suggestions=advice)
-
-
-def _is_kind(task: Task, asked: str) -> bool:
-    if asked == task.instance_type:
-        return True
-    try:
-        gpu = parse_gpu(asked)
-    except ValidationError:
-        return False
-    return str(gpu) == task.instance_type or (gpu.count is None and gpu.kind == task.plan.gpu_kind)
 
 
 def _bundle_of(project: Path, home: Path, before: str) -> str:

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 JUPYTER = "jupyter"
 _FIRST_PAUSE, _LAST_PAUSE = 0.05, 1.0  # seconds between looks while waiting
-_PROBE_SECONDS = 2.0
+_PROBE_SECONDS = 20.0  # a connection through ssh and a step of Slurm takes seconds on a busy machine
 # The line on which a Jupyter server names itself when it begins to serve: a log prefix, or nothing, and the URL
 # (jupyter_server, `ServerApp.display_url`). It shows `...` in place of a token that was given to it.
 _ANNOUNCED = re.compile(
     r"\s*(?:\[[^\]]*\])?\s*(?:or )?(?P<scheme>https?)://[^\s/]+:(?P<port>\d+)(?P<path>/[^\s?]*)(?:\?token=(?P<token>\S*))?\s*"
 )
+_ALLOWED = ("Origin", "Credentials")  # headers by which a server lets a page of another origin use it
 _IS_JUPYTER = re.compile(r"App\]|\?token=")
 
 
@@ -178,13 +179,16 @@ def announcement(line: str, attempt: int) -> Announcement | None:
     return Announcement(attempt, found["scheme"], int(found["port"]), found["path"], token)
 
 
-def answers(address: str, announced: Announcement) -> bool:
-    """Whether a Jupyter server answers there: its `/api` tells its version to anyone."""
+def answers(address: str, announced: Announcement, *, origin: str = "") -> bool:
+    """Whether a Jupyter server answers there: its `/api` tells its version to anyone, and to pages of `origin`."""
     path = posixpath.join(posixpath.dirname(announced.path), "api")
     connection = _connection(address, announced)
     try:
-        connection.request("GET", path)
+        # closed at its end, without which a step of Slurm keeps the last line of what is forwarded back
+        connection.request("GET", path, headers={"Connection": "close"})
         answer = connection.getresponse()
+        if origin and [answer.getheader(f"Access-Control-Allow-{name}") for name in _ALLOWED] != [origin, "true"]:
+            return False
         return answer.status == http.client.OK and "version" in json.loads(answer.read(4096))
     except (OSError, ValueError, TypeError, http.client.HTTPException):
         return False

@@ -30,6 +30,12 @@ class ValidationError(FlowError, ValueError):
     exit_code = 2
 
 
+class UnknownProfileError(ValidationError):
+    """No settings file has a profile of that name."""
+
+    code = "unknown_profile"
+
+
 class ConfirmationRequiredError(FlowError):
     """Something irreversible was asked without `--yes` and there is nobody to ask."""
 

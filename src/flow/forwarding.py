@@ -38,11 +38,13 @@ class Forwarding:
         local: int | None,
         *,
         node: int,
-        tell: Callable[[str], None],
+        near: int | None = None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`find` gives the machines of the task while it runs; `local`: the port here, None for the same or a near one.
+        """`find` gives the machines of the task while it runs; `local`: the port here, None for one `near` it.
 
-        `tell` is told when nothing answers. Raises ValidationError where the task does not run, or `local` is taken.
+        near: that one or one of the next; by default `port`. `tell` is told when nothing answers. Raises
+        ValidationError where the task does not run, or `local` is taken.
         """
         self.port = port
         self._task, self._find, self._node, self._tell = task, find, node, tell
@@ -55,7 +57,7 @@ class Forwarding:
             host = self._place.node.address if self._place.channel.is_here else LOOPBACK
             self.address = f"{host}:{port}"
             return
-        self._listener = _listener(port, local)
+        self._listener = _listener(port, local, near or port)
         self._listener.settimeout(_LOOK_SECONDS)
         self.address = f"{LOOPBACK}:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -118,9 +120,9 @@ def is_own(place: Place) -> bool:
     return True
 
 
-def _listener(port: int, local: int | None) -> socket.socket:
-    near = [*range(port, min(port + _NEXT_PORTS, 65536)), 0]
-    for one in [local] if local is not None else near:
+def _listener(port: int, local: int | None, near: int) -> socket.socket:
+    choice = [*range(near, min(near + _NEXT_PORTS, 65536)), 0]
+    for one in [local] if local is not None else choice:
         try:
             return socket.create_server((LOOPBACK, one))
         except OSError as error:

@@ -90,7 +90,7 @@ class Volume:
     created: float | None = None  # seconds since the epoch
     price_per_month: float | None = None  # US dollars, of the whole volume; 0 where it costs nothing
     used_by: tuple[str, ...] = ()  # tasks that have not ended
-    folder: str | None = None  # where its files lie, if that is on this machine
+    folder: str | None = None  # where its files lie, if that is a folder: on this machine, or as `host:folder`
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,8 @@ def flow_local(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     from flow.client import Flow
     from flow.settings import SETTINGS
 
-    for setting in SETTINGS:
-        for variable in (setting.variable, *setting.also):
-            monkeypatch.delenv(variable, raising=False)
+    for variable in ("FLOW_PROFILE", *(name for one in SETTINGS for name in (one.variable, *one.also))):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("FLOW_HOME", str(tmp_path_factory.mktemp("flow-home")))
     monkeypatch.setenv("FLOW_PROVIDER", "local")
     monkeypatch.setenv("FLOW_LOCAL_STRICT", "false")

@@ -45,8 +45,8 @@ def find_task(index: RecordIndex, reference: str) -> Found:
 
 def _find_whole(index: RecordIndex, reference: str) -> Found | None:
     exact = index.read(
-        "SELECT task_id FROM tasks WHERE task_id = ?1 UNION SELECT task_id FROM damaged WHERE task_id = ?1",
-        (reference,),
+        "SELECT task_id FROM tasks WHERE task_id = ? UNION SELECT task_id FROM damaged WHERE task_id = ?",
+        (reference, reference),
     )
     if exact:
         return Found(exact[0][0])

@@ -92,6 +92,11 @@ class Remote:
             return
         self._stream([(name, files[name]) for name in names])
 
+    def hang_up(self) -> None:
+        """Let go of the machine, which is about to go."""
+        self._conversation.close()
+        self.channel.hang_up()
+
     def refusal(self, program: str, said: str) -> FlowError:
         """What a program there said, as an error."""
         return ProviderError(said if program == "flow" else f"{program}: {said}")

@@ -1,4 +1,4 @@
-"""Settings: flag > environment > project file > `$FLOW_HOME/config.yaml`; every value remembers where it came from."""
+"""Settings: flag > environment > profile > project file > own file; every value remembers where it came from."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flow.errors import ValidationError, did_you_mean
+from flow.errors import UnknownProfileError, ValidationError, did_you_mean
 from flow.masking import MASK
+from flow.settings_names import PROFILES, entries, named, provider_name, setting_name
 
 if TYPE_CHECKING:
     from flow.mistakes import Location
@@ -29,6 +30,7 @@ class Known(NamedTuple):
     least: float = 0
     secret: bool = False
     also: tuple[str, ...] = ()  # more variables that set it, which others read as well
+    own: bool = False  # a project's file, which may be a stranger's, has no say in it
 
     @property
     def variable(self) -> str:
@@ -63,7 +65,7 @@ class Setting(NamedTuple):
 
 
 SETTINGS: tuple[Known, ...] = (
-    Known("provider", str, "local", "where tasks run"),
+    Known("provider", str, "local", "where tasks run; none: `mithril` where there is a key for it, else `local`"),
     Known("upload_limit_mb", float, None, "largest project taken, compressed, in MB; none: what the provider takes"),
     Known("dev.instance_type", str, None, "kind of machine for `flow dev`; none: h100, or another with a GPU, or any"),
     Known("dev.image", str, None, "container image that `flow dev -c` runs in; none: on the machine itself"),
@@ -95,7 +97,7 @@ SETTINGS: tuple[Known, ...] = (
     Known(
         "mithril.ssh_key", str, None, "SSH key to log in with: its name or id there, or a file here; none: Flow's own"
     ),
-    Known("mithril.api_url", str, "https://api.mithril.ai", "where the API is"),
+    Known("mithril.api_url", str, "https://api.mithril.ai", "where the API is", own=True),
     Known(
         "mithril.price_factor", float, 1.5, "limit price, where no cap is given: the current price times this", least=1
     ),
@@ -108,11 +110,17 @@ _SECTIONS = {name.partition(".")[0] for name in _KNOWN if "." in name}
 
 
 class Settings:
-    """All settings, each with its origin; made by `load`. `warnings` tell what was passed over in files."""
+    """All settings, each with its origin; made by `load`. `warnings` tell what was passed over in files.
 
-    def __init__(self, settings: Mapping[str, Setting], warnings: tuple[str, ...] = ()) -> None:
-        self.warnings = warnings
+    `profile`: the one that was chosen.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Setting], warnings: tuple[str, ...] = (), profile: str | None = None
+    ) -> None:
+        self.warnings, self.profile = warnings, profile
         self._settings = dict(settings)
+        self._of_profile: set[str] = set()
 
     @classmethod
     def load(
@@ -120,37 +128,79 @@ class Settings:
     ) -> Settings:
         """Read all layers; None (an empty variable, a key without a value) leaves the word to the next one.
 
-        flags: by setting name. cwd: where the search for the project's file starts.
-        Raises ValidationError, with the place, for values that are not allowed; unknown names in files only warn.
+        flags: by setting name. cwd: where the search for the project's file starts. FLOW_PROFILE chooses a profile.
+        Raises ValidationError, with the place, for values that are not allowed, UnknownProfileError; unknown names in
+        files only warn.
         """
         env = os.environ if env is None else env
         settings = {one.name: Setting(one.name, one.default, "default", one.help, one.secret) for one in SETTINGS}
         warnings: list[str] = []
-        for file in _files(env, cwd, warnings):
-            settings.update(_from_file(file, warnings))
+        profile = env.get("FLOW_PROFILE") or None
+        files = [_read(file, profile, warnings, is_own=is_own) for file, is_own in _files(env, cwd, warnings)]
+        for file in files:
+            settings.update(file.settings)
+        of_profile = {name: one for file in files for name, one in file.of_profile.items()}
+        settings.update(of_profile)
+        _refuse_unknown_profile(profile, {name for file in files for name in file.profiles})
         for known in SETTINGS:
             variables = [(env.get(name), name) for name in (*reversed(known.also), known.variable)]
             for raw, origin in (*variables, ((flags or {}).get(known.name), known.flag)):
                 if raw not in (None, ""):
                     settings[known.name] = _from_outside(known, raw, origin)
-        return cls(settings, tuple(warnings))
+        key, provider = settings["mithril.api_key"], settings["provider"]
+        if provider.origin == "default" and key.value:
+            origin = f"default, as {key.name} is in {key.origin}"
+            settings["provider"] = provider._replace(value="mithril", origin=origin)
+        loaded = cls(settings, tuple(warnings), profile)
+        loaded._of_profile = set(of_profile)
+        return loaded
+
+    def with_profile(self, profile: str | None) -> Settings:
+        """These, or those of another profile. Raises UnknownProfileError."""
+        if profile == self.profile:
+            return self
+        return Settings.load(env={**os.environ, "FLOW_PROFILE": profile or ""})
+
+    def has_of_profile(self, section: str) -> bool:
+        """Whether the profile sets anything in the section."""
+        return any(name.startswith(f"{section}.") for name in self._of_profile)
 
     def get(self, name: str) -> Any:
-        """The value of a setting. Raises ValidationError for a name that is none."""
-        return self._named(name).value
+        """The value of a setting; of a secret that is in the keyring, what is there.
+
+        Raises ValidationError for a name that is none, and where the keyring does not have it.
+        """
+        setting = self.setting(name)
+        if not setting.secret or not is_in_keyring(setting.value):
+            return setting.value
+        from flow.keyring_entries import read_entry
+
+        return read_entry(setting.name, setting.value)
 
     def origin(self, name: str) -> str:
         """Where the value came from: `--provider`, `FLOW_PROVIDER`, `/path/config.yaml:3` or `default`."""
-        return self._named(name).origin
+        return self.setting(name).origin
 
     def all(self) -> list[Setting]:
         """Every setting, in the order of the table."""
         return list(self._settings.values())
 
-    def _named(self, name: str) -> Setting:
-        if name not in self._settings:
-            raise ValidationError(f"no setting `{name}`", suggestions=_near(name))
-        return self._settings[name]
+    def setting(self, name: str) -> Setting:
+        """The setting, by its name or another way to write it. Raises ValidationError for a name that is none."""
+        return self._settings[known_setting(name).name]
+
+
+def known_setting(name: str) -> Known:
+    """The setting of that name, or written that way. Raises ValidationError."""
+    found = _KNOWN.get(setting_name(name))
+    if found is None:
+        raise ValidationError(f"no setting `{name}`", suggestions=_near(name))
+    return found
+
+
+def is_in_keyring(value: object) -> bool:
+    """Whether this stands in a setting for a secret that the system's keyring has."""
+    return isinstance(value, str) and value.partition(":")[0] == "keyring"
 
 
 def flow_home(env: Mapping[str, str] | None = None) -> Path:
@@ -167,16 +217,21 @@ def flow_home(env: Mapping[str, str] | None = None) -> Path:
         ) from None
 
 
-def _files(env: Mapping[str, str], cwd: Path | None, warnings: list[str]) -> Iterator[Path]:
-    """The user's file, then the project's: a later one overrides."""
-    user_file = flow_home(env) / "config.yaml"
-    if _is_there(user_file):
-        yield user_file
-    project_file = _project_file(cwd, {user_file, _home(env) / _PROJECT_FILE})
+def user_file(env: Mapping[str, str] | None = None) -> Path:
+    """The user's own settings file, which need not be there."""
+    return flow_home(env) / "config.yaml"
+
+
+def _files(env: Mapping[str, str], cwd: Path | None, warnings: list[str]) -> Iterator[tuple[Path, bool]]:
+    """The user's own file, then the project's: a later one overrides. With each, whether it is the user's own."""
+    own = user_file(env)
+    if _is_there(own):
+        yield own, True
+    project_file = _project_file(cwd, {own, _home(env) / _PROJECT_FILE})
     if project_file and _is_foreign(project_file):
         warnings.append(f"`{project_file}` was passed over: it belongs to another user")
     elif project_file:
-        yield project_file
+        yield project_file, False
 
 
 def _project_file(cwd: Path | None, others: set[Path]) -> Path | None:
@@ -201,46 +256,69 @@ def _is_foreign(file: Path) -> bool:
     return os.getuid() != 0 and file.stat().st_uid not in (0, os.getuid())
 
 
-def _from_file(file: Path, warnings: list[str]) -> dict[str, Setting]:
-    """What a file sets; nested (`local: {strict: true}`) and dotted (`local.strict: true`) are the same."""
+class _File(NamedTuple):
+    """What a file sets, what the chosen profile in it sets, and the profiles that it has."""
+
+    settings: dict[str, Setting]
+    of_profile: dict[str, Setting]
+    profiles: set[str]
+
+
+def _read(file: Path, profile: str | None, warnings: list[str], *, is_own: bool) -> _File:
     from flow.mistakes import Mistake
     from flow.yaml_positions import read_document
 
-    document = read_document(file, _is_text)
-    found: dict[str, Setting] = {}
+    document = read_document(file, is_text)
+    found = _File({}, {}, set())
     mistakes: list[Mistake] = []
-    for name, location, value in _flat(document.values):
-        line = document.place(location, of_key=True).line
+    for name, of, location, value in entries(document.values):
         known = _KNOWN.get(name)
-        if known is None and name not in _SECTIONS:
+        if of is not None:
+            found.profiles.add(of)
+        if known and known.secret and value is not None and not is_in_keyring(value):
+            _warn_if_open(file, warnings)
+        if value is None or of not in (None, profile):
+            continue
+        line = document.place(location, of_key=True).line
+        if known is None and name not in (*_SECTIONS, PROFILES, ""):
             warnings.append("; ".join((f"{file}:{line}: unknown setting `{name}`", *_near(name))))
             continue
+        if known and known.own and not is_own:
+            warnings.append(f"{file}:{line}: `{name}` was passed over: it belongs into `{user_file()}`")
+            continue
+        settings = found.settings if of is None else found.of_profile
         try:
             if known is None:
-                raise ValidationError("has settings, but no value", suggestions=[f"write `{name}.…: value`"])
-            if name in found:
+                raise ValidationError("has settings, but no value", suggestions=[f"write `{name or of}.…: value`"])
+            if name in settings:
                 raise ValidationError("is set twice", suggestions=["keep one of them"])
-            found[name] = _setting(known, value, f"{file}:{line}")
+            settings[name] = _setting(known, value, f"{file}:{line}")
         except ValidationError as error:
-            mistakes.append(Mistake(f"{name}: {error.message}", error.suggestions, location))
+            mistakes.append(Mistake(f"{name or of}: {error.message}", error.suggestions, location))
     if mistakes:
         raise document.error(mistakes)
     return found
 
 
-def _flat(values: Mapping[str, Any], above: Location = ()) -> Iterator[tuple[str, Location, Any]]:
-    """(dotted name, location, value) of everything that has a value."""
-    for key, value in values.items():
-        location = (*above, key)
-        if isinstance(value, Mapping):
-            yield from _flat(value, location)
-        elif value is not None:
-            yield ".".join(str(step) for step in location), location, value
+def _warn_if_open(file: Path, warnings: list[str]) -> None:
+    warning = f"`{file}` holds a key, and others can read it: `chmod 600 {file}`"
+    if file.stat().st_mode & 0o077 and warning not in warnings:
+        warnings.append(warning)
 
 
-def _is_text(location: Location) -> bool:
+def _refuse_unknown_profile(profile: str | None, there: set[str]) -> None:
+    if profile is None or profile in there:
+        return
+    names = ", ".join(f"`{one}`" for one in sorted(there))
+    near = did_you_mean(profile, there) or ([f"there is {names}"] if there else [])
+    raise UnknownProfileError(
+        f"no profile `{profile}` in the settings", suggestions=[*near, f"make it with `flow --profile {profile} init`"]
+    )
+
+
+def is_text(location: Location) -> bool:
     """Whether YAML shall leave the value as it was written: `provider: no` is a name."""
-    known = _KNOWN.get(".".join(str(step) for step in location))
+    known = _KNOWN.get(named(location)[0])
     return known is not None and known.kind in (str, Path)
 
 
@@ -252,10 +330,10 @@ def _from_outside(known: Known, raw: Any, origin: str) -> Setting:
 
 
 def _setting(known: Known, raw: Any, origin: str) -> Setting:
-    return Setting(known.name, _value(known, raw), origin, known.help, known.secret)
+    return Setting(known.name, value_of(known, raw), origin, known.help, known.secret)
 
 
-def _value(known: Known, raw: Any) -> Any:
+def value_of(known: Known, raw: Any) -> Any:
     """`raw`, from a file, a variable or a flag, as the kind that the setting has. Raises ValidationError."""
     if known.kind is bool:
         word = str(raw).lower()
@@ -272,7 +350,7 @@ def _value(known: Known, raw: Any) -> Any:
     if not isinstance(raw, (str, Path)):
         raise _refused(known, raw, "is not text", "write text")
     if known.kind is str:
-        return str(raw)
+        return provider_name(str(raw)) if known.name == "provider" else str(raw)
     path = _expanded(raw)
     if not path.is_absolute():
         raise _refused(known, raw, "is a relative path", "write an absolute path, or one from `~`")

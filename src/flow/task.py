@@ -460,15 +460,16 @@ class Task:
 
         return upload_code(self, self._running(), self._records.home, Path(source).absolute(), node=node)
 
-    def jupyter(self, *, node: int = 0) -> Jupyter:
+    def jupyter(self, *, node: int = 0, origin: str = "", local: int | None = None) -> Jupyter:
         """A Jupyter server in the running task, reached at its `url`: the one that the task serves, else a new one.
 
-        A new one serves the task's workspace, with a token, until `close()` or the end of a `with` block. Raises
-        ResourceNotFoundError where Jupyter is not installed in the task.
+        A new one serves the task's workspace, with a token, until `close()` or the end of a `with` block. origin: of a
+        page that shall be able to use it, as `https://colab.research.google.com`. local: its port here, which is
+        otherwise any. Raises ResourceNotFoundError where Jupyter is not installed in the task.
         """
         from flow.jupyter import Jupyter
 
-        return Jupyter(self, self._running, node=node)
+        return Jupyter(self, self._running, node=node, origin=origin, local=local)
 
     def mount(self, volume: Volume, store: VolumeStore) -> str:
         """Give the running task one more volume, on each of its nodes; the path at which it is seen.

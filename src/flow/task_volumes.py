@@ -83,8 +83,10 @@ def plan_mounts(
         if parse_source(source)[0] == S3
     ]
     mounts.sort(key=lambda one: one.target)
+    if provider.capabilities.divides_machines:
+        mounts = [one for one in mounts if _is_taken(one, notes)]
     if provider.capabilities.same_machine:
-        mounts = [one for one in mounts if _is_taken_here(one, notes)]
+        _check_hides_nothing(mounts)
     _check_overlaps(mounts)
     return tuple(mounts)
 
@@ -160,20 +162,24 @@ def _check_sharing(name: str, interface: str, config: TaskConfig) -> None:
         )
 
 
-def _is_taken_here(mount: Mount, notes: list[str]) -> bool:
-    """Whether a mount is made on this machine. Raises ValidationError where it would hide Flow's own files."""
+def _is_taken(mount: Mount, notes: list[str]) -> bool:
+    """Whether a mount is made on a machine that other tasks have, too."""
     if mount.target == DOCKER_CACHE:
         notes.append(
-            f"`{DOCKER_CACHE}` is this machine's own: its docker keeps its images there, the volume is not used"
+            f"`{DOCKER_CACHE}` is the machine's own: its docker keeps its images there, the volume is not used"
         )
-        return False
-    home, target = (Path(os.path.realpath(path)) for path in (flow_home(), mount.target))
-    if home.is_relative_to(target) or target.is_relative_to(home):
-        raise ValidationError(
-            f"a mount at `{mount.target}` would hide Flow's own folder `{flow_home()}`",
-            suggestions=["mount it elsewhere, as `/data`"],
-        )
-    return True
+    return mount.target != DOCKER_CACHE
+
+
+def _check_hides_nothing(mounts: Sequence[Mount]) -> None:
+    """No mount on this machine may hide Flow's own files."""
+    for mount in mounts:
+        home, target = (Path(os.path.realpath(path)) for path in (flow_home(), mount.target))
+        if home.is_relative_to(target) or target.is_relative_to(home):
+            raise ValidationError(
+                f"a mount at `{mount.target}` would hide Flow's own folder `{flow_home()}`",
+                suggestions=["mount it elsewhere, as `/data`"],
+            )
 
 
 def _check_overlaps(mounts: Sequence[Mount]) -> None:

@@ -66,7 +66,7 @@ def read_document(path: str | os.PathLike[str], is_text: Callable[[Location], bo
     Raises ResourceNotFoundError when the file is missing, ValidationError when it is anything but one YAML mapping.
     """
     name = os.fspath(path)
-    return parse_document(_read(Path(path), name), name, is_text)
+    return parse_document(read_text(Path(path), name), name, is_text)
 
 
 def parse_document(text: str, name: str, is_text: Callable[[Location], bool] = lambda _: False) -> Document:
@@ -156,7 +156,8 @@ class _Walk:
             self.mistakes.append((f"cannot read this value: {error}", node.start_mark))
 
 
-def _read(path: Path, name: str) -> str:
+def read_text(path: Path, name: str) -> str:
+    """A file's text, if it may be YAML. Raises what `read_document` does."""
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)

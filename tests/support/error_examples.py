@@ -43,6 +43,7 @@ EXAMPLES = {
             print("RemoteError:", error.message)
             print(error.remote_type, "|", error.traceback.splitlines()[-1])
         """,
+    "UnknownProfileError": "$ flow --profile work status",
     "UsageError": "$ flow run python train.py --lr 0.1",
     "ConfirmationRequiredError": "$ flow cancel --name-pattern 'train*' </dev/null",
 }

@@ -55,6 +55,12 @@ for one in "$1" /tmp /var/tmp /dev/shm; do # for -xdev goes into what is mounted
 done
 find "$1" /tmp /var/tmp /dev/shm -xdev -mindepth 1 -delete
 """
+_GIVE_KEY = """
+mkdir -p -m 700 "$1/.ssh"
+printf %s "$2" >"$1/.ssh/id_ed25519"
+chmod 600 "$1/.ssh/id_ed25519"
+chown -R "$3:" "$1/.ssh"
+"""
 _SERVE = """
 rm -f /run/sshd.pid
 while [ ! -e /run/sshd.pid ]; do # the one that was killed has to let go of the port first
@@ -92,6 +98,7 @@ class Fleet:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for host in self.hosts.values():
+            host.hang_up()
             host.reap()
         sweep(self.number)
         self._claim.close()
@@ -113,6 +120,12 @@ class Fleet:
         words = [(host.name, host.address, host.machine.user, self.folder) for host in self.hosts.values()]
         self.config.write_text("".join(_CLIENT.format(*one) for one in words))
         return hosts
+
+    def acquaint(self) -> None:
+        """Have who logs in to a machine get from there to the others by himself, until `clean`."""
+        key = (self.folder / "user").read_text()
+        for host in self.hosts.values():
+            host.run(_GIVE_KEY, host.home, key, host.machine.user)
 
     def clean(self) -> None:
         """Every machine as it was, see `Host.clean`, and unknown to everybody."""
@@ -191,6 +204,11 @@ class Host:
         self.power_off()
         self.start()
 
+    def hang_up(self) -> None:
+        """All its processes are killed, and whoever is connected to one hears of it."""
+        if self._init():
+            self.run("kill -9 -1; while pgrep -x sshd; do sleep 0.01; done", check=False)
+
     def power_off(self) -> None:
         """At once, so that nobody hears of it."""
         if not self._shell:
@@ -239,6 +257,7 @@ class Host:
             "address": self.address,
             "gateway": self.fleet.gateway,
             "gateway_mac": self.fleet.mac,
+            "copies": " ".join(self.machine.copies),
         }
         groups = make_groups(self._group, self.machine.memory_mb)
         argv = ["unshare", *_NAMESPACES, "bash", "-ec", _JOIN, "bash", *map(str, groups)]

@@ -56,6 +56,10 @@ ln -s /proc/self/fd root/dev/fd
 ln -s fd/0 root/dev/stdin && ln -s fd/1 root/dev/stdout && ln -s fd/2 root/dev/stderr
 for one in dev/shm run tmp; do mount -t tmpfs tmpfs "root/$one"; done
 chmod 755 root/run
+for one in $copies; do # what is deleted or changed there stays as it is here
+  mkdir -p "root$one" "copies.new$one" "copies.work$one"
+  mount -t overlay overlay -o "lowerdir=$one,upperdir=copies.new$one,workdir=copies.work$one" "root$one"
+done
 for one in shares/*; do # folders that several machines see
   [ ! -d "$one" ] || { mkdir -p "root/run/$one" && mount --bind "$one" "root/run/$one"; }
 done
@@ -119,6 +123,7 @@ class Machine:
     user: str = "root"  # who logs in
     memory_mb: int | None = None
     disk_mb: int | None = None  # of the user's home, where it is to get full
+    copies: tuple[str, ...] = ()  # folders of this machine of which it has a copy
     without: tuple[str, ...] = ()  # programs that are not there, such as `python3`
     sshd: Mapping[str, str | int] = field(default_factory=dict)  # MaxSessions and the like
 

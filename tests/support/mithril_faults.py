@@ -52,7 +52,7 @@ KINDS = (
     Kind("two nodes", _WORK, ("completed",), {"num_instances": 2}),
     Kind("array", _WORK, ("completed",), {"array": "1-3"}),
     Kind(
-        "with a volume", _WORK, ("completed",),
+        "with a volume", f"touch /data/written || exit 9; {_WORK}", ("completed",),
         {"volumes": [{"mount_path": "/data", "size_gb": 1, "ephemeral": True}]},
     ),
     Kind("second try", f"{_WORK}; [ $FLOW_ATTEMPT -ge 2 ]", ("completed",), {"retries": 1}),

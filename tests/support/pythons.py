@@ -19,8 +19,14 @@ def old_pythons() -> list[str]:
     return [*(program for program in old if program != _SYSTEM), _SYSTEM]
 
 
+def new_python() -> str | None:
+    """A program that is Python 3.13 or 3.12, if there is one."""
+    found = {version: program for program in _candidates() if (version := _version(program))}
+    return found.get("3.13") or found.get("3.12")
+
+
 def _candidates() -> list[str]:
-    named = [shutil.which(f"python3.{minor}") for minor in (8, 9, 10)]
+    named = [shutil.which(f"python3.{minor}") for minor in (8, 9, 10, 12, 13)]
     # pyenv's names on PATH start only what was chosen; beside them lies all that there is.
     pyenv = Path(shutil.which("pyenv") or "/nowhere/bin/pyenv").parents[1]
     kept = sorted(str(path) for path in pyenv.glob("versions/3.*/bin/python3"))

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 import flow
+from flow.cli.group import TaskGroup
 from flow.errors import FlowError
 from tests.support.error_examples import ELSEWHERE, Example, run_examples
 
@@ -23,16 +24,30 @@ _MADE = "<!-- Made from the code by `python -m tests.support.reference`; change 
 
 def cli_page() -> str:
     """Every command with its usage, options and example, by section of `flow --help`."""
-    from flow.cli import COMMANDS
-    from flow.cli import flow as group
+    from flow.cli import flow as program
 
-    lines = ["# Commands", "", _MADE, ""]
-    lines += ["`flow COMMAND -h` shows the same on the screen. Data goes to stdout, everything else to stderr.", ""]
-    rows = [(f"[`flow {name}`](#flow-{name})", entry.section, entry.help) for name, entry in COMMANDS.items()]
+    return _program_page(program, "Commands")
+
+
+def mithril_page() -> str:
+    """The same of `mithril`."""
+    from flow.mithril_cli import mithril
+
+    return _program_page(mithril, "The `mithril` command")
+
+
+def _program_page(program: TaskGroup, title: str) -> str:
+    lines = [f"# {title}", "", _MADE, ""]
+    told = f"`{program.name} COMMAND -h` shows the same on the screen. Data goes to stdout, everything else to stderr."
+    lines += [told, ""]
+    rows = [
+        (f"[`{program.name} {name}`](#{program.name}-{name})", entry.section, entry.help)
+        for name, entry in program.table.items()
+    ]
     lines += _table(("command", "for", "what it does"), rows)
-    context = click.Context(group, info_name="flow", **group.context_settings)
-    for name in COMMANDS:
-        command = group.get_command(context, name)
+    context = click.Context(program, info_name=program.name, **program.context_settings)
+    for name in program.table:
+        command = program.get_command(context, name)
         assert command is not None
         lines += _command(command, click.Context(command, info_name=name, parent=context), level=2)
     return "\n".join(lines) + "\n"
@@ -157,9 +172,9 @@ def settings_page() -> str:
 
     lines = ["# Settings", "", _MADE, ""]
     lines += [
-        "A setting comes from, in this order: the option of the command, its environment variable, `.flow/config.yaml`",
-        "in the nearest folder that has one, upwards from here, `$FLOW_HOME/config.yaml`, the default.",
-        "`flow config show --origin` tells which it was.",
+        "A setting comes from, in this order: the option of the command, its environment variable, the chosen profile,",
+        "`.flow/config.yaml` in the nearest folder that has one, upwards from here, `$FLOW_HOME/config.yaml`, the",
+        "default. `flow config show --origin` tells which it was; `flow config set` writes your own file.",
         "",
     ]
     rows = [
@@ -187,6 +202,7 @@ def _paragraphs(text: str | None) -> list[str]:
 
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
+    "mithril.md": mithril_page,
     "task.md": task_page,
     "errors.md": errors_page,
     "settings.md": settings_page,

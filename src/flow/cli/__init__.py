@@ -30,6 +30,7 @@ COMMANDS = {
     "forward": Entry("flow.cli.forward:forward", "Make ports of a task ports of this machine.", _TASKS),
     "upload-code": Entry("flow.cli.upload_code:upload_code", "Bring a running task's code up to date.", _TASKS),
     "jupyter": Entry("flow.cli.jupyter:jupyter", "Open notebooks in a running task.", _TASKS),
+    "colab": Entry("flow.cli.colab:colab", "A machine of yours behind Google Colab's page.", _TASKS),
     "ssh-config": Entry("flow.cli.ssh_config:ssh_config", "Entries for ssh, scp, rsync and editors.", _TASKS),
     "mount": Entry("flow.cli.mount:mount", "Give a running task one more volume.", _TASKS),
     "offers": Entry("flow.cli.offers:offers", "The machines to be had now, and their price.", _MACHINES),
@@ -45,17 +46,18 @@ COMMANDS = {
     "scontrol": Entry("flow.cli.slurm.scontrol:scontrol", "Tasks in detail; hold, release, requeue them.", _SLURM),
     "sinfo": Entry("flow.cli.slurm.sinfo:sinfo", "List the machines to be had.", _SLURM),
     "slurm": Entry("flow.cli.slurm.install:slurm", "Put these commands on PATH under their own names.", _SLURM),
-    "config": Entry("flow.cli.config:config", "Show the settings and where each comes from.", _SETUP),
+    "init": Entry("flow.cli.init:init", "Set Flow up: where tasks run, and what that needs.", _SETUP),
+    "config": Entry("flow.cli.config:config", "Show and change the settings.", _SETUP),
     "schema": Entry("flow.cli.schema:schema", "Print the JSON schema of a task file.", _SETUP),
-    "completion": Entry("flow.cli.completion:completion", "Print the completion script of a shell.", _SETUP),
+    "completion": Entry("flow.cli.completion:completion", "Complete our commands in your shell.", _SETUP),
     "prune": Entry("flow.cli.prune:prune", "Delete the records of ended tasks.", _SETUP),
 }
 
 SYNONYMS = {
     "copy": "cp", "delete": "cancel", "describe": "info", "exec": "ssh", "hosts": "host", "kill": "cancel",
     "lab": "jupyter", "launch": "run", "list": "status", "log": "logs", "ls": "status", "notebook": "jupyter",
-    "port-forward": "forward", "ps": "status", "rm": "cancel", "scp": "cp", "shell": "ssh", "show": "info",
-    "stop": "cancel", "submit": "run", "tail": "logs", "upload": "upload-code", "volumes": "volume",
+    "port-forward": "forward", "ps": "status", "rm": "cancel", "scp": "cp", "setup": "init", "shell": "ssh",
+    "show": "info", "stop": "cancel", "submit": "run", "tail": "logs", "upload": "upload-code", "volumes": "volume",
 }  # fmt: skip
 
 flow = TaskGroup(
@@ -64,18 +66,24 @@ flow = TaskGroup(
     name="flow",
     help="Run tasks anywhere: on this machine, SSH hosts, Slurm or a cloud.",
     example="flow run 'echo hello' --watch",
+    is_program=True,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (those of the process by default) and return its exit code."""
+    return run_program(flow, arguments)
+
+
+def run_program(program: TaskGroup, arguments: Sequence[str] | None = None) -> int:
+    """The same of any program."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     invocation = Invocation(as_json="--json" in words[: words.index("--") if "--" in words else None])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason to fail
     try:
-        code = _completed(words) if "_FLOW_COMPLETE" in os.environ else flow.call(words, invocation)
+        code = _completed(program) if _completing(program) in os.environ else program.call(words, invocation)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -85,8 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report(error, invocation)
 
 
-def _completed(words: Sequence[str]) -> int:
+def _completed(program: TaskGroup) -> int:
     """What a shell's completion function asks for, by click's protocol."""
     from click.shell_completion import shell_complete
 
-    return shell_complete(flow, {}, "flow", "_FLOW_COMPLETE", os.environ["_FLOW_COMPLETE"])
+    variable = _completing(program)
+    return shell_complete(program, {}, str(program.name), variable, os.environ[variable])
+
+
+def _completing(program: TaskGroup) -> str:
+    return f"_{program.name}_COMPLETE".upper()

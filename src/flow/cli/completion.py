@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import get_completion_class
 
+from flow.cli import output
 from flow.cli.group import FlowCommand
+from flow.cli.shell_start import SHELLS, completion_script, install
 
 
 @click.command(cls=FlowCommand)
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), metavar="bash|zsh|fish")
-def completion(shell: str) -> int:
-    """Print the completion script of a shell.
-
-    In bash and zsh put the example into the start file of the shell; in fish write the output to
-    `~/.config/fish/completions/flow.fish`.
+@click.argument("shell", type=click.Choice(SHELLS), metavar="bash|zsh|fish")
+@click.option("--install", "do_install", is_flag=True, help="Have each start of the shell load it.")
+def completion(shell: str, *, do_install: bool) -> int:
+    """Print the completion script of a shell, or install it: one line in the file that the shell starts with.
 
     Example:
-      eval "$(flow completion bash)"
+      flow completion bash --install
     """
-    kind = get_completion_class(shell)
-    if kind is None:
-        raise click.UsageError(f"no completion for {shell}")
-    click.echo(kind(click.Command("flow"), {}, "flow", "_FLOW_COMPLETE").source())
+    if do_install:
+        output.say(f"`{install(shell)}` loads it: open a new {shell}")
+    else:
+        click.echo(completion_script(shell), nl=False)
     return 0

@@ -18,6 +18,7 @@ from flow.errors import FlowError
 from flow.status import TaskStatus
 
 if TYPE_CHECKING:
+    from flow.jupyter import Jupyter
     from flow.task import Task
 
 _CODES = {TaskStatus.COMPLETED: 0, TaskStatus.TIMED_OUT: 124, TaskStatus.LOST: 125, TaskStatus.CANCELLED: 143}
@@ -25,6 +26,7 @@ _WAITING = (TaskStatus.PENDING, TaskStatus.STARTING, TaskStatus.PREEMPTED, TaskS
 _QUIET_SECONDS = 1.0  # a phase shorter than this is not worth a line
 _REDRAW_SECONDS = 1.0
 _LONGEST_PAUSE = 0.25  # seconds between looks at a task that has not started
+_SERVER_SECONDS = 1.0  # between looks at whether it runs
 _RESULT_WIDTH = 200  # characters; a longer result is for `flow info`
 
 
@@ -96,6 +98,16 @@ def until_ended(task: Task, timeout: float | None = None, *, began: float | None
                         suggestions=[f"wait on with `flow wait {task.task_id}`"],
                     ) from None
                 phase.show(_phase_of(task), time.monotonic() - began)
+
+
+def until_unserved(task: Task, server: Jupyter) -> None:
+    """Wait for the end of the task, or of a server that was started in it, and say which it was."""
+    from flow.errors import TimeoutError as FlowTimeoutError
+
+    while server.is_running and not task.status.is_final:
+        with contextlib.suppress(FlowTimeoutError):
+            task.wait(_SERVER_SECONDS)
+    output.say(f"`{task}` has ended: {task.status}" if task.status.is_final else "the server has ended")
 
 
 def summary(task: Task) -> list[str]:

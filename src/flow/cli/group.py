@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import click
 
@@ -53,11 +54,15 @@ class FlowCommand(click.Command):
     """A command whose docstring ends with `Example:` and a line to type, which is shown after the options.
 
     `sections` groups the options by the names of their parameters; the rest stand under "Options".
+    `takes_profile`: whether `--profile`, an option of `flow` itself, may also stand among its own.
     """
+
+    takes_profile: ClassVar[bool] = True
 
     def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sections = sections or {}
+        self.params += [_profile_option(hidden=True)] if self.takes_profile else []
         text, _, example = inspect.cleandoc(self.help or "").partition("\nExample:\n")
         self.help = text.rstrip()
         self.example = [line.strip() for line in example.splitlines() if line.strip()]
@@ -84,9 +89,17 @@ class FlowCommand(click.Command):
 
 
 class TaskGroup(click.Group):
-    """`flow`, or a command with commands of its own, made from a table; a module is imported when it is called."""
+    """A program, or a command with commands of its own, made from a table; a module is imported when it is called."""
 
-    def __init__(self, table: Mapping[str, Entry], synonyms: Mapping[str, str], *, example: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        table: Mapping[str, Entry],
+        synonyms: Mapping[str, str],
+        *,
+        example: str,
+        is_program: bool = False,
+        **kwargs: Any,
+    ) -> None:
         version = click.Option(
             ["--version"],
             is_flag=True,
@@ -96,7 +109,7 @@ class TaskGroup(click.Group):
             help="Show the version and exit.",
         )
         super().__init__(
-            params=[version] if kwargs["name"] == "flow" else [],
+            params=[_profile_option(hidden=False), version] if is_program else [],
             callback=_show_help,
             invoke_without_command=True,
             context_settings={"help_option_names": ["-h", "--help"]},
@@ -109,7 +122,7 @@ class TaskGroup(click.Group):
     def call(self, words: Sequence[str], invocation: Invocation) -> int:
         """Run one command line and return its exit code; whatever goes wrong is raised."""
         try:
-            with self.make_context("flow", list(words), obj=invocation) as context:
+            with self.make_context(self.name, list(words), obj=invocation) as context:
                 code = self.invoke(context)
                 return code if isinstance(code, int) else 0
         except click.exceptions.Exit as end:
@@ -173,6 +186,23 @@ def write_example(formatter: click.HelpFormatter, lines: Sequence[str]) -> None:
             formatter.write(" " * formatter.current_indent + line + "\n")
 
 
+def _profile_option(*, hidden: bool) -> click.Option:
+    return click.Option(
+        ["--profile"],
+        metavar="NAME",
+        is_eager=True,
+        expose_value=False,
+        hidden=hidden,
+        callback=_choose_profile,
+        help="Use this profile of the settings.",
+    )
+
+
+def _choose_profile(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        os.environ["FLOW_PROFILE"] = value  # what this process starts shall use it, too
+
+
 def _show_help() -> None:
     context = click.get_current_context()
     if context.invoked_subcommand is None:
@@ -181,7 +211,7 @@ def _show_help() -> None:
 
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        click.echo(f"flow {flow.__version__}")
+        click.echo(f"{ctx.info_name} {flow.__version__}")
         ctx.exit()
 
 

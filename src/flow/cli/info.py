@@ -110,7 +110,12 @@ def _attempts(task: Task) -> list[str]:
         if attempt.started_at and attempt.ended_at:
             ran = times.span((attempt.ended_at - attempt.started_at).total_seconds())
         rows.append((f"  {attempt.number}", str(attempt.status), ran, attempt.reason or ""))
-    columns = [output.Column(""), output.Column("", state=True), output.Column("", right=True), output.Column("")]
+    columns = [
+        output.Column(""),
+        output.Column("", colors=output.STATES),
+        output.Column("", right=True),
+        output.Column(""),
+    ]
     return output.table(columns, rows)[1:]
 
 

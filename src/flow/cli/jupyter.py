@@ -10,9 +10,6 @@ import click
 from flow.cli import follow, output
 from flow.cli.group import FlowCommand
 from flow.cli.references import task_argument
-from flow.errors import TimeoutError as FlowTimeoutError
-
-_LOOK_SECONDS = 1.0
 
 
 @click.command(cls=FlowCommand)
@@ -41,12 +38,7 @@ def jupyter(reference: str, *, node: int, no_browser: bool) -> None:
             import webbrowser
 
             webbrowser.open(server.url)
-        while server.is_running and not task.status.is_final:
-            try:
-                task.wait(_LOOK_SECONDS)
-            except FlowTimeoutError:
-                continue
-    output.say(f"`{task}` has ended: {task.status}" if task.status.is_final else "the server has ended")
+        follow.until_unserved(task, server)
 
 
 def _has_screen() -> bool:

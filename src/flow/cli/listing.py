@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     Column("TASK"),
     Column("NAME", least=8),
-    Column("STATUS", state=True),
+    Column("STATUS", colors=output.STATES),
     Column("TYPE", least=6),
     Column("AGE", right=True),
     Column("RUN TIME", right=True),

@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 GAP = "  "
 NOTHING = "-"
-_COLORS = {
+STATES = {
     "pending": "yellow", "starting": "yellow", "preempted": "yellow", "paused": "yellow", "running": "cyan",
     "completed": "green", "failed": "red", "timed_out": "red", "lost": "red", "cancelled": "magenta",
 }  # fmt: skip
@@ -26,13 +27,13 @@ _COLORS = {
 class Column(NamedTuple):
     """A column of a table. `least`: to how many characters it may be cut on a narrow terminal; None: never.
 
-    `state`: it holds the states of tasks, which have colours.
+    `colors`: of the words in it.
     """
 
     title: str
     least: int | None = None
     right: bool = False
-    state: bool = False
+    colors: Mapping[str, str] = MappingProxyType({})
 
 
 def note(text: str) -> None:
@@ -101,9 +102,7 @@ def layout(
     for row in titled:
         fitted = [_fit(cell, most, right=column.right) for cell, most, column in zip(row, widths, columns, strict=True)]
         if color:
-            fitted = [
-                _state_colored(cell) if column.state else cell for cell, column in zip(fitted, columns, strict=True)
-            ]
+            fitted = [_colored(cell, column.colors) for cell, column in zip(fitted, columns, strict=True)]
         lines.append(GAP.join(fitted).rstrip())
     return lines
 
@@ -140,7 +139,7 @@ def line_of(task: Task) -> str:
 def status_word(task: Task) -> str:
     """The state, coloured where that is welcome."""
     word = str(task.status)
-    return click.style(word, fg=_COLORS.get(word)) if has_color(sys.stdout) else word
+    return click.style(word, fg=STATES.get(word)) if has_color(sys.stdout) else word
 
 
 def _shrink(widths: list[int], columns: Sequence[Column], width: int | None) -> None:
@@ -172,6 +171,6 @@ def _width(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def _state_colored(cell: str) -> str:
+def _colored(cell: str, colors: Mapping[str, str]) -> str:
     word = cell.strip()
-    return cell.replace(word, click.style(word, fg=_COLORS[word])) if word in _COLORS else cell
+    return cell.replace(word, click.style(word, fg=colors[word])) if word in colors else cell

@@ -36,6 +36,7 @@ def run(tasks: str, folder: str, index: int | None, gpus: list[int] | None) -> N
     if not job.is_over():
         job.attempt(gpus)
     if job.is_over():
+        os.makedirs(folder, mode=0o700, exist_ok=True)  # of an element that never had a turn
         answers.write(folder, "ended", json.dumps({"code": job.last().get("code")}), durably=True)
 
 
@@ -156,6 +157,10 @@ class Turn:
             task["slurm"]["number"] = task["numbers"][str(self.index)]
         if gpus is not None and "CUDA_VISIBLE_DEVICES" not in task["env"]:
             task["gpu_ids"] = gpus
+        task["private_mounts"] = os.geteuid() == 0 or task.get("private_mounts", False)
+        for mount in task.get("mounts", []):
+            if mount["kind"] == "s3":
+                mount["cache"] = os.path.join(os.path.dirname(os.path.dirname(self.base)), "cache")
         if task["image"]:
             task["engine"] = next((one for one in facts.ENGINES if shutil.which(one)), None)
         os.makedirs(os.path.join(folder, "inbox"), mode=0o700, exist_ok=True)

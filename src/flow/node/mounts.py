@@ -93,6 +93,8 @@ def _folder_of(mount: dict[str, Any], folder: str, check: Callable[[], None]) ->
     if mount["kind"] == "device":
         _beside("volumes").mount_device(source, target)
         source = target
+    if mount["kind"] == "sshfs":
+        source = _beside("sshfs").attach(source, folder, check)
     if mount["kind"] == "s3":
         source = _objects(source, folder, mount["cache"], check)
     return {"source": source, "target": target, "read_only": mount["kind"] == "s3"}
@@ -332,20 +334,29 @@ def add(folder: str, source: str, name: str) -> None:
     try:
         with open(os.path.join(folder, "env.json"), encoding="utf-8") as file:
             place = json.load(file)
-        if place.get("container"):
-            return _add_to_container(folder, place["container"], source, target)
-        if not place.get("namespace_of"):
+        if not place.get("container") and not place.get("namespace_of"):
             raise CannotMount(
                 "it has no mounts of its own, as it was started by an ordinary user without a volume: start it with "
                 "`volumes`, or with `options: {private_mounts: true}`"
             )
+        if not source.startswith("/"):
+            source = _beside("sshfs").attach(source, folder)
+        if place.get("container"):
+            return _add_to_container(folder, place["container"], source, target)
+        ours = os.stat(source)
+        tree = _tree(source) if os.path.ismount(source) else None
         join_task(folder, *place["namespace_of"])
         if ("/mnt", OURS) not in [(one.path, one.source) for one in mount_points.mounted()]:
             _hold_place("/mnt")
             _show_anew("/mnt")  # so that nothing is left there when the task has ended
         os.makedirs(target, exist_ok=True)
-        if not os.path.samefile(source, target):  # else it is there already
-            _bind(source, target)
+        if os.path.samestat(ours, os.stat(target)):
+            return None  # it is there already
+        if tree is not None:
+            return _move(tree, target)
+        if not os.path.samestat(ours, os.stat(source)):
+            raise CannotMount("a mount does not get into the task of an ordinary user: start it with `volumes`")
+        _bind(source, target)
     except FileNotFoundError as error:
         raise CannotMount(f"`{error.filename}` is not there") from None
     except OSError as error:
@@ -357,12 +368,22 @@ def _add_to_container(folder: str, container: list[str], source: str, target: st
     if os.geteuid() != 0:
         raise CannotMount("a container of an ordinary user takes no volume later: start the task with `volumes`")
     pid = _first_process(folder, *container)
-    ours = os.stat(source)
-    tree = _call("syscall", OPEN_TREE, -100, os.fsencode(source), TREE_CLONE | os.O_CLOEXEC)
+    ours, tree = os.stat(source), _tree(source)
     _join(_open_namespaces(pid))
     os.makedirs(target, exist_ok=True)
     if not os.path.samestat(ours, os.stat(target)):  # else it is there already
-        _call("syscall", MOVE_MOUNT, tree, b"", -100, os.fsencode(target), FROM_NOTHING)
+        _move(tree, target)
+
+
+def _tree(source: str) -> int | None:
+    """What is seen at `source`, to be taken into another namespace; None for an ordinary user."""
+    if os.geteuid() != 0:
+        return None
+    return _call("syscall", OPEN_TREE, -100, os.fsencode(source), TREE_CLONE | os.O_CLOEXEC)
+
+
+def _move(tree: int | None, target: str) -> None:
+    _call("syscall", MOVE_MOUNT, tree, b"", -100, os.fsencode(target), FROM_NOTHING)
 
 
 def _first_process(folder: str, engine: str, name: str) -> int:
@@ -383,6 +404,9 @@ def _first_process(folder: str, engine: str, name: str) -> int:
 
 def main(argv: list[str]) -> NoReturn:
     """`add DIR SOURCE NAME`."""
+    if argv[:1] == ["keep"]:  # for who was sent along
+        _beside("sshfs").keep(*argv[1:])
+        sys.exit(0)
     if len(argv) != 4 or argv[0] != "add":
         sys.exit("usage: mounts.py add DIR SOURCE NAME")
     try:

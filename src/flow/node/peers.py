@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from flow.node.runner import Rank
 
 LOST_PEER_SECONDS = 10  # a rank whose connection was cut is lost after this
-LOST_MAIN_SECONDS = 60  # and rank 0 after this, unless its machine answers that nobody listens there any more
+LOST_MAIN_SECONDS = 60  # and rank 0 after this
+REFUSALS = 50  # or after so many in ten seconds, by a machine on which nobody listens any more
 
 
 def join(rank: Rank) -> Hub | Link:
@@ -35,11 +36,10 @@ class Wire:
         self.rest = b""
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, seconds in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 8)):
-            if hasattr(
-                socket, name
-            ):  # one that was rebooted is missed with the first, one that is cut off with the last
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
+        # a machine that was rebooted is missed with the first of these, one that is cut off with the last
+        for name, number in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 8)):
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), number)
         loop.on(sock, self.read)
 
     def read(self) -> None:
@@ -156,7 +156,7 @@ class Link:
         self.last_word: dict[str, Any] = {}
         self.is_heard = False
         self.is_told_to_stop = False
-        self.was_connected = False
+        self.refusals = -1e9  # before the first connection they say nothing
         self.loop.after(self.task.get("delivery_timeout_seconds", 1800), "main lost", self._lost)
         self._connect()
 
@@ -195,7 +195,7 @@ class Link:
         elif "heard" in message:
             self.is_heard = True
         elif not message:
-            self.wire = None
+            self.wire, self.refusals = None, 0
             self.loop.after(LOST_MAIN_SECONDS, "main lost", self._lost)
             self._connect()
 
@@ -205,7 +205,6 @@ class Link:
         self.loop.off(sock)
         self.loop.times.pop("connect")
         self.loop.times.pop("main lost", None)
-        self.was_connected = True
         self.wire = Wire(self.loop, sock, self.hear)
         self.wire.say(token=self.task["token"], rank=self.task["rank"])
         return self.wire.say(**self.last_word) if self.last_word else None
@@ -216,9 +215,9 @@ class Link:
 
     def _retry(self, sock: socket.socket, error: int) -> None:
         sock.close()
-        lost = self.loop.times.get("main lost")
-        if lost and self.was_connected and error == errno.ECONNREFUSED:  # rank 0 listens for as long as it lives
-            self.loop.times["main lost"] = min(lost[0], time.monotonic() + LOST_PEER_SECONDS), lost[1]
+        self.refusals += error == errno.ECONNREFUSED
+        if self.refusals == REFUSALS:
+            self._lost()
         self.loop.after(0.2, "connect", self._connect)
 
     def _lost(self) -> None:

@@ -12,7 +12,6 @@ import json
 import os
 import select
 import shutil
-import signal
 import sys
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -24,14 +23,11 @@ def _beside(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
-folders, keeper, request = map(_beside, ("s3_folders", "s3_keeper", "s3_request"))
+fuse, folders, keeper, request = map(_beside, ("fuse", "s3_folders", "s3_keeper", "s3_request"))
 CannotMount = _beside("mount_points").CannotMount
 NO_PROGRAM = "no program that mounts S3 is on this machine: install `s3fs`, `rclone` or `mount-s3`"
 LINGER_SECONDS = 60.0
 BUSY_SECONDS = 90  # how long one that is just being started or ended by others is waited for
-# What the keeper and its program see of this environment; PATH is completed with where the system's own programs are.
-KEPT_VARIABLES = ("HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "HTTPS_PROXY", "NO_PROXY")
-SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def attach(
@@ -59,7 +55,7 @@ def attach(
 
 def _attached(place: Place, access: dict[str, str], cache: str, check: Callable[[], None]) -> tuple[str, int]:
     """By the first program that can; as a copy where none is here."""
-    hindrance, failures = _hindrance(), []
+    hindrance, failures = fuse.hindrance(), []
     for tool in [] if hindrance else filter(shutil.which, _beside("s3_programs").COMMANDS):
         try:
             return _mounted(tool, place, access, cache, check)
@@ -73,33 +69,24 @@ def _attached(place: Place, access: dict[str, str], cache: str, check: Callable[
     return copied
 
 
-def _hindrance() -> str:
-    """Why no program could mount anything, on this machine and for this user; "" where it could."""
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return "this user has no /dev/fuse here, without which nothing can be mounted: load the kernel module `fuse`"
-    if os.geteuid() != 0 and not (shutil.which("fusermount3") or shutil.which("fusermount")):
-        return "`fusermount3` is not here, without which only root can mount: install `fuse3`"
-    return ""
-
-
 def _mounted(tool: str, place: Place, access: dict[str, str], cache: str, check: Callable[[], None]) -> tuple[str, int]:
     """The mount that there is already with these credentials, or a new one."""
     folder = folders.folder_of(cache, "mount", place, sorted(access.items()))
     at = os.path.join(folder, "fs")
-    start = folders.soon(lambda: folders.locked(os.path.join(folder, "lock")), check, BUSY_SECONDS)
+    start = fuse.soon(lambda: fuse.locked(os.path.join(folder, "lock")), check, BUSY_SECONDS)
     if start is None:
         raise CannotMount("another task has been mounting it for too long")
     try:
         folders.touch(folder)
         keeper_lock = os.path.join(folder, "keeper")
-        if not (folders.is_locked(keeper_lock) and folders.is_readable_mount(at)):
+        if not (fuse.is_locked(keeper_lock) and fuse.is_readable_mount(at)):
             # A program that died leaves a dead mount and a keeper about to clear it away.
-            if not folders.soon(lambda: not folders.is_locked(keeper_lock), check, BUSY_SECONDS):
+            if not fuse.soon(lambda: not fuse.is_locked(keeper_lock), check, BUSY_SECONDS):
                 raise CannotMount("its earlier mount broke, and does not go away")
             failure = _start_keeper(tool, place, access, folder, start=start, check=check)
             if failure:
                 raise CannotMount(failure)
-        return at, folders.locked(os.path.join(folder, "users"), folders.SHARED, wait=True)
+        return at, fuse.locked(os.path.join(folder, "users"), fuse.SHARED, wait=True)
     finally:
         os.close(start)
 
@@ -115,7 +102,7 @@ def _start_keeper(
     asked = {"tool": tool, "place": place, "access": access, "linger_seconds": linger}
     (its_stdin, to_it), (from_it, its_stdout) = os.pipe(), os.pipe()
     try:
-        _spawn([sys.executable, "-S", keeper.__file__, folder], folder, [its_stdin, its_stdout, start])
+        fuse.spawn_keeper([sys.executable, "-S", keeper.__file__, folder], folder, [its_stdin, its_stdout, start])
     finally:
         os.close(its_stdin)
         os.close(its_stdout)
@@ -126,14 +113,3 @@ def _start_keeper(
             check()
         line = answer.readline()
     return line.decode().strip() if line else "the process that would keep the mount died"
-
-
-def _spawn(argv: list[str], mark: str, fds: list[int]) -> None:
-    """Start it in a session of its own, with `fds` as 0, 1 and 3, and nothing else of this process."""
-    env = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    env["PATH"] = os.environ.get("PATH", "") + ":" + SYSTEM_PATH
-    env["FLOW_SCHEDULER"] = mark  # so that it is not taken for something that the task left behind
-    files: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, its) for fd, its in zip(fds, (0, 1, keeper.START_LOCK))]
-    files.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
-    signals: Any = {"setsigmask": [], "setsigdef": [signal.SIGHUP, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT]}
-    os.posix_spawn(argv[0], argv, env, file_actions=files, setsid=True, **signals)

@@ -20,7 +20,7 @@ def _beside(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
-folders = _beside("s3_folders")
+fuse, folders = _beside("fuse"), _beside("s3_folders")
 CannotMount = _beside("mount_points").CannotMount
 AT_ONCE = 8  # objects
 A_DAY = 86400
@@ -35,7 +35,7 @@ def copied(place: Place, access: dict[str, str], cache: str, check: Callable[[],
     from botocore.exceptions import BotoCoreError, ClientError
 
     folder = folders.folder_of(cache, "copy", place)
-    lock = folders.soon(lambda: folders.locked(os.path.join(folder, "lock")), check, A_DAY)
+    lock = fuse.soon(lambda: fuse.locked(os.path.join(folder, "lock")), check, A_DAY)
     if lock is None:
         raise CannotMount("another task has been copying it for a day")
     try:
@@ -46,7 +46,7 @@ def copied(place: Place, access: dict[str, str], cache: str, check: Callable[[],
             _bring_up_to_date(_client(place, access), place, files, check)
         except (Boto3Error, BotoCoreError, ClientError) as error:
             raise CannotMount(f"cannot copy it: {error}") from None
-        return files, folders.locked(os.path.join(folder, "users"), folders.SHARED, wait=True)
+        return files, fuse.locked(os.path.join(folder, "users"), fuse.SHARED, wait=True)
     finally:
         os.close(lock)
         folders.remove_old(cache)
@@ -79,7 +79,7 @@ def _bring_up_to_date(client: Any, place: Place, files: str, check: Callable[[],
                  for path, found in missing.items()]  # fmt: skip
         try:
             for one in going:
-                folders.soon(one.done, check, A_DAY)
+                fuse.soon(one.done, check, A_DAY)
                 one.result()
         finally:
             given_up.set()

@@ -8,21 +8,16 @@ locking: `lock` (who starts, ends or fills it), `users` (every task that uses it
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib
 import json
 import os
 import shutil
-import subprocess
 import time
-from typing import Any, Callable
 
-mounted = importlib.import_module(f"{__package__}.mount_points" if __package__ else "mount_points").mounted
+fuse = importlib.import_module(f"{__package__}.fuse" if __package__ else "fuse")
 LOCKS = ("lock", "users", "keeper", "program")
 KEPT_SECONDS = 7 * 86400  # how long what no task used is kept
-EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
-UNMOUNTS = (["umount", "-l"], ["fusermount3", "-uz"], ["fusermount", "-uz"])  # the first is root's
 
 
 def folder_of(cache: str, kind: str, *what: object) -> str:
@@ -31,63 +26,6 @@ def folder_of(cache: str, kind: str, *what: object) -> str:
     path = os.path.join(cache, f"{kind}-{name}")
     os.makedirs(path, mode=0o700, exist_ok=True)
     return path
-
-
-def locked(path: str, how: int = EXCLUSIVE, *, wait: bool = False) -> int | None:
-    """A descriptor that holds the lock, or None where another one does."""
-    while True:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, how if wait else how | fcntl.LOCK_NB)
-            if os.fstat(fd).st_nlink:  # else it was removed between the two
-                return fd
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        os.close(fd)
-
-
-def is_locked(path: str) -> bool:
-    """Whether someone holds the lock."""
-    fd = locked(path)
-    if fd is not None:
-        os.close(fd)
-    return fd is None
-
-
-def soon(ask: Callable[[], Any], check: Callable[[], None], seconds: float) -> Any:
-    """What `ask` says once that is true, or last said. `check` is called between, and may raise to give up."""
-    deadline = time.monotonic() + seconds
-    while True:
-        answer = ask()
-        if answer or time.monotonic() > deadline:
-            return answer
-        check()
-        time.sleep(0.01)
-
-
-def is_mounted(path: str) -> bool:
-    """Whether something is mounted there, dead or alive: a dead mount cannot even be looked at."""
-    return any(one.path == path for one in mounted())
-
-
-def is_readable_mount(path: str) -> bool:
-    """Whether a mount is there whose program answers; what `stat` tells, the kernel may still know from before."""
-    try:
-        os.statvfs(path)
-        return os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
-    except OSError:
-        return False
-
-
-def unmount(path: str) -> None:
-    """Take away what is mounted there, though files in it be open."""
-    for argv in UNMOUNTS * 2:  # twice: one may lie on another
-        if not is_mounted(path):
-            return
-        with contextlib.suppress(OSError):
-            subprocess.run([*argv, path], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def remove_old(cache: str) -> None:
@@ -100,10 +38,10 @@ def remove_old(cache: str) -> None:
 
 
 def _remove(folder: str) -> None:
-    held = [locked(os.path.join(folder, name)) for name in LOCKS]
+    held = [fuse.locked(os.path.join(folder, name)) for name in LOCKS]
     if None not in held:
-        unmount(os.path.join(folder, "fs"))  # there is no program behind it
-        if not is_mounted(os.path.join(folder, "fs")):
+        fuse.unmount(os.path.join(folder, "fs"))  # there is no program behind it
+        if not fuse.is_mounted(os.path.join(folder, "fs")):
             shutil.rmtree(folder, ignore_errors=True)
     for fd in held:
         if fd is not None:

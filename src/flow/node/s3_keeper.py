@@ -22,9 +22,8 @@ def _beside(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
-folders, programs = _beside("s3_folders"), _beside("s3_programs")
+fuse, folders, programs = map(_beside, ("fuse", "s3_folders", "s3_programs"))
 end_with_parent = _beside("processes").end_with_parent
-START_LOCK = 3  # the descriptor: s3.py's own, so that no one else starts it though s3.py be killed
 START_SECONDS = 30
 END_SECONDS = 2  # what the program has to end after it was unmounted
 STEP_SECONDS = 0.2
@@ -36,7 +35,7 @@ def main(folder: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     os.chdir("/")
     asked = json.load(sys.stdin)
-    alive = folders.locked(os.path.join(folder, "keeper"))
+    alive = fuse.locked(os.path.join(folder, "keeper"))
     try:
         _keep(folder, asked)
     except (OSError, RuntimeError) as error:
@@ -49,9 +48,9 @@ def main(folder: str) -> None:
 def _keep(folder: str, asked: dict[str, Any]) -> None:
     at, log = os.path.join(folder, "fs"), os.path.join(folder, "log")
     os.makedirs(at, mode=0o700, exist_ok=True)
-    folders.unmount(at)  # what a killed keeper left
+    fuse.unmount(at)  # what a killed keeper left
     # Its program, on its way out, would take away what is newly mounted.
-    own = folders.soon(lambda: folders.locked(os.path.join(folder, "program")), lambda: None, START_SECONDS)
+    own = fuse.soon(lambda: fuse.locked(os.path.join(folder, "program")), lambda: None, START_SECONDS)
     if own is None:
         raise RuntimeError("the program of an earlier mount does not end")
     objects, in_use = _cache_of(folder, asked["tool"], asked["place"])
@@ -59,15 +58,15 @@ def _keep(folder: str, asked: dict[str, Any]) -> None:
     os.close(own)
     os.close(in_use)
     try:
-        folders.soon(lambda: program.poll() is not None or folders.is_readable_mount(at), lambda: None, START_SECONDS)
-        if folders.is_readable_mount(at):
-            os.close(START_LOCK)
+        fuse.soon(lambda: program.poll() is not None or fuse.is_readable_mount(at), lambda: None, START_SECONDS)
+        if fuse.is_readable_mount(at):
+            os.close(fuse.START_LOCK)  # s3.py's own, so that no one else starts it though s3.py be killed
             _say("")
             _wait_for_the_last_user(folder, program, log, asked["linger_seconds"])
         else:
             _say(f"{asked['tool']} did not mount it: {_last_line(log)}")
     finally:
-        folders.unmount(at)
+        fuse.unmount(at)
         _end(program)
         folders.touch(objects)
 
@@ -80,7 +79,7 @@ def _cache_of(folder: str, tool: str, place: list[str]) -> tuple[str, int]:
     cache = os.path.dirname(folder)
     for what in ([place[:3]], [place[:3], folder]):
         objects = folders.folder_of(cache, "objects", tool, *what)
-        lock = folders.soon(lambda at=objects: folders.locked(os.path.join(at, "lock")), lambda: None, 0.5)
+        lock = fuse.soon(lambda at=objects: fuse.locked(os.path.join(at, "lock")), lambda: None, 0.5)
         if lock is not None:
             folders.touch(objects)
             return objects, lock
@@ -95,7 +94,7 @@ def _start(
     place = _beside("s3_place").Place(*asked["place"])
     argv, env = programs.COMMANDS[asked["tool"]](place, asked["access"], os.path.join(objects, "data"), free_megabytes)
     argv = [*argv, at]
-    if _may_show_others():
+    if fuse.may_show_others():
         argv += ["-o", "allow_other"] if asked["tool"] == "s3fs" else ["--allow-other"]
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     return subprocess.Popen(
@@ -104,25 +103,11 @@ def _start(
     )  # fmt: skip
 
 
-def _may_show_others() -> bool:
-    """Whether users besides this one can be shown the mount: who runs a container, and whom it runs as.
-
-    Nobody can reach it otherwise, since the folder above it is this user's alone. Source: mount.fuse(8).
-    """
-    if os.geteuid() == 0:
-        return True
-    try:
-        with open("/etc/fuse.conf", encoding="utf-8") as file:
-            return any(line.strip() == "user_allow_other" for line in file)
-    except OSError:
-        return False
-
-
 def _wait_for_the_last_user(folder: str, program: subprocess.Popen[bytes], log: str, linger_seconds: float) -> None:
     """Until nobody has used it for so long, or the program died; from then on nobody can begin to use it."""
     idle_since = time.monotonic()
     while program.poll() is None:
-        if folders.is_locked(os.path.join(folder, "users")):
+        if fuse.is_locked(os.path.join(folder, "users")):
             idle_since = time.monotonic()
         elif time.monotonic() - idle_since >= linger_seconds and _is_wanted_by_nobody(folder):
             return
@@ -134,10 +119,10 @@ def _wait_for_the_last_user(folder: str, program: subprocess.Popen[bytes], log: 
 
 def _is_wanted_by_nobody(folder: str) -> bool:
     """Whether that is so; the lock on its start is then held until this process is gone."""
-    start = folders.locked(os.path.join(folder, "lock"))
+    start = fuse.locked(os.path.join(folder, "lock"))
     if start is None:
         return False
-    if folders.is_locked(os.path.join(folder, "users")):
+    if fuse.is_locked(os.path.join(folder, "users")):
         os.close(start)
         return False
     return True

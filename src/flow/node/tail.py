@@ -344,8 +344,10 @@ def go_in(folder: str, argv: Sequence[str]) -> dict[str, str]:
 def note_session(folder: str, what: str, *, is_fresh: bool) -> None:
     """Say that this process is on the development machine."""
     told = {"what": what, "is_fresh": is_fresh, "began": began(os.getpid())}
-    with open(os.path.join(folder, "sessions", str(os.getpid())), "w", encoding="utf-8") as file:
+    place, name = os.path.join(folder, "sessions"), str(os.getpid())
+    with open(os.path.join(place, f".{name}"), "w", encoding="utf-8") as file:
         json.dump(told, file)
+    os.rename(os.path.join(place, f".{name}"), os.path.join(place, name))
 
 
 def began(pid: int) -> str:

@@ -53,7 +53,7 @@ class VolumeStore(Protocol):
     def attach(self, volume_id: str, plan: Plan, *, ephemeral: bool = False) -> str:
         """Hold it for the plan's task until that has ended; `ephemeral`: then remove it. Idempotent.
 
-        What the task's machines find it by: the path of a folder or of a device.
+        What the task's machines find it by: the path of a folder or of a device, or a source as of node/sshfs.py.
 
         Raises ValidationError for a block volume that another task holds which this one does not wait for.
         """

@@ -21,7 +21,21 @@ PROVIDERS = {
 
 
 def open_provider(name: str, home: Path, settings: Settings) -> Provider:
-    """The provider called `name`, with its options from the settings. Raises ValidationError for an unknown name."""
+    """The provider called `name`, with its options from the settings, which are those of PROFILE in `NAME@PROFILE`.
+
+    Raises ValidationError for an unknown name.
+    """
+    section, _, profile = name.partition("@")
+    module, _, attribute = provider_target(section).partition(":")
+    kind = getattr(importlib.import_module(module), attribute)
+    options = {option.name: settings.get(f"{section}.{option.name}") for option in kind.options}
+    kind = type(kind.__name__, (kind,), {"name": name}) if profile else kind
+    provider: Provider = kind(home, options)
+    return provider
+
+
+def provider_target(name: str) -> str:
+    """Where the provider of this name is, "module:class". Raises ValidationError for an unknown name."""
     target = PROVIDERS.get(name) or _entry_points().get(name)
     if target is None:
         known = [*PROVIDERS, *_entry_points()]
@@ -29,11 +43,7 @@ def open_provider(name: str, home: Path, settings: Settings) -> Provider:
             f"unknown provider `{name}`",
             suggestions=[*did_you_mean(name, known), f"there is: {', '.join(known)}"],
         )
-    module, _, attribute = target.partition(":")
-    kind = getattr(importlib.import_module(module), attribute)
-    options = {option.name: settings.get(f"{name}.{option.name}") for option in kind.options}
-    provider: Provider = kind(home, options)
-    return provider
+    return target
 
 
 def _entry_points() -> dict[str, str]:

@@ -80,6 +80,14 @@ class RentedFleet(Fleet):
         super().__init__(home, settings, see_again)
         self.ways: dict[str, Channel] = {}
 
+    def hang_up(self, name: str) -> None:
+        """End the connections to a machine."""
+        if name in self._remotes:
+            self._remotes.pop(name).hang_up()
+        elif way := self.ways.get(name):
+            way.hang_up()
+        self.ways.pop(name, None)
+
     def remote(self, name: str) -> Remote:
         """The machine of that name. Raises ProviderError where none that can be reached is known by it."""
         if name not in self.ways:
@@ -377,8 +385,7 @@ class Rented(Ssh):
     def _hang_up(self, task_id: str) -> None:
         """End the connections to its machines: one to a machine that is gone would be waited for."""
         for name in self._machines.pop(task_id, ()):
-            if way := self.fleet.ways.pop(name, None):
-                way.hang_up()
+            self.fleet.hang_up(name)
 
     def _may_come(self, asked: Path) -> bool:
         try:

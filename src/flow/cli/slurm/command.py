@@ -25,6 +25,8 @@ class Refused(Exception):  # noqa: N818  # what the command says of it is the me
 class SlurmCommand(FlowCommand):
     """Long options may be cut short while they stay the only one; an error is Slurm's line, the exit code 1."""
 
+    takes_profile = False  # `--profile` is one of Slurm's own options
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
         super().__init__(*args, **kwargs)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from flow.channel import Channel
-from flow.dependencies import STARTED
+from flow.dependencies import ended_before
 from flow.durable import is_damage, is_full, leave_to_parent, storage_error, writing
 from flow.errors import StorageError
 from flow.gpus import Gpu
@@ -216,17 +216,11 @@ class Local:
 
     def _waits_for(self, plan: Plan) -> set[str]:
         """The tasks that have ended before this one starts."""
-        found: set[str] = set()
-        ahead = _ended_before(plan)
-        for base in ahead:
-            if base not in found:
-                found.add(base)
-                ahead += self._ended_before(base)
-        return found
+        return ended_before(plan, self._plan_of)
 
-    def _ended_before(self, base: str) -> list[str]:
+    def _plan_of(self, base: str) -> Plan | None:
         is_here = self._has_queue() and self._ask(lambda queue: queue.holds(base))
-        return _ended_before(self._ask(lambda queue: queue.plan(base))) if is_here else []
+        return self._ask(lambda queue: queue.plan(base)) if is_here else None
 
     def _wanted(self, plan: Plan) -> list[tuple[str, Want]]:
         """What the user has asked of a task or array, or of elements of it, since it was submitted."""
@@ -317,12 +311,6 @@ class Local:
     @staticmethod
     def _whole(value: object) -> int | None:
         return None if value is None else int(str(value))
-
-
-def _ended_before(plan: Plan) -> list[str]:
-    """The tasks and arrays that have ended when this one starts."""
-    only_some = (*STARTED, "corresponding")
-    return [one.task_id.partition("_")[0] for one in plan.after if not (one.state in only_some or plan.after_any)]
 
 
 def _never_starts(row: Row) -> bool:

@@ -202,8 +202,8 @@ class Queue:
     def after_ended(self, base: str, array: str) -> list[Row]:
         """The waiting elements of one array for which the element of the same index of another one has ended."""
         sql = (
-            f"SELECT {_COLUMNS} FROM task WHERE state = 'waiting' AND base = ?1 AND state <> 'ended' AND EXISTS "
-            "(SELECT 1 FROM task AS other WHERE other.id = ?2 || '_' || task.array_index AND other.state = 'ended')"
+            f"SELECT {_COLUMNS} FROM task WHERE state = 'waiting' AND base = ? AND state <> 'ended' AND EXISTS "
+            "(SELECT 1 FROM task AS other WHERE other.id = ? || '_' || task.array_index AND other.state = 'ended')"
         )
         return [_row(one) for one in self.db.execute(sql, (base, array))]
 

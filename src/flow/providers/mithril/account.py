@@ -6,12 +6,22 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from flow.errors import AuthenticationError, ResourceNotFoundError, ValidationError, did_you_mean
-from flow.providers.mithril.api import KEYS_PAGE, Api
+from flow.providers.mithril.api import KEYS_PAGE, URL, Api, id_of
 
 if TYPE_CHECKING:
     from flow.settings import Settings
 
 _ID = "proj_"
+
+
+def open_api(key: object, url: object, *, origin: str = "") -> Api:
+    """The API by a key, of which `origin` tells who gave it. Raises AuthenticationError where there is none."""
+    if not key:
+        raise AuthenticationError(
+            "no API key for Mithril",
+            suggestions=["`flow init` sets it, or MITHRIL_API_KEY", f"it is at {KEYS_PAGE}"],
+        )
+    return Api(str(key), str(url or URL), origin=origin)
 
 
 class Account:
@@ -22,15 +32,12 @@ class Account:
         self._name, self._origin = name, origin
 
     @classmethod
-    def of(cls, settings: Settings) -> Account:
-        """The account that the settings name. Raises AuthenticationError where there is no key."""
-        key = settings.get("mithril.api_key")
-        if not key:
-            raise AuthenticationError(
-                "no API key for Mithril",
-                suggestions=["`flow init` sets it, or MITHRIL_API_KEY", f"it is at {KEYS_PAGE}"],
-            )
-        api = Api(key, settings.get("mithril.api_url"))
+    def of(cls, settings: Settings, *, project: str | None = None) -> Account:
+        """The account of the settings; `project` goes before theirs. Raises AuthenticationError without a key."""
+        origin = settings.origin("mithril.api_key")
+        api = open_api(settings.get("mithril.api_key"), settings.get("mithril.api_url"), origin=origin)
+        if project:
+            return cls(api, project, origin="--project")
         return cls(api, settings.get("mithril.project"), origin=settings.origin("mithril.project"))
 
     @cached_property
@@ -45,7 +52,7 @@ class Account:
         told = [f"the projects are {', '.join(_names(found))}"] if found else ["make one in the web console"]
         if not self._name:
             if len(found) == 1:
-                return str(found[0]["fid"])
+                return id_of(found[0])
             what = f"no project is chosen, and there are {len(found)}" if found else "this account has no project"
             raise ValidationError(
                 what, suggestions=[*told, *(["choose one: `flow init`, or MITHRIL_PROJECT"] if found else [])]
@@ -53,10 +60,10 @@ class Account:
         same = [one for one in found if one.get("name") == self._name]
         same = same or [one for one in found if str(one.get("name")).lower() == self._name.lower()]
         if len(same) == 1:
-            return str(same[0]["fid"])
+            return id_of(same[0])
         origin = f" ({self._origin})" if self._origin else ""
         if same:
-            ids = ", ".join(str(one["fid"]) for one in same)
+            ids = ", ".join(map(id_of, same))
             raise ValidationError(
                 f"`{self._name}`{origin} is the name of {len(same)} projects", suggestions=[f"give an id: {ids}"]
             )

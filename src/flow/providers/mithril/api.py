@@ -6,7 +6,7 @@ Source: the API's documentation (docs.mithril.ai) and what its servers answer; w
 from __future__ import annotations
 
 import json
-import random
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,6 @@ _CONNECT_SECONDS, _READ_SECONDS = 10.0, 30.0
 _TRIES = 4  # of what may be asked again
 _LONGEST_WAIT = 30.0  # seconds that a server may ask us to wait, else it is the user's turn
 _GATEWAYS = (502, 503, 504)  # which cannot say whether a request was carried out
-_WRAPPERS = ("data", "items", "projects", "auctions", "bids", "instances", "volumes")
 _QUOTA = ("quota", "billing", "payment")
 _INIT = "`flow init` sets it"
 _TAKEN = ("already used", "already exists", "duplicate name")
@@ -55,15 +54,24 @@ class NotKnownError(ProviderError):
 
 
 class Api:
-    """One account, by its key. url: where the API is, without `/v2`. Threads may share one."""
+    """One account, by its key; threads may share it. url: where the API is, without `/v2`; origin: of the key."""
 
-    def __init__(self, key: str, url: str = URL) -> None:
-        self._key, self.url = key, url.rstrip("/")
+    def __init__(self, key: str, url: str = URL, *, origin: str = "") -> None:
+        self._key, self.url = key.strip(), url.rstrip("/")
+        self._key_name = f"the API key of {origin}" if origin else "the API key"
+        if not (self._key.isascii() and self._key.isprintable()):  # before it stands in an error of those who send it
+            raise AuthenticationError(f"{self._key_name} has characters that no key has", suggestions=[_INIT])
+        if not self.url.startswith(("https://", "http://")):
+            raise ValidationError(f"`{url}` is no address of an API", suggestions=[f"write it as `{URL}`"])
         self._pool: urllib3.PoolManager | None = None
 
     def get(self, path: str, **query: object) -> Any:
         """What is there; as `path`, `/v2/me`. Raises FlowError."""
         return self._asked("GET", path, query)
+
+    def one(self, path: str, **query: object) -> dict[str, Any]:
+        """The same of one thing, whose fields they are."""
+        return _object(self.get(path, **query), path)
 
     def list(self, path: str, **query: object) -> Iterator[dict[str, Any]]:
         """Everything that a list holds, over all its pages."""
@@ -81,18 +89,20 @@ class Api:
 
     def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """What was made of it. Raises NotKnownError where it may have been made; it is never asked for twice."""
-        return _object(self._asked("POST", path, {}, body), path)
+        return _object(self._asked("POST", path, {}, body), path, NotKnownError)
 
     def update(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """What it is now. The same change twice is one, so it is asked for until there is an answer."""
-        return _object(self._asked("PATCH", path, {}, body), path)
+        """What it is now, {} where that is not told. The same change twice is one: it is asked for until it is done."""
+        told = self._asked("PATCH", path, {}, body)
+        return _object(told, path) if isinstance(told, dict) else {}
 
-    def delete(self, path: str) -> None:
-        """Remove it; what is gone already is fine."""
+    def delete(self, path: str) -> bool:
+        """Remove it; what is gone already is fine. Whether it was there."""
         try:
             self._asked("DELETE", path, {})
         except ResourceNotFoundError:
-            pass
+            return False
+        return True
 
     def _asked(self, method: str, path: str, query: Mapping[str, object], body: Mapping[str, Any] | None = None) -> Any:
         for tried in range(1, _TRIES + 1):
@@ -102,10 +112,12 @@ class Api:
             if not may_repeat or tried == _TRIES or not _waited(tried, headers):
                 break
         if 200 <= status < 300:
-            return _parsed(text, path)
-        if method == "POST" and status in _GATEWAYS:
-            raise NotKnownError(f"{self.url} answered {status}: whether it did what was asked is not known")
-        raise _refusal(status, headers, text, self.url)
+            return _parsed(text, path, NotKnownError if method == "POST" else ProviderError)
+        if method == "POST" and status >= 500:
+            raise NotKnownError(
+                f"{self.url} answered {status}, {_said(text)}: whether it did what was asked is not known"
+            )
+        raise _refusal(status, headers, text, url=self.url, key_name=self._key_name)
 
     def _sent(
         self, method: str, path: str, query: Mapping[str, object], body: Mapping[str, Any] | None, *, is_last: bool
@@ -128,12 +140,14 @@ class Api:
                 headers=headers,
             )
             return answer.status, answer.headers, answer.data.decode(errors="replace")
-        except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
+        except (
+            urllib3.exceptions.NewConnectionError,
+            urllib3.exceptions.ConnectTimeoutError,
+            urllib3.exceptions.ProxyError,  # of one that was not got through
+        ) as error:
             if is_last:  # it never got there
                 raise self._unreachable(error) from None
-        except urllib3.exceptions.LocationParseError:
-            raise ValidationError(f"`{self.url}` is no address", suggestions=["set `mithril.api_url`"]) from None
-        except urllib3.exceptions.SSLError as error:
+        except (urllib3.exceptions.LocationParseError, urllib3.exceptions.SSLError) as error:
             raise self._unreachable(error) from None
         except urllib3.exceptions.HTTPError as error:
             if method == "POST":
@@ -150,9 +164,16 @@ class Api:
         )
 
 
+def id_of(row: Mapping[str, Any]) -> str:
+    """The id of what was told. Raises ProviderError where it has none."""
+    if not isinstance(row.get("fid"), str):
+        raise ProviderError("something without an id was told of", suggestions=["try again in a moment"])
+    return str(row["fid"])
+
+
 def _pool(url: str) -> urllib3.PoolManager:
     """Connections that are kept, by way of the proxy that the environment names for such addresses."""
-    from urllib.parse import urlsplit
+    from urllib.parse import unquote, urlsplit
     from urllib.request import getproxies, proxy_bypass
 
     import urllib3
@@ -163,13 +184,17 @@ def _pool(url: str) -> urllib3.PoolManager:
     parts = urlsplit(url)
     proxy = getproxies().get(parts.scheme)
     if proxy and not proxy_bypass(parts.hostname or ""):
-        return urllib3.ProxyManager(proxy, **options)
+        user = urllib3.util.parse_url(proxy).auth
+        headers = urllib3.make_headers(proxy_basic_auth=unquote(user)) if user else None
+        return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
     return urllib3.PoolManager(**options)
 
 
 def _waited(tried: int, headers: Mapping[str, str]) -> bool:
     """Wait before it is asked again: as the server says, else longer each time. False where that would be too long."""
-    asked = _retry_after(headers.get("Retry-After", ""))
+    import random  # 5 ms, and hardly a request is repeated
+
+    asked = _retry_after(headers.get("Retry-After", ""), headers.get("Date", ""))
     seconds = 0.25 * 2**tried * random.uniform(0.5, 1) if asked is None else asked
     if seconds > _LONGEST_WAIT:
         return False
@@ -183,51 +208,55 @@ def _word(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _retry_after(text: str) -> float | None:
-    """The seconds of a `Retry-After`: a number, or a date as HTTP has it (RFC 9110, 10.2.3)."""
+def _retry_after(text: str, now: str) -> float | None:
+    """The seconds of a `Retry-After`: a number, or an HTTP date (RFC 9110, 10.2.3), by the server's `Date`, `now`."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        until = _moment(text)
+        seconds = math.nan if until is None else until - (_moment(now) or time.time())
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+def _moment(text: str) -> float | None:
     from email.utils import parsedate_to_datetime
 
-    if not text.strip():
-        return None
     try:
-        return max(float(text), 0.0)
-    except ValueError:
-        pass
-    try:
-        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+        return parsedate_to_datetime(text).timestamp()
     except ValueError:
         return None
 
 
-def _parsed(text: str, path: str) -> Any:
+def _parsed(text: str, path: str, unread: type[ProviderError]) -> Any:
     if not text.strip():
         return None
     try:
         return json.loads(text)
     except ValueError:
-        raise ProviderError(
+        raise unread(
             f"what `{path}` answered is no JSON: {text.strip()[:80]!r}", suggestions=["try again in a moment"]
         ) from None
 
 
-def _object(told: Any, path: str) -> dict[str, Any]:
+def _object(told: Any, path: str, unread: type[ProviderError] = ProviderError) -> dict[str, Any]:
     if isinstance(told, dict) and isinstance(told.get("data"), dict):
         told = told["data"]
     if not isinstance(told, dict):
-        raise ProviderError(f"`{path}` answered something else than what was asked for")
+        raise unread(f"`{path}` answered something else than what was asked for")
     return told
 
 
 def _entries(told: Any) -> list[dict[str, Any]]:
     """The entries of a list, bare or within an object. Raises ProviderError for what is neither."""
     if isinstance(told, dict):
-        told = next((told[one] for one in _WRAPPERS if isinstance(told.get(one), list)), told)
+        lists = [one for one in (told.get("data"), *told.values()) if isinstance(one, list)]
+        told = lists[0] if lists else told
     if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
         raise ProviderError("a list was asked for, and something else came", suggestions=["try again in a moment"])
     return told
 
 
-def _refusal(status: int, headers: Mapping[str, str], text: str, url: str) -> FlowError:
+def _refusal(status: int, headers: Mapping[str, str], text: str, *, url: str, key_name: str) -> FlowError:
     """The error that an answer is, in the server's words."""
     said = _said(text) or f"error {status}"
     request = headers.get("x-request-id") or headers.get("x-correlation-id")
@@ -235,7 +264,7 @@ def _refusal(status: int, headers: Mapping[str, str], text: str, url: str) -> Fl
     if status in (400, 402, 409, 422):
         return _refused(status, said)
     known: dict[int, tuple[type[FlowError], str, tuple[str, ...]]] = {
-        401: (AuthenticationError, "the API key is not accepted: ", (f"get a new one from {KEYS_PAGE}", _INIT)),
+        401: (AuthenticationError, f"{key_name} is not accepted: ", (f"get a new one from {KEYS_PAGE}", _INIT)),
         403: (AuthenticationError, "not allowed: ", (f"is it the right project? {_INIT}",)),
         404: (ResourceNotFoundError, "", ()),
         429: (ProviderError, "too many requests: ", ("try again in a minute",)),
@@ -280,5 +309,6 @@ def _said(text: str) -> str:
 
 def _field(one: Mapping[str, Any]) -> str:
     """`limit_price: field required` of one field's error. Source: FastAPI."""
-    place = ".".join(str(part) for part in one.get("loc", ()) if part != "body")
+    loc = one.get("loc")
+    place = ".".join(str(part) for part in (loc if isinstance(loc, list) else [loc]) if part not in ("body", None))
     return f"{place}: {one.get('msg', one)}" if place else str(one.get("msg", one))

@@ -11,17 +11,17 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from flow.channel import Channel, ssh
-from flow.errors import AuthenticationError, FlowError, ProviderError, ValidationError
+from flow.errors import FlowError, ProviderError, ValidationError
 from flow.gpus import Gpu
 from flow.machines import Capabilities, Machines, Offer, Price
 from flow.mounts import VOLUME
 from flow.plan import Plan
 from flow.providers import Option
-from flow.providers.mithril.account import Account
-from flow.providers.mithril.api import KEYS_PAGE, URL, Api, NameTakenError, NotKnownError
+from flow.providers.mithril.account import Account, open_api
+from flow.providers.mithril.api import URL, NameTakenError, NotKnownError
 from flow.providers.mithril.keys import Keys, login_keys
 from flow.providers.mithril.market import Market, dollars, moment, price_text
-from flow.providers.mithril.volumes import Volumes, on_machine
+from flow.providers.mithril.volumes import Volumes, on_machine, path_of
 from flow.providers.rented import Machine, Rental, Rented
 from flow.providers.startup import Mark, read_mark, startup_script
 
@@ -54,14 +54,9 @@ class Mithril(Rented):
     @cached_property
     def account(self) -> Account:
         """The account that the settings name. Raises AuthenticationError where there is no key."""
-        key = self._settings.get("api_key")
-        if not key:
-            raise AuthenticationError(
-                "no API key for Mithril",
-                suggestions=["`flow init` sets it, or MITHRIL_API_KEY", f"it is at {KEYS_PAGE}"],
-            )
         project = self._settings.get("project")
-        return Account(Api(str(key), str(self._settings.get("api_url") or URL)), str(project) if project else None)
+        api = open_api(self._settings.get("api_key"), self._settings.get("api_url"))
+        return Account(api, str(project) if project else None)
 
     @cached_property
     def market(self) -> Market:
@@ -191,6 +186,15 @@ class Mithril(Rented):
                 self.account.api.delete(f"{_KEYS}/{key['fid']}")
         is_unknown = not self.was_asked_for(task_id)
         self.volumes.forget_task(task_id, is_refused=not self._was_given(task_id), is_unknown=is_unknown)
+
+    def _mounts(self, plan: Plan) -> list[dict[str, str]]:
+        """Volumes are where the machine's guard has put them."""
+        return [
+            {"kind": "folder", "source": path_of(one.source), "target": one.target}
+            if one.kind == VOLUME
+            else {"kind": one.kind, "source": one.source, "target": one.target}
+            for one in plan.mounts
+        ]
 
     # -- what a bid is made of
 

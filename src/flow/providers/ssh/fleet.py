@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 
 from flow.channel import ssh
 from flow.durable import write_durably
-from flow.errors import FlowError, StorageError, ValidationError, did_you_mean
+from flow.errors import FlowError, ResourceNotFoundError, StorageError, ValidationError, did_you_mean
 from flow.node import host as program
 from flow.remote import Remote
 
@@ -123,7 +123,7 @@ class Fleet:
                     self._silence(name).unlink(missing_ok=True)
                 return answer
             except FlowError as error:
-                if not isinstance(error, StorageError):  # which it told of itself
+                if not isinstance(error, (StorageError, ResourceNotFoundError)):  # which it told of itself
                     self._note_silence(name)
                 return error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flow.errors import ValidationError
@@ -29,32 +29,34 @@ def offers_of(facts: Mapping[str, Mapping[str, Any]], gpu: Gpu | None) -> list[O
     return sorted(found, key=lambda one: ((one.gpu and one.gpu.count) or 0, one.cpus, one.instance_type))
 
 
-def place(plan: Plan, facts: Mapping[str, Mapping[str, Any]], *, missing: Mapping[str, str]) -> dict[str, list[int]]:
+def place(
+    plan: Plan, facts: Mapping[str, Mapping[str, Any]], *, missing: Mapping[str, str], near: Collection[str] = ()
+) -> dict[str, list[int]]:
     """The places of the array's elements, or the nodes' ranks, by host; `missing`: hosts that do not answer, and why.
 
-    A host that has room now comes before one that has not, and the least loaded first. Raises ValidationError where no
-    host can ever take it.
+    A host that has room now comes before one that has not, those that are `near` its volumes before others, and the
+    least loaded first. Raises ValidationError where no host can ever take it.
     """
-    able = {name: host for name, host in facts.items() if _fits(plan, host) and plan.region in (None, name)}
+    able = {name: host for name, host in facts.items() if fits(plan, host) and plan.region in (None, name)}
     count = len(plan.elements.indices) if plan.elements else plan.nodes
     if not able or (not plan.elements and plan.nodes > len(able)):
         raise ValidationError(_why_none(plan, facts, len(able)), suggestions=_advice(missing))
     loads = {name: _load(host) for name, host in able.items()}
     if plan.elements and plan.elements.at_once:  # each host is to run one of them at least
         able = {name: able[name] for name in sorted(able, key=loads.__getitem__)[: plan.elements.at_once]}
-    room = {name: _room(plan, host) for name, host in able.items()}
+    rooms = {name: room(plan, host) for name, host in able.items()}
     share = {name: _share(plan, host) for name, host in able.items()}
     placed: dict[str, list[int]] = {}
     for number in range(count):
         free = [name for name in able if plan.elements or name not in placed]
-        best = min(free, key=lambda name: (room[name] <= 0, loads[name], len(able[name]["gpus"])))
+        best = min(free, key=lambda name: (rooms[name] <= 0, name not in near, loads[name], len(able[name]["gpus"])))
         placed.setdefault(best, []).append(number)
         loads[best] += share[best]
-        room[best] -= 1
+        rooms[best] -= 1
     return placed
 
 
-def _fits(plan: Plan, host: Mapping[str, Any]) -> bool:
+def fits(plan: Plan, host: Mapping[str, Any]) -> bool:
     """Whether it could take one node or element, were nothing else there."""
     cards = [one for one in host["gpus"] if plan.gpu_kind in (None, "gpu", one["kind"])]
     return host["cpus"] >= plan.cpus and host["memory_gb"] >= (plan.memory_gb or 0) and len(cards) >= plan.gpus
@@ -77,14 +79,14 @@ def _share(plan: Plan, host: Mapping[str, Any]) -> float:
     return float(max(plan.cpus / host["cpus"], plan.gpus / cards if cards else 0.0))
 
 
-def _room(plan: Plan, host: Mapping[str, Any]) -> float:
+def room(plan: Plan, host: Mapping[str, Any]) -> float:
     """How many more like it could start there at once."""
-    rooms = [(host["cpus"] - _used(host, "cpus")) // plan.cpus]
+    most = [(host["cpus"] - _used(host, "cpus")) // plan.cpus]
     if plan.gpus:
-        rooms.append((len(host["gpus"]) - _used(host, "gpus")) // plan.gpus)
+        most.append((len(host["gpus"]) - _used(host, "gpus")) // plan.gpus)
     if plan.memory_gb:
-        rooms.append((host["memory_gb"] - _used(host, "memory_gb")) // plan.memory_gb)
-    return float(min(rooms))
+        most.append((host["memory_gb"] - _used(host, "memory_gb")) // plan.memory_gb)
+    return float(min(most))
 
 
 def needs(plan: Plan) -> str:

@@ -23,6 +23,7 @@ from flow.providers import Option, VolumeStore
 from flow.providers.ssh.fleet import Fleet
 from flow.providers.ssh.placing import offers_of, place
 from flow.providers.ssh.states import allocation_of
+from flow.providers.ssh.volumes import FleetVolumes
 from flow.record import Records
 from flow.remote import Remote, files_for, tools
 from flow.status import Want
@@ -46,17 +47,20 @@ class Ssh:
         self.home = home
         self._settings = options
         self.fleet = Fleet(home, options, self._end_what_is_over)
+        self._volumes = FleetVolumes(home, self.fleet, self.allocations, lambda plan: next(iter(self._place(plan))))
         self._attempts: dict[str, int] = {}  # of tasks and elements, as last seen
 
     @property
     def capabilities(self) -> Capabilities:
         """What the hosts do by themselves."""
-        return Capabilities(containers=True, arrays=True, retries=True, divides_machines=True, gathers=True)
+        return Capabilities(
+            volumes=True, containers=True, arrays=True, retries=True, divides_machines=True, gathers=True
+        )
 
     @property
     def volumes(self) -> VolumeStore | None:
-        """None yet."""
-        return None
+        """Folders of hosts."""
+        return self._volumes
 
     @property
     def steering(self) -> Ssh:
@@ -160,16 +164,21 @@ class Ssh:
         facts = {name: one for name, one in told.items() if not isinstance(one, FlowError)}
         return facts, {name: one.message for name, one in told.items() if isinstance(one, FlowError)}
 
-    def _choose(self, plan: Plan) -> dict[str, list[int]]:
+    def _place(self, plan: Plan) -> dict[str, list[int]]:
         facts, missing = self._facts()
         if not facts:
             raise ProviderError("no host of the fleet answers", suggestions=list(missing.values())[:3])
+        able, near, reasons = self._volumes.hosts_for(plan, facts, missing)
         try:
-            places = place(plan, facts, missing=missing)
+            return place(plan, able, missing=missing, near=near)
         except ValidationError as error:
+            error.suggestions = (*reasons, *error.suggestions)
             if missing:  # one of them might take it
                 raise ProviderError(error.message, suggestions=list(error.suggestions)) from error
             raise
+
+    def _choose(self, plan: Plan) -> dict[str, list[int]]:
+        places = self._place(plan)
         folder = self.home / "record" / plan.task_id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):  # somebody else gives it away at the same time: it goes where they say
@@ -242,6 +251,8 @@ class Ssh:
                 "rank": part["rank"],
                 "needs": [f"inbox/{name}" for name in secrets],
                 "slurm": slurm_job(plan) if plan.batch else None,
+                "mounts": self._mounts(plan),
+                "private_mounts": bool(plan.options.get("private_mounts")),
                 "numbers": {index: plan.number_of(index) for index in part["indices"]} if plan.batch else {},
             },
             "meta": {**part, **_meta(plan)},
@@ -252,6 +263,10 @@ class Ssh:
         if remote.ask("submit", request).get("missing"):
             remote.send(files_for(self.home, plan.bundle))
             remote.ask("submit", request)
+
+    def _mounts(self, plan: Plan) -> list[dict[str, str]]:
+        """As a runner takes them."""
+        return self._volumes.job(plan.mounts)
 
     def _marks(self, plan: Plan) -> list[tuple[str, str]]:
         """Which of the task and its elements are held or cancelled already: names, each with `hold` or `cancel`."""
