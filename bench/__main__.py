@@ -1,4 +1,4 @@
-"""`python -m bench [NAME …] [--quick] [--peers] [--package] [--slurm] [--docker] [--fleet]`: measure, print one table.
+"""`python -m bench [NAME …] [--quick] [--peers] [--package] [--slurm] [--docker] [--fleet] [--mithril]`: one table.
 
 All of it takes some minutes and a quiet machine; --quick is for seeing that it works. Figures are medians where nothing
 else is said; a ratio is to the floor that was measured beside it.
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--slurm", action="store_true", help="also a Slurm cluster on this machine, as root")
     parser.add_argument("--docker", action="store_true", help="also start images on machines, as root: 1 minute, 6 GB")
     parser.add_argument("--fleet", action="store_true", help="also machines that are reached by ssh, as root")
+    parser.add_argument("--mithril", action="store_true", help="also the stand-in for the Mithril cloud, as root")
     asked = parser.parse_args()
     unknown = set(asked.names) - set(MEASURES)
     if unknown:
@@ -79,6 +80,10 @@ def main() -> None:
         from bench import dev  # needs what the tests need
 
         chosen["dev"] = dev.measure
+    if asked.mithril:
+        from bench import mithril  # needs what the tests need
+
+        chosen["mithril"] = mithril.measure
     try:
         print(_measured(chosen, quick=asked.quick, with_peers=asked.peers))
     finally:

@@ -45,7 +45,7 @@ def renting(client: Flow) -> list[Rented]:
 
 def rentals(client: Flow) -> list[Rental]:
     """Everything that costs money now, or will when it goes on, of whomever it is."""
-    return [one for provider in renting(client) for one in provider.rentals()]
+    return [one for provider in renting(client) for one in provider.bills()]
 
 
 def is_owned(client: Flow, rental: Rental) -> bool:
@@ -71,7 +71,7 @@ def end(client: Flow, orphan: Orphan) -> None:
 
 
 def _machines(client: Flow, provider: Rented) -> Iterator[Orphan]:
-    for rental in provider.rentals():
+    for rental in provider.bills():
         if rental.home_id != provider.home_id:
             whose = _OTHER.format(rental.home_id) if rental.home_id else _HAND
         elif is_owned(client, rental):

@@ -47,10 +47,7 @@ def say_costs(client: Flow, rented: Sequence[Rental]) -> None:
 
 def bill_record(rented: Sequence[Rental]) -> dict[str, object]:
     """The same for `--json`."""
-    bids = [
-        {"id": one.rental_id, "name": one.name, "state": one.state.value, "price_per_hour": one.price_per_hour}
-        for one in rented
-    ]
+    bids = [{"id": one.rental_id, "name": one.name, "price_per_hour": one.price_per_hour} for one in rented]
     return {"price_per_hour": round(sum(one.price_per_hour or 0.0 for one in rented), 4), "bids": bids}
 
 

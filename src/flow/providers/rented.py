@@ -110,7 +110,11 @@ class Rented(Ssh):
 
     @abstractmethod
     def rentals(self, task_ids: Collection[str] | None = None) -> list[Rental]:
-        """What these tasks have, newest first; without `task_ids` all that costs the project money."""
+        """What these tasks have, newest first; without `task_ids` all there is."""
+
+    @abstractmethod
+    def bills(self) -> list[Rental]:
+        """Everything that costs the project money, without its machines."""
 
     @abstractmethod
     def rent(self, plan: Plan, attempt: int) -> None:
@@ -205,7 +209,8 @@ class Rented(Ssh):
             self._give_back(rental.task_id, rental)
         else:
             self.end(rental)
-        if any(one.rental_id == rental.rental_id for one in self.rentals()):
+        there = [one.rental_id for one in self.rentals([rental.name]) if one.state is not Machines.GONE]
+        if rental.rental_id in there:
             raise ProviderError(f"`{rental.name}` is still there", suggestions=["try again in a moment"])
 
     def held(self) -> list[str]:

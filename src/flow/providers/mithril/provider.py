@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from flow.channel import Channel, ssh
@@ -31,6 +34,7 @@ _NOTICE = "/opt/mithril/*_SIGNAL.yml"
 _SCRIPT_BYTES = 10_000
 _LIVE = ("Open", "Allocated", "Preempting", "Paused")
 _ASKED_ONE_BY_ONE = 3  # bids by their names; more are found in the list of all
+_LISTED_SECONDS = 1.0  # how long the list of all bids is taken to hold where no task hangs on it
 _IDS_AT_ONCE = 50
 _KEY_DAYS = 7.0  # of the key by which machines end their bid, where the task has no limit
 _KEY_SLACK_SECONDS = 72 * 3600.0  # for a bid to be allocated in
@@ -50,6 +54,10 @@ class Mithril(Rented):
         Option("price_factor", float, "limit price, where no cap is given: the current price times this", 1.5),
         Option("grace_minutes", float, "how long a machine waits to have its task collected", 10.0),
     )
+
+    def __init__(self, home: Path, options: Mapping[str, object]) -> None:
+        super().__init__(home, options)
+        self._listed: tuple[float, list[dict[str, Any]]] = (-math.inf, [])  # all live bids, and since when
 
     @cached_property
     def account(self) -> Account:
@@ -97,12 +105,10 @@ class Mithril(Rented):
 
     def rentals(self, task_ids: Collection[str] | None = None) -> list[Rental]:
         """Bids, by what their names and scripts say of whose they are."""
-        api, project = self.account.api, self.account.project
         if task_ids is not None and len(task_ids) <= _ASKED_ONE_BY_ONE:
             bids = [one for name in task_ids for one in self._bids_named(name)]
         else:
-            query = {"project": project, "sort_by": "created_at", "sort_dir": "desc"}
-            bids = [one for status in _LIVE for one in api.pages(_BIDS, status=status, **query)]
+            bids = self._live_bids()
             known = {str(one["name"]) for one in bids}
             # one that is not among them is gone, or in a state that we do not know
             bids += [one for name in task_ids or () if name not in known for one in self._bids_named(name)]
@@ -110,6 +116,14 @@ class Mithril(Rented):
         instances = self._instances([one for one in bids if one["status"] not in ("Open", "Terminated", "Paused")])
         prices = self._prices() if bids else {}
         return [self._rental(one, instances.get(str(one["fid"]), []), prices) for one in bids]
+
+    def bills(self) -> list[Rental]:
+        """The same of all live bids without their machines; a look at many tasks a moment ago will do."""
+        since, bids = self._listed
+        if time.monotonic() - since > _LISTED_SECONDS:
+            bids = self._live_bids()
+        prices = self._prices() if bids else {}
+        return [self._rental(one, [], prices) for one in bids]
 
     def rent(self, plan: Plan, attempt: int) -> None:
         """Bid for the plan's machines; a bid of this name that is ours already is left alone."""
@@ -232,6 +246,15 @@ class Mithril(Rented):
         return False
 
     # -- what the API tells
+
+    def _live_bids(self) -> list[dict[str, Any]]:
+        """Newest first within each state, all of which are asked for at once."""
+        query = {"project": self.account.project, "sort_by": "created_at", "sort_dir": "desc"}
+        with ThreadPoolExecutor(len(_LIVE)) as threads:
+            told = threads.map(lambda status: list(self.account.api.pages(_BIDS, status=status, **query)), _LIVE)
+            bids = list({str(one["fid"]): one for some in told for one in some}.values())  # its state may have changed
+        self._listed = (time.monotonic(), bids)
+        return bids
 
     def _bids_named(self, name: str) -> list[dict[str, Any]]:
         query = {"project": self.account.project, "name": name, "sort_by": "created_at", "sort_dir": "desc"}
