@@ -6,6 +6,7 @@ Exits with 1 where the promise was broken; the seed of each violation tells much
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -26,7 +27,7 @@ def main() -> int:
         for seed in range(given.first_seed, given.first_seed + given.count):
             verdict = run_story(seed, cloud, Path(folder) / f"story-{seed}")
             cloud.reset()
-            faults.update(one.partition(" ")[0] for one in verdict.kills)
+            faults.update(re.split(" |:", one)[0] for one in verdict.kills)
             tasks += verdict.tasks
             for violation in verdict.violations:
                 violations.append(violation)

@@ -21,7 +21,7 @@ from flow.errors import (
 )
 from flow.importing import refuse_while_importing
 from flow.observe import Look, observe
-from flow.providers import Priced, Provider
+from flow.providers import Priced, Provider, RestartsToMount
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
@@ -375,7 +375,9 @@ class Flow:
         return volume
 
     def mount_volume(self, volume: str | Volume, task: str | Task) -> str:
-        """Give a running task one more volume, at once; the path at which it is seen, `/mnt/<name>`.
+        """Give a running task one more volume; the path at which it is seen, `/mnt/<name>`.
+
+        At once; where machines get volumes only while they are stopped, the task is preempted for it and runs again.
 
         Raises ValidationError for a task that does not run, a block volume that another one holds, or where the task
         cannot be reached so.
@@ -383,7 +385,12 @@ class Flow:
         from flow.task_volumes import store_of
 
         found = self.get_volume(volume if isinstance(volume, str) else volume.volume_id)
-        return self.get_task(str(task)).mount(found, store_of(self.provider()))
+        known = self.get_task(str(task))
+        provider = self.provider(known.provider)
+        if not isinstance(provider, RestartsToMount):
+            return known.mount(found, store_of(self.provider()))
+        provider.add_volume(known.plan, found)
+        return f"/mnt/{found.name}"
 
     def prune(
         self,

@@ -45,7 +45,10 @@ class Conversation:
         """End the program now, as where its machine is about to go; it would start again with the next question."""
         if self._process and self._owner == os.getpid():
             self._process.kill()
-            self._process.communicate()
+            self._process.wait()  # its pipes may be held by an ssh that stays behind for others
+            for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+                if pipe:
+                    pipe.close()
         self._process, self._heard = None, b""
 
     def _exchange(self, question: Any) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ import yaml
 
 from flow.client import Flow
 from flow.errors import FlowError
+from flow.node.remains import is_locked
 from flow.task import Task
 from tests.support.faults import DOOM, Kind, Verdict
 from tests.support.mithril_cloud import Cloud
@@ -161,7 +163,11 @@ class _Story:
                 acts.append((begin + moment(0.2, 4), partial(self._kill_process, name)))
         for _ in range(self.random.randint(1, 3)):
             acts.append((moment(0.5, 5), self._kill_attendant))
-        acts += [(moment(1, 5), partial(self._start_doomed, f"status {n}", "status")) for n in range(2)]
+        looks = (["status"], ["wait", "@last"], ["cancel", "cancelled"], ["logs", "-f", "@last"])
+        for number, words in enumerate(self.random.choices(looks, k=3)):
+            acts.append((moment(1, 6), partial(self._start_doomed, f"look {number}", *words)))
+        if self.random.random() < 0.3:
+            acts.append((moment(1, 4), partial(self._preempt, moment(0.5, 2))))
         acts += [(moment(1.5, 5), self._cancel_all_that_should)]
         return acts
 
@@ -205,10 +211,25 @@ class _Story:
 
     # -- what goes wrong
 
+    def _preempt(self, seconds: float) -> None:
+        """Others bid more for a while."""
+        names = [one.name for one in list(self.cloud.spot.bids.values()) if one.status == "Allocated"]
+        if not names:
+            return
+        name = self.random.choice(names)
+        lane = self.cloud.lane(self.cloud.bid(name).instance_type, REGION)
+        before, self.cloud.spot.notice_seconds = lane.price_cents, 1.0
+        self.cloud.preempt(name)
+        time.sleep(seconds)
+        lane.price_cents = before
+        self.faults.append("preempted")
+
     def _kill_attendant(self) -> None:
-        self.faults.append("attendant")
+        lock = self.home / "attend.lock"
         with contextlib.suppress(ValueError, ProcessLookupError):  # it is about to say its number
-            end_attendant(self.home)
+            if is_locked(lock):
+                os.kill(int(lock.read_text()), signal.SIGKILL)
+                self.faults.append("attendant")
 
     def _kill_process(self, name: str) -> None:
         process = self.processes.get(name)
@@ -268,8 +289,9 @@ class _Story:
 
     def _judge_attempts(self, task: Task, kind: Kind, ran: Counter[Any]) -> None:
         numbers = [one.number for one in task.attempts]
-        if len(numbers) > task.plan.retries + 1:
-            self._wrong(f"{task.task_id}: {numbers} with {task.plan.retries} retries")
+        failed = [one.number for one in task.attempts if str(one.status) != "preempted"]
+        if len(failed) > task.plan.retries + 1:
+            self._wrong(f"{task.task_id}: {failed} with {task.plan.retries} retries")
         noted = {int(attempt) for name, attempt, _ in ran if name == task.task_id}
         if noted - set(numbers):
             self._wrong(f"{task.task_id} {task.status} ({task.reason}): ran {noted}, recorded are {numbers}")

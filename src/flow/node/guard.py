@@ -142,7 +142,7 @@ class Guard:
     def heeds_notice(self) -> bool:
         """Whether the machine is about to be taken away: what runs is told to end, once."""
         words = ""
-        for path in glob.glob(self.machine["notice"]):
+        for path in [*glob.glob(self.machine["notice"]), RUN + "/notice"]:  # the second is a client's own
             with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
                 words += file.read().lower()
         is_noticed = any(one in words for one in ("preempting", "relocating", "status_preempt"))

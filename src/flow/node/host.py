@@ -107,6 +107,16 @@ def ask(root: str, task_id: str, line: str) -> None:
                 os.kill(pid, signal.SIGUSR1)
 
 
+def add_mount(root: str, task_id: str, mount: dict[str, Any]) -> None:
+    """Have later attempts of a task see one thing more; again, it is one."""
+    base = os.path.join(os.path.expanduser(root), "tasks", task_id)
+    with open(os.path.join(base, "lock"), "w") as lock:
+        answers.lock(lock)
+        job = json.loads(answers.read(base, "job.json"))
+        others = [one for one in job.get("mounts", []) if one["target"] != mount["target"]]
+        answers.write(base, "job.json", json.dumps({**job, "mounts": [*others, mount]}), durably=True)
+
+
 def keep(root: str) -> None:
     """Start a keeper where some task has not ended and none is alive: asked by the guard, where there is a gate."""
     _revive(os.path.expanduser(root), is_guard=True)

@@ -89,6 +89,18 @@ class Steering(Protocol):
 
 
 @runtime_checkable
+class RestartsToMount(Protocol):
+    """A provider whose machines get a volume only while they are stopped."""
+
+    def add_volume(self, plan: Plan, volume: Volume) -> None:
+        """Stop a task that runs, and let it run again on its machines, which then have the volume at `/mnt/<name>`.
+
+        Raises ValidationError where it does not run, or may not have the volume.
+        """
+        ...
+
+
+@runtime_checkable
 class SlurmCommands(Protocol):
     """A provider that is a Slurm cluster."""
 

@@ -26,13 +26,14 @@ from flow.plan import Plan
 from flow.providers.ssh.fleet import NEEDS, Fleet
 from flow.providers.ssh.provider import Ssh, look
 from flow.providers.ssh.states import allocation_of
-from flow.providers.startup import READY, ROOT
+from flow.providers.startup import READY, ROOT, RUN
 from flow.record import Records
 from flow.remote import Remote
 from flow.status import Want
 
 _FOLDER = "~/.flow-host"  # for tasks, on each machine
 _BOOT_SECONDS = 3600.0  # after which a machine is not waited for any more; 20 minutes are common
+_STOP_SECONDS = 10.0  # beside a task's own grace time
 _LATE_SECONDS = 120.0  # within which a request that was never answered may still show
 _TRUSTED_SECONDS = 3.0  # how long machines that are up are taken to be, while they answer
 _ANSWERED, _MAKING = b"answered", b"volumes"  # of a task that is held; nothing: machines were asked for
@@ -217,6 +218,20 @@ class Rented(Ssh):
         """The tasks for which something may be rented, or was made, that is not known to be gone."""
         folder = self._held
         return sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
+
+    # -- stopping for a while
+
+    def _stop_tasks(self, rental: Rental, seconds: float) -> None:
+        """Tell what runs on its machines to end, as before they are taken away, and wait for that."""
+        names = [one.name for one in rental.machines]
+        told = f"sudo -n sh -c 'echo preempting > {RUN}/notice'"
+        self._each(names, lambda _, remote: _done(remote.channel.ask(told)))
+        end = time.monotonic() + seconds + _STOP_SECONDS
+        while time.monotonic() < end:
+            looks = [one for one in self._looked_at([rental]).values() if not isinstance(one, FlowError)]
+            if len(looks) == len(names) and not any(entry["runs"] for look in looks for entry in look["tasks"]):
+                return
+            time.sleep(0.2)
 
     # -- looking
 

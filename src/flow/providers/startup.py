@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flow.boot import stripped
+from flow.channel import Channel
+from flow.errors import ProviderError
 from flow.plan import Plan
 
 ROOT = "/opt/flow"
-READY = "/run/flow/open"  # there once the machine is ready for its task; gone after a boot
+RUN = "/run/flow"
+READY = f"{RUN}/open"  # there once the machine is ready for its task; gone after a boot
 _GUARD = Path(__file__).parents[1] / "node" / "guard.py"
 _SCRIPT = """\
 #!/bin/bash
@@ -98,3 +102,23 @@ def startup_script(
     files = {"guard.py": stripped(_GUARD.read_text()), "machine.json": json.dumps(machine)}
     payload = base64.b85encode(zlib.compress(json.dumps(files).encode(), 9)).decode().replace("'", "'\\''")
     return _SCRIPT.format(mark=mark, root=ROOT, user=user, ready=READY, payload=payload)
+
+
+def tell_guard(channel: Channel, volume: Mapping[str, Any]) -> None:
+    """Have a machine's guard see to one volume more from its next boot on. Raises ProviderError."""
+    done = channel.ask(shlex.join(["sudo", "-n", "python3", "-c", _ADD_VOLUME]), stdin=json.dumps(volume).encode())
+    if done.returncode:
+        raise ProviderError(f"a machine does not take a volume: {done.stderr.decode(errors='replace').strip()}")
+
+
+_ADD_VOLUME = f"""
+import json, os, sys
+volume, at = json.load(sys.stdin), "{ROOT}/machine.json"
+machine = json.load(open(at))
+machine["volumes"] = [one for one in machine["volumes"] if one["path"] != volume["path"]] + [volume]
+with open(at + ".new", "w") as file:
+    json.dump(machine, file)
+    file.flush()
+    os.fsync(file.fileno())
+os.rename(at + ".new", at)
+"""

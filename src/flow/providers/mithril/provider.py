@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from flow.channel import Channel, ssh
 from flow.errors import FlowError, ProviderError, ValidationError
 from flow.gpus import Gpu
-from flow.machines import Capabilities, Machines, Offer, Price
+from flow.machines import Capabilities, Machines, Offer, Price, Volume
 from flow.mounts import VOLUME
 from flow.plan import Plan
 from flow.providers import Option
@@ -26,7 +26,7 @@ from flow.providers.mithril.keys import Keys, login_keys
 from flow.providers.mithril.market import Market, dollars, moment, price_text
 from flow.providers.mithril.volumes import Volumes, on_machine, path_of
 from flow.providers.rented import Machine, Rental, Rented
-from flow.providers.startup import Mark, read_mark, startup_script
+from flow.providers.startup import Mark, read_mark, startup_script, tell_guard
 
 _BIDS, _INSTANCES, _KEYS = "/v2/spot/bids", "/v2/instances", "/v2/api-keys"
 _USER = "ubuntu"
@@ -38,6 +38,7 @@ _LISTED_SECONDS = 1.0  # how long the list of all bids is taken to hold where no
 _IDS_AT_ONCE = 50
 _KEY_DAYS = 7.0  # of the key by which machines end their bid, where the task has no limit
 _KEY_SLACK_SECONDS = 72 * 3600.0  # for a bid to be allocated in
+_PAUSING_SECONDS = 300.0
 _LOOKS, _PAUSE_SECONDS = 5, 1.0  # for a bid that may have been made
 
 
@@ -192,6 +193,36 @@ class Mithril(Rented):
         options = [f"UserKnownHostsFile={known}", "StrictHostKeyChecking=accept-new", "HashKnownHosts=no"]
         options += [f"IdentityFile={identity}", "IdentitiesOnly=yes"] if identity else []
         return ssh(f"{_USER}@{machine.target}", options=options)
+
+    def add_volume(self, plan: Plan, volume: Volume) -> None:
+        """By way of a pause: the API changes a bid's volumes only then."""
+        self.volumes.attach(volume.volume_id, plan)
+        rental = self._live(plan.task_id)
+        if rental is None or not self._can_look(rental):
+            raise ValidationError(
+                f"`{plan.task_id}` does not run on a machine that can be reached", suggestions=["wait until it runs"]
+            )
+        bid = f"{_BIDS}/{rental.rental_id}"
+        has = list(((rental.told or {}).get("launch_specification") or {}).get("volumes") or ())
+        mount = {"kind": "folder", "source": path_of(volume.volume_id), "target": f"/mnt/{volume.name}"}
+        (entry,) = on_machine([volume], [volume.volume_id])
+        names = [one.name for one in rental.machines]
+        self._each(names, lambda _, remote: remote.ask("add_mount", plan.task_id, mount))
+        self._each(names, lambda _, remote: tell_guard(remote.channel, entry))
+        self._stop_tasks(rental, plan.grace_seconds)
+        self.account.api.update(bid, {"paused": True})
+        self._await(plan.task_id, Machines.PAUSED)
+        try:
+            self.account.api.update(bid, {"volumes": [*has, volume.volume_id]})
+        finally:
+            self.account.api.update(bid, {"paused": False})
+
+    def _await(self, task_id: str, state: Machines) -> None:
+        end = time.monotonic() + _PAUSING_SECONDS
+        while (found := self._live(task_id)) and found.state is not state:
+            if time.monotonic() > end:
+                raise ProviderError(f"the bid of `{task_id}` is not {state.value} after {_PAUSING_SECONDS:g} s")
+            time.sleep(_PAUSE_SECONDS)
 
     def forget_task(self, task_id: str) -> None:
         """Revoke the keys that its machines had; remove volumes that were to go with it, or were made in vain."""
