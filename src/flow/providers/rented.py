@@ -137,6 +137,10 @@ class Rented(Ssh):
     def bill(self, plan: Plan, rental: Rental) -> dict[str, Any]:
         """By what its machines end or pause it: see `node/guard.py`. It holds a key made for this."""
 
+    def goes_on_changing(self, plan: Plan) -> bool:
+        """Whether somebody changes its machines, who is to be let; what a client that died had begun is finished."""
+        return False
+
     @abstractmethod
     def forget_task(self, task_id: str) -> None:
         """Once nothing is rented for it any more: remove what else was made for it, as keys."""
@@ -162,6 +166,8 @@ class Rented(Ssh):
                     raise
         elif rental.state is Machines.PAUSED and rental.ended_with:
             self.wake(rental)
+        elif self.goes_on_changing(plan):
+            return
         elif rental.state is Machines.UP and rental.plan_hash == plan.hash:
             self._deliver(plan, rental)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -195,27 +196,81 @@ class Mithril(Rented):
         return ssh(f"{_USER}@{machine.target}", options=options)
 
     def add_volume(self, plan: Plan, volume: Volume) -> None:
-        """By way of a pause: the API changes a bid's volumes only then."""
+        """By way of a pause: the API changes a bid's volumes only then. Whoever dies over it is followed by another."""
         self.volumes.attach(volume.volume_id, plan)
         rental = self._live(plan.task_id)
         if rental is None or not self._can_look(rental):
             raise ValidationError(
                 f"`{plan.task_id}` does not run on a machine that can be reached", suggestions=["wait until it runs"]
             )
+        with self._changing(plan) as file:
+            if file is None or file.read_text():
+                raise ValidationError(
+                    f"`{plan.task_id}` is getting another volume", suggestions=["wait until it runs again"]
+                )
+            file.write_text(volume.volume_id)  # no loss where a power cut takes it: nothing was done yet
+            self._add_volume(plan, volume)
+            file.unlink()
+
+    def goes_on_changing(self, plan: Plan) -> bool:
+        """Whether a volume is being added."""
+        if not self._change(plan).exists():
+            return False
+        with self._changing(plan) as file:
+            wanted = file and file.read_text()
+            if file and wanted:
+                volume = next((one for one in self.volumes.list() if one.volume_id == wanted), None)
+                self._add_volume(plan, volume)
+            if file:
+                file.unlink()
+        return True
+
+    def _add_volume(self, plan: Plan, volume: Volume | None) -> None:
+        """From wherever it was left; None: there is no such volume any more, and the task is to go on without."""
+        rental = self._live(plan.task_id)
+        if rental is None or rental.state not in (Machines.UP, Machines.PAUSED):
+            return
         bid = f"{_BIDS}/{rental.rental_id}"
         has = list(((rental.told or {}).get("launch_specification") or {}).get("volumes") or ())
+        if volume and volume.volume_id not in has:
+            if rental.state is Machines.UP:
+                self._prepare(plan, rental, volume)
+                self.account.api.update(bid, {"paused": True})
+                self._await(plan.task_id, Machines.PAUSED)
+            try:
+                self.account.api.update(bid, {"volumes": [*has, volume.volume_id]})
+            except ValidationError as error:  # a refusal of this is none of the task
+                raise ProviderError(error.message) from error
+            finally:
+                self.account.api.update(bid, {"paused": False})
+        elif rental.state is Machines.PAUSED:
+            self.account.api.update(bid, {"paused": False})
+
+    def _prepare(self, plan: Plan, rental: Rental, volume: Volume) -> None:
+        """Tell its machines of a volume that they will have when they are back, and stop what runs."""
+        if not self._can_look(rental):
+            raise ProviderError(f"the machines of `{plan.task_id}` cannot be reached yet")
         mount = {"kind": "folder", "source": path_of(volume.volume_id), "target": f"/mnt/{volume.name}"}
         (entry,) = on_machine([volume], [volume.volume_id])
         names = [one.name for one in rental.machines]
         self._each(names, lambda _, remote: remote.ask("add_mount", plan.task_id, mount))
         self._each(names, lambda _, remote: tell_guard(remote.channel, entry))
         self._stop_tasks(rental, plan.grace_seconds)
-        self.account.api.update(bid, {"paused": True})
-        self._await(plan.task_id, Machines.PAUSED)
-        try:
-            self.account.api.update(bid, {"volumes": [*has, volume.volume_id]})
-        finally:
-            self.account.api.update(bid, {"paused": False})
+
+    def _change(self, plan: Plan) -> Path:
+        """Names the volume that is being added; locked by who adds it."""
+        return self.home / "record" / plan.task_id / "adding"
+
+    @contextmanager
+    def _changing(self, plan: Plan) -> Iterator[Path | None]:
+        """The file, locked; None where another client has it."""
+        with self._change(plan).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+                return
+            yield self._change(plan)
 
     def _await(self, task_id: str, state: Machines) -> None:
         end = time.monotonic() + _PAUSING_SECONDS
