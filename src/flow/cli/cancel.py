@@ -71,13 +71,16 @@ def _end(client: Flow, tasks: list[Task]) -> None:
         return
     output.say(f"ending {_count(tasks)}")
     rented = [task for task in tasks if client.provider(task.provider).capabilities.rents]
+    refusal = None
     try:
         client.cancel(*tasks)
     except ProviderError as error:
         if len(rented) < len(tasks):
             raise
-        output.note(f"{error.message}; it is asked again until it is done")
+        refusal = error
     try:
+        if refusal:
+            output.note(f"{refusal.message}; it is asked again until it is done")
         for task in tasks:
             follow.until_ended(task)
         _until_given_back(client, rented)
