@@ -51,7 +51,9 @@ MEASURES: dict[str, Callable[..., list[Figure]]] = {
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(MEASURES)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"only these: {', '.join(MEASURES)}, or what an option adds"
+    )
     parser.add_argument("--quick", action="store_true", help="few rounds, nothing with 100,000 tasks")
     parser.add_argument(
         "--peers", action="store_true", help="also submitit (installed in .venv-bench), and Ray if here"
@@ -62,32 +64,40 @@ def main() -> None:
     parser.add_argument("--fleet", action="store_true", help="also machines that are reached by ssh, as root")
     parser.add_argument("--mithril", action="store_true", help="also the stand-in for the Mithril cloud, as root")
     asked = parser.parse_args()
-    unknown = set(asked.names) - set(MEASURES)
+    known = {**MEASURES, **_asked_for(asked)}
+    unknown = set(asked.names) - set(known)
     if unknown:
-        parser.error(f"no measure {', '.join(sorted(unknown))}; there are {', '.join(MEASURES)}")
-    chosen = {name: MEASURES[name] for name in asked.names or MEASURES}
-    if asked.package:
-        chosen["package"] = package.measure
-    if asked.slurm:
-        from bench import slurm  # needs what the tests need
-
-        chosen["slurm"] = slurm.measure
-    if asked.docker:
-        from bench import docker_cache  # needs what the tests need
-
-        chosen["docker"] = docker_cache.measure
-    if asked.fleet:
-        from bench import dev  # needs what the tests need
-
-        chosen["dev"] = dev.measure
-    if asked.mithril:
-        from bench import mithril  # needs what the tests need
-
-        chosen["mithril"] = mithril.measure
+        parser.error(f"no measure {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    chosen = {name: known[name] for name in asked.names or known}
     try:
         print(_measured(chosen, quick=asked.quick, with_peers=asked.peers))
     finally:
         remove_homes()
+
+
+def _asked_for(asked: argparse.Namespace) -> dict[str, Callable[..., list[Figure]]]:
+    """Those that need more than Python, which options ask for; most need what the tests need."""
+    found: dict[str, Callable[..., list[Figure]]] = {}
+    if asked.package:
+        found["package"] = package.measure
+    if asked.slurm:
+        from bench import slurm
+
+        found["slurm"] = slurm.measure
+    if asked.docker:
+        from bench import docker_cache
+
+        found["docker"] = docker_cache.measure
+    if asked.fleet:
+        from bench import dev, fleet, logs_afar, sync
+
+        found.update(dev=dev.measure, sync=sync.measure, logs=logs_afar.measure)
+        found.update(gang=fleet.measure_gang, hosts=fleet.measure_hosts)
+    if asked.mithril:
+        from bench import mithril
+
+        found["mithril"] = mithril.measure
+    return found
 
 
 def _measured(chosen: Mapping[str, Callable[..., list[Figure]]], *, quick: bool, with_peers: bool) -> str:

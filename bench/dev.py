@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from tests.support.containers import IMAGE
-from tests.support.fleet import Fleet
 
 from bench.figures import Figure, median
-from bench.place import own_home
+from bench.machines import bare, connected, machines
 
 _AIM_MS = 300  # over what is bare
 _FLOW = (sys.executable, "-m", "flow", "dev", "-c", "echo first")
@@ -22,12 +18,10 @@ _FLOW = (sys.executable, "-m", "flow", "dev", "-c", "echo first")
 
 def measure(*, quick: bool) -> list[Figure]:
     """On one machine with a Docker of its own, the code being as it was."""
-    with own_home(), tempfile.TemporaryDirectory(prefix="fl") as folder, Fleet(Path(folder)) as fleet:
-        fleet.boot("box").start_docker()
-        os.environ.update(FLOW_PROVIDER="ssh", FLOW_SSH_HOSTS="box", FLOW_SSH_SSH_CONFIG=str(fleet.config))
+    with machines("box") as fleet:
+        fleet.hosts["box"].start_docker()
         _first_line(_FLOW)  # starts it
-        ssh = ("ssh", "-F", str(fleet.config), "box")
-        shared = (*ssh[:-1], "-oControlMaster=auto", f"-oControlPath={folder}/%C", "-oControlPersist=1m", "box")
+        ssh, shared = (*bare(fleet), "box"), (*connected(fleet), "box")
         in_docker = f"docker run --rm -i {IMAGE} echo first"
         image = (*_FLOW, "--image", IMAGE)
         return [

@@ -14,18 +14,18 @@ from bench.floors import run_quietly
 from bench.place import own_home
 from bench.startup import flow_words
 
-_WRITE = """import sys
+WRITE = """import sys
 for start in range(0, LINES, 1000):
     lines = range(start, start + 1000)
     sys.stdout.writelines(f"step {i:>9} loss 0.{i % 1000:03} lr 0.0001 in 12.5 ms\\n" for i in lines)"""
-_TICK = "import time\nfor _ in range(LINES): print(time.time_ns(), flush=True); time.sleep(0.02)"
+TICK = "import time\nfor _ in range(LINES): print(time.time_ns(), flush=True); time.sleep(0.02)"
 
 
 def measure_replay(*, quick: bool) -> list[Figure]:
     """`flow logs` of a task that wrote a million lines, its output thrown away, beside `cat` of the same file."""
     lines = 100_000 if quick else 1_000_000
     with own_home():
-        task = flow.run(**_python(_WRITE, lines))
+        task = flow.run(**_python(WRITE, lines))
         task.wait(120)
         file = (task.folder or Path()) / "stdout.log"
         size = file.stat().st_size
@@ -51,9 +51,9 @@ def measure_follow(*, quick: bool) -> list[Figure]:
     """A line that tells the time it was written at, read by one who follows: in Python, and through `flow logs -f`."""
     count = 50 if quick else 300
     with own_home():
-        task = flow.run(**_python(_TICK, count))
+        task = flow.run(**_python(TICK, count))
         inside = [(time.time_ns() - int(line.text)) / 1e6 for line in task.lines(follow=True)]
-        task = flow.run(**_python(_TICK, count))
+        task = flow.run(**_python(TICK, count))
         words = [*flow_words(), "logs", "-f", task.task_id]
         outside = []
         with subprocess.Popen(words, stdout=subprocess.PIPE) as command:

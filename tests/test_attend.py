@@ -68,6 +68,21 @@ def test_machines_are_gathered_until_all_are_there(machines: Machines, do: Do) -
     assert next_duty(plan(nodes=2), Want.RUN, is_allocated=True, now=NOW, allocation=allocation).do is do
 
 
+@pytest.mark.parametrize("machines", list(Machines))
+@pytest.mark.parametrize("want", list(Want))
+@pytest.mark.parametrize(("is_allocated", "attempt"), [(True, 1), (True, 3), (False, 1)])
+def test_what_is_lost_with_its_machine_is_allocated_anew(
+    machines: Machines, want: Want, is_allocated: bool, attempt: int
+) -> None:
+    """Also where its first machine was lost before it is known to have taken it; nothing else of one node needs it."""
+    one = Allocation("task-3", attempt, machines)
+    duty = next_duty(plan(), want, is_allocated=is_allocated, now=NOW, allocation=one, found={ONE: None, OTHER: None})
+    if want is not Want.HOLD and machines is Machines.LOST:
+        assert (duty.do, duty.attempt) == (Do.ALLOCATE, attempt + 1)
+    else:
+        assert duty.do is (Do.WAIT if want is Want.RUN and not is_allocated else Do.NOTHING)
+
+
 @pytest.mark.parametrize(
     ("state", "facts", "when"),
     [

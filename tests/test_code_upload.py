@@ -134,6 +134,31 @@ def test_an_upload_that_is_cut_off_leaves_what_was_there(tmp_path: Path, python:
         assert [one.name for one in (tmp_path / "workspace").iterdir()] == ["file"]
 
 
+def test_a_difference_to_what_is_not_there_any_more_is_answered_by_the_whole(tmp_path: Path) -> None:
+    def entry(name: str) -> list[object]:
+        return [0o644, hashlib.sha256(name.encode()).hexdigest(), 1]
+
+    def answers(*requests: object) -> list[object]:
+        given = "".join(json.dumps(one) + "\n" for one in requests[:-1]) + str(requests[-1])
+        argv = [sys.executable, sync.__file__, tmp_path]
+        ended = subprocess.run(argv, input=given, capture_output=True, text=True, check=True)
+        return [json.loads(line) for line in ended.stdout.splitlines()]
+
+    (tmp_path / "workspace").mkdir()
+    whole = {"manifest": {"files": [["a", *entry("a")]], "links": [], "dirs": []}, "was": {"a": None}}
+    change = {
+        "base": sync.digest_of({"a": entry("a")}),
+        "changed": {"a": None, "b": entry("b"), "c": "b"},
+        "dirs": ["d"],
+    }
+    assert answers(change, whole, "a") == [None, ["a"], {"updated": ["a"], "removed": [], "kept": []}]
+    assert answers(change, "b") == [["b"], {"updated": ["b", "c"], "removed": ["a"], "kept": []}]
+    assert {path.name for path in (tmp_path / "workspace").iterdir()} == {"b", "c", "d"}
+    assert (
+        sync.digest_of({"b": entry("b"), "c": "b"}) == hashlib.sha256((tmp_path / sync.STATE).read_bytes()).hexdigest()
+    )
+
+
 def test_a_project_that_is_put_back_after_an_upload_was_cut_off_is_there_whole(tmp_path: Path) -> None:
     old = {"first": "1", "goes": "1", "same": "1"}
     new = {"added": "22", "first": "22", "last": "22", "same": "1"}

@@ -83,3 +83,27 @@ def test_what_is_no_program_is_told_as_how_it_ended() -> None:
     told = Conversation(Channel(), "echo hello; exec no-such-program").ask("x")
     assert isinstance(told, subprocess.CompletedProcess)
     assert told.returncode == 127 and b"no-such-program" in told.stderr
+
+
+def test_a_program_that_is_not_there_is_sent_and_asked_again(tmp_path: Path) -> None:
+    (tmp_path / "starter.py").write_text(
+        "import json, sys\n"
+        "sys.stdin.readline()\n"
+        """print('{"lacks": "program"}', flush=True)\n"""
+        "exec(json.loads(sys.stdin.readline()))\n"
+    )
+    own = Conversation(Channel(), f"exec {sys.executable} {tmp_path}/starter.py", _PROGRAM)
+    assert ask(own, "first") == ask(own, "second")
+
+
+def test_only_a_first_question_that_all_may_see_is_a_word_of_the_program(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import json, sys\n"
+        "for line in sys.argv[1:] or sys.stdin:\n"
+        "    print(json.dumps({'asked': json.loads(line), 'words': sys.argv[1:]}), flush=True)\n"
+    )
+    script = f"exec {sys.executable} -u {tmp_path}/program.py"
+    own = Conversation(Channel(), script)
+    assert own.ask(["it's", 1], is_public=True) == {"asked": ["it's", 1], "words": ['["it\'s", 1]']}
+    assert own.ask("x" * 10_000, is_public=True) == {"asked": "x" * 10_000, "words": []}
+    assert Conversation(Channel(), script).ask("secret") == {"asked": "secret", "words": []}

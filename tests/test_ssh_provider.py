@@ -160,3 +160,17 @@ def fetched(url: str) -> bytes:
             return content
     except OSError:
         return b""
+
+
+def test_tasks_of_several_nodes_both_run_whatever_their_clients_call_the_hosts(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(fleet.config))
+    tasks = []
+    for name, hosts in {"one": "gpu1 as x,gpu2 as y", "two": "gpu2 as x,gpu1 as y"}.items():
+        monkeypatch.setenv("FLOW_HOME", str(tmp_path / name))
+        monkeypatch.setenv("FLOW_SSH_HOSTS", hosts)
+        client = Flow("ssh")
+        for _ in range(3):
+            tasks.append(client.run("echo met", num_instances=2, gpu="a100:4", upload_code=False))
+    assert [str(task.wait(timeout=60)) for task in tasks] == ["completed"] * 6

@@ -7,17 +7,17 @@ import enum
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from types import MappingProxyType
 
 from flow.dependencies import never_met, when_met
-from flow.machines import Allocation, Machines
+from flow.machines import Allocation, Capabilities, Machines
 from flow.node.remains import is_locked, unmarked
 from flow.plan import Dependency, Plan
-from flow.status import Want
+from flow.status import Outcome, TaskStatus, Want
 
 LOCK = "attend.lock"  # in Flow's home; held by the attendant, of which there is one
 
@@ -31,16 +31,17 @@ class Do(enum.Enum):
 
     NOTHING = "nothing"
     WAIT = "wait"  # and look again
-    ALLOCATE = "allocate"  # or ask once more, where its provider gathers machines one by one
+    ALLOCATE = "allocate"  # or ask once more: machines are gathered one by one, or new ones take the place of lost ones
     GIVE_UP = "give up"  # as it can never start
 
 
 @dataclass(frozen=True, slots=True)
 class Duty:
-    """`reason`: what the task waits for, or why it can never start."""
+    """`reason`: what the task waits for, or why it can never start. `attempt`: the one that is to be allocated."""
 
     do: Do
     reason: str = ""
+    attempt: int = 1
 
 
 def next_duty(
@@ -53,18 +54,19 @@ def next_duty(
     allocation: Allocation | None = None,
     rents: bool = False,
 ) -> Duty:
-    """What to do now for a task that has not ended. found: when each of `plan.after` is met, as `met_at` tells it.
+    """What to do now for a task or element that has not ended. found: when each of `plan.after` is met, see `met_at`.
     rents: whether its machines cost money, so that somebody must be there when it ends.
 
     Everything in it is idempotent: who does it may die at any time, and another one begin again.
     """
+    if allocation and allocation.machines is Machines.LOST and want is not Want.HOLD:
+        return Duty(Do.ALLOCATE, attempt=allocation.attempt + 1)  # a cancel is told to machines that are being asked
     if want is not Want.RUN:
         return Duty(Do.NOTHING)
     if is_allocated:
-        if rents and allocation and allocation.machines is Machines.PAUSED:
-            return Duty(Do.ALLOCATE)
-        is_gathered = allocation is None or allocation.machines not in _SCATTERED
-        return Duty(Do.ALLOCATE if not is_gathered else Do.WAIT if rents else Do.NOTHING)
+        open_ = (*_SCATTERED, Machines.PAUSED) if rents else _SCATTERED if plan.nodes > 1 else ()
+        is_open = allocation is not None and allocation.machines in open_
+        return Duty(Do.ALLOCATE if is_open else Do.WAIT if rents else Do.NOTHING)
     when = when_met(plan, found, now)
     if when == inf:
         never = f"{never_met(plan, found)}, which cannot be any more"
@@ -72,6 +74,17 @@ def next_duty(
     if when is None or when > now:
         return Duty(Do.WAIT, "waits for " + (" or " if plan.after_any else ", ").join(map(str, plan.after)))
     return Duty(Do.ALLOCATE)
+
+
+def have_attended(
+    home: Path, capabilities: Capabilities, nodes: int, outcome: Outcome, allocations: Collection[Allocation]
+) -> None:
+    """Start an attendant where something is to be done for a task that was seen so."""
+    is_open = outcome.state in (TaskStatus.PENDING, TaskStatus.STARTING, TaskStatus.PREEMPTED)
+    is_lost = any(one.machines is Machines.LOST for one in allocations)
+    is_rented = capabilities.rents and not outcome.state.is_final
+    if is_rented or (capabilities.gathers and nodes > 1 and is_open) or (capabilities.moves and is_lost):
+        start_attendant(home)
 
 
 def start_attendant(home: Path) -> None:

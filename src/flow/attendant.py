@@ -12,6 +12,7 @@ from flow.attend import LOCK
 from flow.chores import attend
 from flow.client import Flow
 from flow.errors import FlowError
+from flow.plan import Plan
 
 _PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between two looks
 _LINGER = 5  # looks that find nothing to do before it goes
@@ -29,18 +30,19 @@ def main() -> None:
     os.truncate(lock, 0)
     os.write(lock, str(os.getpid()).encode())
     idle, pause = 0, _PAUSE
+    plans: dict[str, Plan] = {}
     while idle < _LINGER:
-        idle = 0 if _is_needed(client) else idle + 1
+        idle = 0 if _is_needed(client, plans) else idle + 1
         time.sleep(pause)
         pause = min(pause * 1.2, _LONGEST_PAUSE)
     os.close(lock)  # who submits something now starts another; what came just before is looked at once more
-    if _is_needed(client):
+    if _is_needed(client, plans):
         main()
 
 
-def _is_needed(client: Flow) -> bool:
+def _is_needed(client: Flow, plans: dict[str, Plan]) -> bool:
     try:
-        return attend(client)
+        return attend(client, plans)
     except FlowError:  # a provider that does not answer: it is asked again
         return True
     finally:

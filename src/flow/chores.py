@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flow.attend import Do, Duty, next_duty, start_attendant
 from flow.dependencies import PAIRED, Fact, met_at
 from flow.errors import FlowError
-from flow.machines import Machines
+from flow.machines import Allocation, Machines
 from flow.plan import Dependency, Plan
 from flow.status import Outcome, TaskStatus, Want
 
@@ -25,28 +25,45 @@ def give(client: Flow, task: Task) -> None:
     capabilities, plan = client.provider(task.provider).capabilities, task.plan
     if capabilities.dependencies or not plan.after:
         task.allocate()
-        is_open = capabilities.rents or (capabilities.gathers and plan.nodes > 1)
+        is_open = _needs_client(client, plan)
     else:
         found = {one: _met_at(client, one, plan) for one in plan.after}
         want = client.records.intent(task.task_id).want
         duty = next_duty(plan, want, is_allocated=False, now=time.time(), found=found)
         _do(client, task, duty)
-        is_open = duty.do is Do.WAIT or (duty.do is Do.ALLOCATE and (plan.nodes > 1 or capabilities.rents))
+        is_open = duty.do is Do.WAIT or (duty.do is Do.ALLOCATE and _needs_client(client, plan))
     if is_open:
         start_attendant(client.home)
+    if _may_move(client, plan):
+        client.notes.append("should its machine be lost, it runs again on another while this one is on: see `retries`")
 
 
-def attend(client: Flow) -> bool:
-    """Do what is next for every task that needs a client for it; whether any will need one again."""
+def attend(client: Flow, plans: dict[str, Plan]) -> bool:
+    """Do what is next for every task that needs a client for it; whether any will need one again.
+
+    plans: of the tasks that were looked at before, to be kept for the next time.
+    """
     client.finish_interrupted()
     is_needed = bool(client.records.unallocated())
+    watched: dict[str, list[str]] = {}
     for row in client.records.rows(unfinished=True):
         capabilities = client.provider(row.provider).capabilities
-        if (row.nodes > 1 and capabilities.gathers) or capabilities.rents:
-            try:
-                is_needed |= _gather(client, client.task_of(row.task_id, row=row))
-            except FlowError:  # what stands in the way of one must not hide the others
-                is_needed = True
+        if capabilities.rents:
+            is_open = True
+            with suppress(FlowError):  # what stands in the way of one must not hide the others
+                is_open = _see_to_rented(client, client.task_of(row.task_id, row=row))
+            is_needed |= is_open
+        elif capabilities.moves or (capabilities.gathers and row.nodes > 1):
+            with suppress(FlowError):
+                plan = plans.setdefault(row.task_id, client.records.get(row.task_id).plan)
+                if _needs_client(client, plan):
+                    watched.setdefault(row.provider, []).append(row.task_id)
+    for name, task_ids in watched.items():
+        for allocation in client.provider(name).allocations(task_ids):
+            is_open = True
+            with suppress(FlowError):
+                is_open = _see_to(client, plans[(allocation.task_id or "").partition("_")[0]], allocation)
+            is_needed |= is_open
     return _give_back(client) or is_needed
 
 
@@ -62,20 +79,38 @@ def _give_back(client: Flow) -> bool:
     return bool(held)
 
 
-def _gather(client: Flow, task: Task) -> bool:
-    """See to the machines of a task; whether that may be needed again."""
+def _needs_client(client: Flow, plan: Plan) -> bool:
+    """Whether something may have to be done for it once it was allocated."""
+    capabilities = client.provider(plan.provider).capabilities
+    return capabilities.rents or (capabilities.gathers and plan.nodes > 1) or _may_move(client, plan)
+
+
+def _may_move(client: Flow, plan: Plan) -> bool:
+    """Whether it may run again on other machines than those that it is lost with."""
+    return client.provider(plan.provider).capabilities.moves and plan.retries > 0 and not plan.region
+
+
+def _see_to(client: Flow, plan: Plan, allocation: Allocation) -> bool:
+    """See to the machines of a task or element; whether that may be needed again."""
+    task_id = allocation.task_id or ""
+    want = client.records.intent(task_id).want
+    duty = next_duty(plan, want, is_allocated=True, now=time.time(), allocation=allocation)
+    if duty.do is Do.ALLOCATE:
+        client.task_of(plan.task_id).allocate(duty.attempt)
+    may_retry = plan.retries > 0 and want is Want.RUN and allocation.machines is not Machines.GONE
+    return duty.do is Do.ALLOCATE or may_retry
+
+
+def _see_to_rented(client: Flow, task: Task) -> bool:
+    """The same of machines that cost money, to the end of the task."""
     found = next(iter(client.provider(task.provider).allocations([task.task_id])), None)
     want = client.records.intent(task.task_id).want
-    rents = client.provider(task.provider).capabilities.rents
-    if rents:
-        task.refresh()
-        client.records.note_outcomes({task.task_id: task.outcome})
-        if task.status.is_final:
-            return False
-    duty = next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=found, rents=rents)
-    _do(client, task, duty)
-    may_retry = task.plan.retries > 0 and want is Want.RUN and not (found and found.machines is Machines.GONE)
-    return duty.do is Do.ALLOCATE or rents or may_retry
+    task.refresh()
+    client.records.note_outcomes({task.task_id: task.outcome})
+    if task.status.is_final:
+        return False
+    _do(client, task, next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=found, rents=True))
+    return True
 
 
 def _do(client: Flow, task: Task, duty: Duty) -> None:
@@ -87,7 +122,7 @@ def _do(client: Flow, task: Task, duty: Duty) -> None:
         client.records.mark_allocated(task.task_id)
     elif duty.do is Do.ALLOCATE:
         client.records.set_intents(_unpaired(client, task.plan), Want.CANCEL)
-        task.allocate()
+        task.allocate(duty.attempt)
 
 
 def _met_at(client: Flow, one: Dependency, plan: Plan) -> float | None:

@@ -26,7 +26,7 @@ from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
 from flow.settings_names import provider_name
-from flow.status import FINAL, Outcome, TaskStatus, Want, states_named
+from flow.status import FINAL, Outcome, Want, states_named
 from flow.task import Task
 
 if TYPE_CHECKING:
@@ -495,20 +495,15 @@ class Flow:
                     looks[task_id] = Look(outcome, elements, {one.task_id: one for one in allocations})
                     if outcome != asked[task_id].outcome:
                         changed[task_id] = outcome
-                    if self._needs_attendant(provider, outcome, asked[task_id].nodes):
-                        from flow.attend import start_attendant
+                    capabilities = provider.capabilities
+                    if capabilities.gathers or capabilities.moves:
+                        from flow.attend import have_attended
 
-                        start_attendant(self.home)
+                        have_attended(self.home, capabilities, asked[task_id].nodes, outcome, allocations)
                 except FlowError as error:
                     self.notes.append(error.message)
         self.records.note_outcomes(changed)
         return looks
-
-    def _needs_attendant(self, provider: Provider, outcome: Outcome, nodes: int) -> bool:
-        if provider.capabilities.rents:
-            return not outcome.state.is_final
-        is_open = outcome.state in (TaskStatus.PENDING, TaskStatus.STARTING, TaskStatus.PREEMPTED)
-        return is_open and nodes > 1 and provider.capabilities.gathers
 
     def held(self) -> list[tuple[str, str]]:
         """Provider and task of everything that is rented, or was, and is not known to be given back."""

@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from flow.node import sync
 if TYPE_CHECKING:
     from flow.task import Task
 
+_Request = Callable[[], Mapping[str, Any]]  # made when it is put
 _OURS = ".flow/"  # what a submission adds to a project
 
 
@@ -56,16 +57,13 @@ def upload_code(task: Task, allocation: Allocation | None, home: Path, source: P
         if uploads.last.get(place.node.folder) == bundle.id:  # an upload would touch nothing
             return Upload((), (), (), bundle.notes)
         manifest = read_manifest(home, bundle.id)
-        now = _entries(manifest)
-        was = {
-            name: entry for name, entry in _submitted(task, home).items() if name in now or not name.startswith(_OURS)
-        }
-        changed = {name: was.get(name) for name in {**was, **now} if was.get(name) != now.get(name)}
-        request = {"manifest": manifest, "was": changed}
+        requests = [lambda: _whole(manifest, _submitted(task, home))]
+        if base := _manifest(home, uploads.last.get(place.node.folder)):
+            requests.insert(0, lambda: _since(base, manifest))
         digests = {name: digest for name, _, digest, _ in manifest["files"]}
         channel = task.channel(allocation, node)  # what reaches its files is enough
         uploads.note(place.node.folder, None)
-        done = _talk(channel, place.node.folder, request, home, digests)
+        done = _talk(channel, place.node.folder, requests, home, digests)
         uploads.note(place.node.folder, bundle.id)
     return Upload(tuple(done["updated"]), tuple(done["removed"]), tuple(done["kept"]), bundle.notes)
 
@@ -98,12 +96,35 @@ class _Uploads:
         self._file.flush()
 
 
+def _whole(manifest: Mapping[str, Any], submitted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The project, and where it was different when the task was submitted."""
+    now = _entries(manifest)
+    was = {name: entry for name, entry in submitted.items() if name in now or not name.startswith(_OURS)}
+    return {"manifest": manifest, "was": {name: was.get(name) for name in _changed(was, now)}}
+
+
+def _since(base: Mapping[str, Any], manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How it differs from the last upload, of which that machine has a note with the digest `base`."""
+    was, now = _entries(base), _entries(manifest)
+    changed = {name: now.get(name) for name in _changed(was, now)}
+    return {"base": sync.digest_of(was), "changed": changed, "dirs": manifest["dirs"]}
+
+
+def _changed(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [name for name in {**was, **now} if was.get(name) != now.get(name)]
+
+
 def _submitted(task: Task, home: Path) -> Mapping[str, Any]:
     """What the task was submitted with; nothing where that is not known any more."""
+    manifest = _manifest(home, task.plan.bundle)
+    return _entries(manifest) if manifest else {}
+
+
+def _manifest(home: Path, bundle_id: str | None) -> Mapping[str, Any] | None:
     try:
-        return _entries(read_manifest(home, task.plan.bundle)) if task.plan.bundle else {}
+        return read_manifest(home, bundle_id) if bundle_id else None
     except StorageError:  # pruned
-        return {}
+        return None
 
 
 def _entries(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,14 +133,14 @@ def _entries(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _talk(
-    channel: Channel, folder: str, request: Mapping[str, Any], home: Path, digests: Mapping[str, str]
+    channel: Channel, folder: str, requests: Sequence[_Request], home: Path, digests: Mapping[str, str]
 ) -> Mapping[str, Any]:
     argv = channel.python_command(Path(sync.__file__).read_text(), folder)
     with tempfile.TemporaryFile() as said:
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said) as there:
             assert there.stdin and there.stdout
             try:
-                told = _exchange(there.stdin, there.stdout, request, home, digests)
+                told = _exchange(there.stdin, there.stdout, requests, home, digests)
             except (BrokenPipeError, json.JSONDecodeError):  # it ended; why is what it said
                 told = None
         said.seek(0)
@@ -132,11 +153,17 @@ def _talk(
 
 
 def _exchange(
-    to: IO[bytes], of: IO[bytes], request: Mapping[str, Any], home: Path, digests: Mapping[str, str]
+    to: IO[bytes], of: IO[bytes], requests: Sequence[_Request], home: Path, digests: Mapping[str, str]
 ) -> Mapping[str, Any]:
-    to.write(json.dumps(request).encode() + b"\n")
-    to.flush()
-    for name in json.loads(of.readline()):
+    """requests: the last one is always understood."""
+    lacked = None
+    for request in requests:
+        to.write(json.dumps(request()).encode() + b"\n")
+        to.flush()
+        lacked = json.loads(of.readline())
+        if lacked is not None:
+            break
+    for name in lacked or ():
         with blob_path(home, digests[name]).open("rb") as blob:
             shutil.copyfileobj(blob, to, 1 << 20)
     to.close()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from flow.channel import Channel
@@ -30,10 +30,22 @@ def collect(provider: Provider, records: Records, allocations: Collection[Alloca
 
     Raises ProviderError where a machine is out of reach, StorageError where there is no room here.
     """
-    for channel, root, names in _places(provider, allocations):
+    places: dict[tuple[Channel, str, Path], list[str]] = {}
+    for allocation in allocations:
+        for node in allocation.nodes:
+            folder, record = (
+                PurePosixPath(node.folder),
+                records.folder(allocation.task_id or "", 1, node.rank).parents[1],
+            )
+            task, at = folder.parents[1], ""
+            if task.name == record.name:  # tasks that lie there under their own names are copied together
+                task, record, at = task.parent, record.parent, f"{task.name}/"
+            names = [f"{at}{number}/{node.rank}" for number in range(node.first_attempt, allocation.attempt + 1)]
+            places.setdefault((provider.channel(allocation, node.rank), str(task), record), []).extend(names)
+    for (channel, root, record), names in places.items():
         with writing(records.home):
-            (records.home / "record").mkdir(mode=0o700, parents=True, exist_ok=True)
-        _copy(channel, root, names, str(records.home / "record"))
+            record.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _copy(channel, root, names, str(record))
 
 
 def forget(provider: Provider, allocations: Collection[Allocation]) -> None:
@@ -41,23 +53,15 @@ def forget(provider: Provider, allocations: Collection[Allocation]) -> None:
 
     Raises ProviderError where one is out of reach.
     """
-    for channel, root, names in _places(provider, allocations):
-        folders = sorted({name.partition("/")[0] for name in names})
-        python = sys.executable if channel.is_here else channel.python
-        words = [python, "-c", Path(sweep.__file__).read_text(), root]
-        channel.ask(f"exec {shlex.join(words)}", stdin="\n".join(folders).encode())
-
-
-def _places(provider: Provider, allocations: Collection[Allocation]) -> Iterable[tuple[Channel, str, list[str]]]:
-    """The task folders on each machine, relative to what holds those of all tasks there."""
-    found: dict[tuple[Channel, str], list[str]] = {}
+    places: dict[tuple[Channel, str], set[str]] = {}
     for allocation in allocations:
         for node in allocation.nodes:
-            folder = PurePosixPath(node.folder)
-            task = folder.parents[1]
-            names = [f"{task.name}/{number}/{folder.name}" for number in range(1, allocation.attempt + 1)]
-            found.setdefault((provider.channel(allocation, node.rank), str(task.parent)), []).extend(names)
-    return [(channel, root, names) for (channel, root), names in found.items()]
+            task = PurePosixPath(node.folder).parents[1]
+            places.setdefault((provider.channel(allocation, node.rank), str(task.parent)), set()).add(task.name)
+    for (channel, tasks), names in places.items():
+        python = sys.executable if channel.is_here else channel.python
+        words = [python, "-c", Path(sweep.__file__).read_text(), tasks]
+        channel.ask(f"exec {shlex.join(words)}", stdin="\n".join(sorted(names)).encode())
 
 
 def _copy(channel: Channel, root: str, names: list[str], into: str) -> None:

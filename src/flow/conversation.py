@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
 import subprocess
 import threading
 import time
@@ -14,25 +15,34 @@ from typing import Any
 from flow.channel import SOON_SECONDS, Channel
 
 _SECONDS = 300  # within which something is said
+_WORD_BYTES = 8_000  # of a question that may be a word: with what surrounds it, it is to fit the first packets
+_LACKS = {"lacks": "program"}
 
 
 class Conversation:
     """Questions and answers are lines of JSON. The program starts with the first, in each process anew, and ends with
-    this object; one that was cut off is started again."""
+    this object; one that was cut off is started again.
 
-    def __init__(self, channel: Channel, script: str) -> None:
-        self._channel, self._script = channel, script
+    program: what `script` is sent, as a line of JSON, where it answers {"lacks": "program"}; then it is asked again.
+    """
+
+    def __init__(self, channel: Channel, script: str, program: str = "") -> None:
+        self._channel, self._script, self._program = channel, script, program
         self._begin()
 
-    def ask(self, question: Any) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
-        """The answer, or how the program ended in place of one. Raises ProviderError where nobody can be reached."""
+    def ask(self, question: Any, *, is_public: bool = False) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
+        """The answer, or how the program ended in place of one. Raises ProviderError where nobody can be reached.
+
+        is_public: others may see the question. As the first one it then is a word of the program's, which saves a round
+        trip: what is written to a new program waits until its start is acknowledged (by TCP, after Nagle).
+        """
         if self._owner != os.getpid():  # the parent's are not for us
             self._begin()
         with self._lock:
             was_there = self._process is not None
-            answer = self._exchange(question)
+            answer = self._exchange(question, is_public=is_public)
             if was_there and isinstance(answer, subprocess.CompletedProcess):
-                answer = self._exchange(question)
+                answer = self._exchange(question, is_public=is_public)
             return answer
 
     def _begin(self) -> None:
@@ -43,23 +53,23 @@ class Conversation:
 
     def close(self) -> None:
         """End the program now, as where its machine is about to go; it would start again with the next question."""
-        if self._process and self._owner == os.getpid():
-            self._process.kill()
-            self._process.wait()  # its pipes may be held by an ssh that stays behind for others
-            for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-                if pipe:
-                    pipe.close()
+        if self._process:
+            _end(self._process, self._owner)
         self._process, self._heard = None, b""
 
-    def _exchange(self, question: Any) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
-        process = self._process = self._process or self._start()
-        assert process.stdin
+    def _exchange(self, question: Any, *, is_public: bool) -> dict[str, Any] | subprocess.CompletedProcess[bytes]:
+        text = json.dumps(question)
+        is_word = self._process is None and is_public and len(text) < _WORD_BYTES
+        process = self._process = self._process or self._start(*([text] if is_word else []))
         try:
-            left = json.dumps(question).encode() + b"\n"
-            while left:
-                left = left[process.stdin.write(left) :]
+            if not is_word:
+                _write(process, question)
             while line := self._line(process):
-                if told := answer_in(line):  # a login node may greet first
+                told = answer_in(line)
+                if told == _LACKS:
+                    _write(process, self._program)
+                    _write(process, question)
+                elif told:  # a login node may greet first
                     return told
         except BrokenPipeError:
             pass
@@ -71,13 +81,13 @@ class Conversation:
         out, err = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        words = self._channel.command(self._script)
+    def _start(self, *words: str) -> subprocess.Popen[bytes]:
+        argv = self._channel.command(" ".join([self._script, *map(shlex.quote, words)]))
         try:
             pipe = subprocess.PIPE
-            process = subprocess.Popen(words, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe)
+            process = subprocess.Popen(argv, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe)
         except OSError as error:
-            raise self._channel.unreachable(f"`{words[0]}`: {error.strerror}") from error
+            raise self._channel.unreachable(f"`{argv[0]}`: {error.strerror}") from error
         weakref.finalize(self, _end, process, os.getpid())
         return process
 
@@ -110,11 +120,18 @@ def answer_in(line: bytes) -> dict[str, Any] | None:
     return told if isinstance(told, dict) else None
 
 
+def _write(process: subprocess.Popen[bytes], value: Any) -> None:
+    assert process.stdin
+    left = json.dumps(value).encode() + b"\n"
+    while left:
+        left = left[process.stdin.write(left) :]
+
+
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    """Close what it reads from, and it ends."""
+    """What it reads from is closed, and it ends; nobody waits until that is known here, as a kept connection would."""
     if process.returncode is None and owner == os.getpid():
-        try:
-            process.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            assert pipe
+            pipe.close()
+        process.wait()

@@ -38,10 +38,16 @@ class Feed(Protocol):
     """One folder's pieces as they come. `is_over`, set by the reader of it: the attempt is known to have ended."""
 
     folder: Folder
+    start: Start  # where it goes on after a cut
     queue: deque[Piece]
     is_over: bool
     is_caught_up: bool  # all that was there when reading began is in the queue, or was
     is_done: bool  # nothing comes any more
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether its machine is out of reach now."""
+        ...
 
     def fill(self) -> None:
         """Put what there is now into the queue; never waits. Raises ProviderError where the machine is out of reach."""
@@ -88,11 +94,15 @@ class _Here:
     """Files of this machine."""
 
     def __init__(self, folder: Folder, start: Start, *, follow: bool, within_ns: int) -> None:
-        self.folder, self.follow, self.within_ns = folder, follow, within_ns
+        self.folder, self.start, self.follow, self.within_ns = folder, start, follow, within_ns
         self.queue: deque[Piece] = deque()
         self.is_over = self.is_caught_up = self.is_done = False
         self.look_at = 0.0
         self.reader = Reader(folder.path, start)
+
+    @property
+    def is_cut(self) -> bool:
+        return False
 
     def fill(self) -> None:
         if self.look_at > time.monotonic():
@@ -129,6 +139,10 @@ class _There:
     def fileno(self) -> int:
         """What has bytes to read when there is more; -1 never."""
         return self.process.stdout.fileno() if self.process and self.process.stdout else -1
+
+    @property
+    def is_cut(self) -> bool:
+        return self.failures > 0
 
     def fill(self) -> None:
         if self.process is None:

@@ -71,11 +71,14 @@ def log_folders(
     found: list[Folder] = []
     for one, shown, node in places:
         numbers, allocation = attempt_numbers(records, one), allocations.get(one)
-        if allocation and node < len(allocation.nodes) and (allocation.machines is not Machines.GONE or not numbers):
-            task = PurePosixPath(allocation.nodes[node].folder).parents[1]
-            channel = provider.channel(allocation, node)
-            numbers = list(range(1, allocation.attempt + 1))
-            found += [Folder(number, shown, channel, f"{task}/{number}/{node}") for number in numbers]
-        else:  # the machine is this one, or what it left was collected
-            found += [Folder(number, shown, Channel(), str(records.folder(one, number, node))) for number in numbers]
+        there: list[Folder] = []
+        at = next((each for each in allocation.nodes if each.rank == node), None) if allocation else None
+        if allocation and at and (allocation.machines is not Machines.GONE or allocation.attempt not in numbers):
+            task, channel = PurePosixPath(at.folder).parents[1], provider.channel(allocation, node)
+            starts = range(at.first_attempt, allocation.attempt + 1)
+            there = [Folder(number, shown, channel, f"{task}/{number}/{node}") for number in starts]
+        # else the machine is this one, or what it left was collected
+        here = [number for number in numbers if not there or number < there[0].attempt]
+        found += [Folder(number, shown, Channel(), str(records.folder(one, number, node))) for number in here]
+        found += there
     return found

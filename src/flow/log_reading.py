@@ -126,6 +126,18 @@ class _Lane:
         if folder.attempt > self.newest:
             self.newest = folder.attempt
             self.waiting.append(folder)
+        elif self.feed and self.feed.is_cut and folder.attempt == self.feed.folder.attempt:
+            self._go_on_at(folder)
+
+    def _go_on_at(self, folder: Folder) -> None:
+        """Where the machine is gone from which it was read: what there is of it now lies elsewhere."""
+        assert self.feed
+        if folder == self.feed.folder:
+            return
+        queue, start = self.feed.queue, self.feed.start
+        self.feed.close()
+        self.feed = open_feed(folder, start, follow=self.reading.follow, within_ns=self.within_ns)
+        self.feed.queue.extend(queue)
 
     def begin(self, *, is_final: bool) -> None:
         """Open the next folder where none is open; `is_final` holds for all that are known now."""

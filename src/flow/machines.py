@@ -32,6 +32,7 @@ class Capabilities:
     arrays: bool = False  # takes an array whole
     dependencies: bool = False  # holds tasks back for others; elsewhere the attendant does
     gathers: bool = False  # several nodes are got one after the other, by `allocate` called again
+    moves: bool = False  # what is lost with its machines runs again on others, by `allocate` called for that attempt
     divides_machines: bool = False  # gives a task some CPUs, memory and GPUs: no kind of machine need be named
     emulates: bool = False  # runs an instance type that it does not have on what there is, with a note
     own_numbers: bool = False  # its own commands call tasks by numbers, which `allocate` returns
@@ -75,6 +76,7 @@ class Node:
     address: str  # where the task's other nodes reach it
     public_address: str | None = None
     folder: str = ""  # the task folder of this rank and attempt on that machine, absolute
+    first_attempt: int = 1  # of those that it had: what lies beside its folder
     beyond: Channel | None = None  # to the machine itself, where the provider's channel only reaches its files
 
 
@@ -122,6 +124,7 @@ class Machines(enum.Enum):
     UP = "up"
     PREEMPTED = "preempted"  # taken away, to be given back
     PAUSED = "paused"
+    LOST = "lost"  # gone for good before the end; another attempt may follow on others
     SILENT = "silent"  # they cannot be asked now: the task is as it was last seen
     GONE = "gone"  # let go, ended or never had
 

@@ -26,11 +26,26 @@ from flow.errors import FlowError, ProviderError, StorageError
 from flow.node import answers
 
 NODE = Path(answers.__file__).parent
+_PUBLIC = ("look", "facts")  # questions that hold no secrets
 _LOADER = """from __future__ import annotations
 import sys, types
 for name, text in {modules!r}:
     module = sys.modules[name] = types.ModuleType(name)
     exec(text, module.__dict__)
+"""
+# Runs a program from where the first submission put it, as it is compiled there; else it is asked for.
+_STARTER = """import importlib, json, os, sys
+at = os.path.join(os.path.expanduser({folder!r}), "node", {version!r})
+try:
+    os.stat(os.path.join(at, "whole"))
+    sys.path.insert(0, at)
+    program = importlib.import_module({name!r})
+except Exception:
+    sys.argv.pop() if sys.argv[1:] else sys.stdin.buffer.readline()
+    print('{{"lacks": "program"}}', flush=True)
+    exec(json.loads(sys.stdin.buffer.readline()), {{"__name__": "__main__", "__package__": None}})
+else:
+    program.answers.answer(vars(program))
 """
 
 
@@ -66,8 +81,10 @@ class Remote:
     def __init__(self, channel: Channel, folder: str, module: ModuleType, needs: Sequence[str], setting: str) -> None:
         self.channel, self.folder, self.setting = channel, folder, setting
         self._module = module
-        self._script = shlex.join(["exec", channel.python, "-c", program_text(module.__name__, tuple(needs))])
-        self._conversation = Conversation(channel, self._script)
+        self._program = program_text(module.__name__, tuple(needs))
+        name = module.__name__.rpartition(".")[2]
+        starter = _STARTER.format(folder=folder, version=tools()[0], name=name)
+        self._conversation = Conversation(channel, self._script(starter), self._program)
 
     def ask(self, verb: str, *words: Any) -> Any:
         """The answer of that function of the program. Raises FlowError for what it refuses."""
@@ -77,7 +94,7 @@ class Remote:
         """The same, of another folder; "" for a question that is about none."""
         if self.channel.is_here:
             return self._ask_here(verb, root, *words)
-        return self._answer(self._conversation.ask([verb, root, *words]))
+        return self._answer(self._conversation.ask([verb, root, *words], is_public=verb in _PUBLIC))
 
     def send(self, files: Mapping[str, Path]) -> None:
         """Put files, by the name that each has in the folder, where they are not there yet; in this order."""
@@ -101,6 +118,10 @@ class Remote:
         """What a program there said, as an error."""
         return ProviderError(said if program == "flow" else f"{program}: {said}")
 
+    def _script(self, program: str) -> str:
+        """That runs a Python program, of which it needs nothing but what came with it."""
+        return shlex.join(["exec", self.channel.python, "-IS", "-c", program])
+
     def _ask_here(self, verb: str, root: str, *words: Any) -> Any:
         function = getattr(self._module, verb, None) or getattr(answers, verb)
         try:
@@ -112,7 +133,7 @@ class Remote:
 
     def _stream(self, files: Sequence[tuple[str, Path]]) -> None:
         question = json.dumps(["receive", self.folder]).encode() + b"\n"
-        words = self.channel.command(self._script)
+        words = self.channel.command(self._script(self._program))
         with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdin
             try:

@@ -118,6 +118,7 @@ def derive(intent: Intent, allocation: Allocation | None, reports: Mapping[int, 
         Machines.SILENT: TaskStatus.RUNNING if allocation.attempt else TaskStatus.PENDING,
         Machines.STARTING: TaskStatus.STARTING,
         Machines.PREEMPTED: TaskStatus.PREEMPTED,
+        Machines.LOST: TaskStatus.PREEMPTED,
         Machines.PAUSED: TaskStatus.PAUSED,
         Machines.UP: TaskStatus.RUNNING if started is not None else TaskStatus.STARTING,
     }[allocation.machines]

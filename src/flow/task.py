@@ -227,6 +227,11 @@ class Task:
         )
         if not self.status.is_final:
             self._outcome = outcome
+        capabilities = self._provider.capabilities
+        if capabilities.moves:
+            from flow.attend import have_attended
+
+            have_attended(self._records.home, capabilities, self.plan.nodes, outcome, allocations)
 
     def recall(self, outcome: Outcome, elements: Mapping[str, Outcome] | None = None) -> None:
         """Take a state that the records hold, and those of its elements by their ids."""
@@ -293,10 +298,13 @@ class Task:
 
         send_signal(self, self._provider, number, to=to)
 
-    def allocate(self) -> None:
-        """Ask the provider for the machines of a task that is acknowledged, again where that was cut short."""
+    def allocate(self, attempt: int = 1) -> None:
+        """Ask the provider for the machines of a task that is acknowledged, again where that was cut short.
+
+        attempt: with 2 and more, for other ones in the place of those that the attempt before was lost with.
+        """
         try:
-            number = self._provider.allocate(self.plan)
+            number = self._provider.allocate(self.plan, attempt)
         except (ValidationError, QuotaExceededError) as error:  # a definite no: it is not asked again
             self._outcome = self._records.set_final(self.task_id, Outcome(TaskStatus.FAILED, reason=error.message))
             self._records.mark_allocated(self.task_id)

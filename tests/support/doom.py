@@ -2,6 +2,7 @@
 
 Run as a program:
 - `doom.py client N WORDS…` is the command line `flow WORDS…`, dead before its N-th line.
+- `doom.py attendant N` sees to the tasks of FLOW_HOME, dead before its N-th line.
 - `doom.py scheduler HOME FOLDER PLAN` serves a queue. PLAN is JSON: {"scheduler": N, "runners": [N, …], "cpus": C},
   null where one is to live, runners in the order in which they are forked.
 Lines are counted in the functions of `flow`, not while it is loaded. Each death is told beforehand: who and where, a
@@ -60,6 +61,15 @@ def client(line: int, words: list[str]) -> None:
     main()
 
 
+def attendant(line: int) -> None:
+    """An attendant that dies."""
+    import flow
+    from flow.attendant import main
+
+    Doom("attendant", Path(flow.__file__).parent, line).begin()
+    main()
+
+
 def scheduler(home: Path, folder: Path, plan: dict[str, Any]) -> None:
     """A scheduler that dies, and whose runners do; each is forked with its own count."""
     import flow
@@ -90,5 +100,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
     if sys.argv[1] == "client":
         client(int(sys.argv[2]), sys.argv[3:])
+    elif sys.argv[1] == "attendant":
+        attendant(int(sys.argv[2]))
     else:
         scheduler(Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4]))

@@ -7,12 +7,14 @@ A question is a line of JSON, [verb, folder, …]: a function of a program, whos
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
-import shutil
 import sys
-import tarfile
-from typing import Any, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
+
+if TYPE_CHECKING:
+    import tarfile
 
 
 class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
@@ -20,14 +22,19 @@ class Refused(Exception):  # noqa: N818  # an answer, if not the one hoped for
 
 
 def answer(verbs: Mapping[str, Any]) -> None:
-    """Answer the questions on standard input: {"answer": …}, {"refused": [...]} or {"failed": [...]} for an OSError."""
-    for line in iter(sys.stdin.buffer.readline, b""):
+    """Answer the questions: {"answer": …}, {"refused": [...]} or {"failed": [...]} for an OSError.
+
+    The first may be a word of the program's; the others are on standard input.
+    """
+    for line in itertools.chain(sys.argv[1:], iter(sys.stdin.buffer.readline, b"")):
         print(json.dumps(_told(verbs, *json.loads(line))), flush=True)  # noqa: T201
 
 
 def _told(verbs: Mapping[str, Any], verb: str, root: str, *rest: Any) -> dict[str, Any]:
     try:
         if verb == "receive":
+            import tarfile  # which few questions need
+
             with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as files:
                 return {"answer": receive(root, files)}
         return {"answer": {"missing": missing, **verbs}[verb](*([root] if root else []), *rest)}
@@ -56,6 +63,8 @@ def is_there(path: str) -> bool:
 
 def receive(root: str, files: tarfile.TarFile) -> int:
     """Take in files that are missing; each has its name once it is whole, in the order in which they come. How many."""
+    import shutil  # as above
+
     root, count = os.path.expanduser(root), 0
     for one in files:
         source = files.extractfile(one)

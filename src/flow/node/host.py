@@ -10,14 +10,12 @@ import importlib
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 from typing import Any, Sequence
 
 _PACKAGE = f"{__package__}." if __package__ else ""  # else they lie beside this file, or came along with it
-answers, remains, inventory = (importlib.import_module(_PACKAGE + one) for one in ("answers", "remains", "inventory"))
+answers, remains = (importlib.import_module(_PACKAGE + one) for one in ("answers", "remains"))
 
 OWN = "each host needs a folder of its own, so let `ssh.folder` name one that they do not share"
 
@@ -34,10 +32,10 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     if not (os.path.exists(os.path.join(tools, "whole")) and (manifest is None or answers.is_there(manifest))):
         return {"missing": True}
     owner = answers.read(root, "host")
-    if owner not in ("", socket.gethostname()):
+    if owner not in ("", os.uname().nodename):
         raise answers.Refused("flow", f"`{root}` belongs to the host {owner}: {OWN}")
     if not owner:
-        answers.write(root, "host", socket.gethostname())
+        answers.write(root, "host", os.uname().nodename)
     for folder in (os.path.join(base, "inbox"), os.path.join(root, "queue"), os.path.join(root, "asked")):
         os.makedirs(folder, mode=0o700, exist_ok=True)
     with open(os.path.join(base, "lock"), "w") as lock:
@@ -62,15 +60,19 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def look(root: str, ids: Sequence[str] | None) -> dict[str, Any]:
-    """What is known here of tasks, elements one by one; unknown ids are left out. And the time by this clock."""
+    """What is known here of tasks, elements one by one; unknown ids are left out. And the time by this clock.
+
+    `task+` is all that came here of a task after it was lost elsewhere, see providers/ssh/places.py. `host`: this
+    machine, the same to all its users.
+    """
     root = os.path.expanduser(root)
     tasks = os.path.join(root, "tasks")
     if ids is None:
         ids = sorted((name for name in answers.listed(tasks) if "_" not in name), reverse=True)
     _revive(root)
     queue = _Turns(root)
-    found = [one for task_id in ids for one in _entries(tasks, task_id, queue)]
-    return {"now": time.time(), "tasks": found}
+    found = [one for task_id in ids for one in (_parts if task_id.endswith("+") else _entries)(tasks, task_id, queue)]
+    return {"now": time.time(), "host": host_facts().identity(), "tasks": found}
 
 
 def release(root: str, task_ids: Sequence[str]) -> None:
@@ -126,7 +128,12 @@ def facts(root: str) -> dict[str, Any]:
     """What this machine has, what of it is taken or waited for, and what a task may need of it."""
     root = os.path.expanduser(root)
     waiting, running = _needs(root)
-    return {**importlib.import_module(_PACKAGE + "host_facts").facts(root), "waiting": waiting, "running": running}
+    return {**host_facts().facts(root), "waiting": waiting, "running": running}
+
+
+def host_facts() -> Any:
+    """The module, loaded when it is needed."""
+    return importlib.import_module(_PACKAGE + "host_facts")
 
 
 # -- what is known of tasks
@@ -189,13 +196,19 @@ def _entries(tasks: str, task_id: str, queue: _Turns) -> list[dict[str, Any]]:
     return [_entry(tasks, unit, meta, queue) for unit in _units(tasks, task_id)]
 
 
+def _parts(tasks: str, task_id: str, queue: _Turns) -> list[dict[str, Any]]:
+    names = [name for name in answers.listed(tasks) if name.startswith(task_id) and "_" not in name]
+    return [one for name in sorted(names) for one in _entries(tasks, name, queue)]
+
+
 def _entry(tasks: str, unit: str, meta: dict[str, Any], queue: _Turns) -> dict[str, Any]:
     folder = os.path.join(tasks, unit)
     starts, ranks = answers.attempts(folder), _ranks(folder)
     one: dict[str, Any] = {"id": unit, "hash": meta["hash"], "created": meta["created"], "folder": folder}
-    one.update(attempt=starts[-1] if starts else 0, ended=bool(answers.read(folder, "ended")))
+    one.update(attempt=starts[-1] if starts else meta["first_attempt"] - 1, ended=bool(answers.read(folder, "ended")))
     one.update(reports={os.path.basename(rank): answers.read(rank, "status.json") for rank in ranks})
     one.update(cancelled=is_noted(folder, "cancel"), held=is_noted(folder, "hold"))
+    one["leased"] = os.path.exists(os.path.join(folder, "lease"))
     one["runs"] = not one["ended"] and any(remains.is_alive(rank) for rank in ranks)
     if not one["ended"] and not one["runs"]:
         one.update(before=queue.before(meta), waits_until=meta["not_before"])
@@ -285,6 +298,8 @@ def _start(root: str, tools: str, *, is_guard: bool = False) -> None:
     """Of two, the second finds the lock taken, and goes. Where there is a gate, its guard alone starts any."""
     if answers.read(root, "gate") and not is_guard:
         return
+    import subprocess  # few questions start one
+
     with open(os.path.join(root, "keeper.log"), "ab") as log:
         subprocess.Popen(
             [sys.executable, os.path.join(tools, "host_keeper.py"), root],

@@ -34,6 +34,16 @@ def facts(root: str) -> dict[str, Any]:
     }
 
 
+def identity() -> str:
+    """What tells this machine from others, the same for all its users."""
+    try:
+        with open("/etc/machine-id", encoding="ascii") as file:
+            machine = file.read().strip()
+    except (OSError, ValueError):
+        machine = ""
+    return f"{socket.gethostname()} {machine} {address()}"
+
+
 def gpus_taken(indices: list[int]) -> list[int]:
     """Those that some user's task holds."""
     try:

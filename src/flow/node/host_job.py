@@ -71,7 +71,8 @@ class Turn:
         if end["cause"] == asked.REQUEUE:
             return False
         is_done = end["cause"] == "exit" and end["code"] == 0
-        return is_done or end["cause"] in ("timeout", "cancel") or len(counted) > self.task["retries"]
+        tried = self.task["first_attempt"] - 1 + len(counted)  # those that were lost with other hosts count
+        return is_done or end["cause"] in ("timeout", "cancel") or tried > self.task["retries"]
 
     def note_loss(self) -> None:
         """Of an attempt whose runner died: that is on record before anything runs again."""
@@ -97,7 +98,7 @@ class Turn:
 
     def attempt(self, gpus: list[int] | None) -> None:
         """Run it, in this process."""
-        number = (answers.attempts(self.folder) or [0])[-1] + 1
+        number = (answers.attempts(self.folder) or [self.task["first_attempt"] - 1])[-1] + 1
         folder = os.path.join(self.folder, str(number), str(self.rank))
         gpu_locks = self._lock_gpus(gpus)
         own_lock = None
@@ -123,10 +124,13 @@ class Turn:
         own = {"address": facts.address(), "ports": [_free_port() for _ in range(3)]}
         status = {"v": 1, "phase": "waiting", "needs": ["inbox/peers.json"], "runner_pid": os.getpid(), **own}
         answers.write(folder, "status.json", json.dumps(status))
-        while host.is_noted(self.folder, "lease") and not host.is_noted(self.folder, "cancel"):
-            time.sleep(0.1)
-            if answers.read(folder, "inbox/peers.json"):
-                return json.loads(answers.read(folder, "inbox/peers.json"))  # type: ignore[no-any-return]
+        while not host.is_noted(self.folder, "cancel"):
+            told = answers.read(folder, "inbox/peers.json")
+            if told:
+                return json.loads(told)  # type: ignore[no-any-return]
+            if not host.is_noted(self.folder, "lease"):  # looked at last: the others may have begun with the same
+                break
+            time.sleep(0.03)
         shutil.rmtree(os.path.dirname(folder))
         return {}
 
@@ -147,7 +151,7 @@ class Turn:
         task, limit = dict(self.task), self.task["limit_total_seconds"]
         used = sum(answers.read_status(one).get("ran_seconds") or 0 for one in self.folders())
         before = os.path.join(self.folder, str(number - 1), str(self.rank), "output")
-        task.update(task_id=os.path.basename(self.folder), array_index=self.index, attempt=number)
+        task.update(task_id=remains.task_of(os.path.basename(self.folder)), array_index=self.index, attempt=number)
         task.update(limit_seconds=limit and max(limit - used, 0.001), given_gpus=gpus or [])
         task.update(previous_output=before if os.path.isdir(before) else None)
         master, task["control_port"], task["step_port"] = meeting["ports"]

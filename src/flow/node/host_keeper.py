@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 _PACKAGE = f"{__package__}." if __package__ else ""
@@ -47,6 +48,23 @@ class Unit:
         """The task folder of its last start here; "" before the first."""
         starts = answers.attempts(self.folder)
         return os.path.join(self.folder, str(starts[-1]), str(self.meta["rank"])) if starts else ""
+
+
+class Room:
+    """What is free of a machine: its CPUs, memory in GB, and GPUs but those of `taken`."""
+
+    def __init__(self, machine: Any, taken: set[int]) -> None:
+        self.cpus, self.memory = machine.cpus, machine.memory_gb
+        self._cards = [one for one in machine.cards if one.index not in taken]
+
+    def take(self, meta: dict[str, Any]) -> tuple[bool, list[int]]:
+        """Keep what a task needs from the next ones: whether that is there, and which GPUs it is."""
+        free = [one for one in self._cards if meta["gpu_kind"] in (None, "gpu", one.kind)] if meta["gpus"] else []
+        memory, taken = meta["memory_gb"] or 0, free[: meta["gpus"]]
+        fits = self.cpus >= meta["cpus"] and self.memory >= memory and len(free) >= meta["gpus"]
+        self.cpus, self.memory = self.cpus - meta["cpus"], self.memory - memory
+        self._cards = [one for one in self._cards if one not in taken]
+        return fits, [one.index for one in taken]
 
 
 class Keeper:
@@ -165,37 +183,36 @@ class Keeper:
         """Start what fits, in order: what does not keeps its part from those behind it."""
         if self.gate and not os.path.exists(self.gate):
             return
-        cpus, memory = self.machine.cpus, self.machine.memory_gb
-        own = [card for unit in self.units.values() if unit.runs for card in unit.gpus]
-        self.lent = set(facts.gpus_taken([one.index for one in self.machine.cards])).difference(own)
-        cards = [one.index for one in self.machine.cards if one.index not in {*own, *self.lent}]
-        at_once: dict[str, int] = {}
-        for name, unit in self.units.items():
-            if unit.runs:
-                cpus, memory = cpus - unit.meta["cpus"], memory - (unit.meta["memory_gb"] or 0)
-                at_once[name.partition("_")[0]] = at_once.get(name.partition("_")[0], 0) + 1
-        cancelled = {
-            name for name, unit in self.units.items() if not unit.runs and host.is_noted(unit.folder, "cancel")
-        }
+        room = self._room()
+        running = Counter(array_of(name) for name, unit in self.units.items() if unit.runs)
+        cancelled = {name for name, unit in self.units.items() if self._ends_unstarted(unit)}
         for name, unit in sorted(self.units.items(), key=lambda item: item[1].turn):
-            base, meta = name.partition("_")[0], unit.meta
             is_cancelled = name in cancelled
             cancelled.discard(name)
             if unit.runs or unit.again_at > time.time():
                 continue
-            if not is_cancelled and self._waits(unit, at_once.get(base, 0)):
+            if not is_cancelled and self._waits(unit, running[array_of(name)]):
                 continue
-            free = self._of_kind(cards, meta["gpu_kind"]) if meta["gpus"] else []
-            fits = cpus >= meta["cpus"] and memory >= (meta["memory_gb"] or 0) and len(free) >= meta["gpus"]
+            fits, gpus = room.take(unit.meta)
             if fits or is_cancelled:
-                unit.gpus = free[: meta["gpus"]]
+                unit.gpus = gpus
                 self._start(unit)
-                at_once[base] = at_once.get(base, 0) + 1
-            cpus, memory = cpus - meta["cpus"], memory - (meta["memory_gb"] or 0)
-            taken = free[: meta["gpus"]]
-            cards = [one for one in cards if one not in taken]
-            if cpus <= 0 and not cancelled:
+                running[array_of(name)] += 1
+            if room.cpus <= 0 and not cancelled:
                 break
+
+    def _room(self) -> Room:
+        """What nobody has."""
+        own = [card for unit in self.units.values() if unit.runs for card in unit.gpus]
+        self.lent = set(facts.gpus_taken([one.index for one in self.machine.cards])).difference(own)
+        room = Room(self.machine, {*own, *self.lent})
+        for unit in self.units.values():
+            if unit.runs:
+                room.take({**unit.meta, "gpus": 0})
+        return room
+
+    def _ends_unstarted(self, unit: Unit) -> bool:
+        return not unit.runs and host.is_noted(unit.folder, "cancel")
 
     def _waits(self, unit: Unit, running: int) -> bool:
         limit = unit.meta["at_once"]
@@ -203,10 +220,6 @@ class Keeper:
         is_kept = host.is_noted(unit.folder, "hold")
         is_kept = is_kept or (unit.meta["is_gang"] and not os.path.exists(os.path.join(unit.folder, "lease")))
         return is_full or is_kept or unit.not_before > time.time()
-
-    def _of_kind(self, cards: list[int], kind: str | None) -> list[int]:
-        kinds = {one.index: one.kind for one in self.machine.cards}
-        return [one for one in cards if kind in (None, "gpu", kinds[one])]
 
     def _start(self, unit: Unit) -> None:
         """A process of its own for the attempt, or for the note that there is none to follow."""
@@ -266,6 +279,11 @@ class Keeper:
             self.tasks.discard(task_id)
             shutil.rmtree(os.path.join(self.root, "tasks", task_id, "inbox"), ignore_errors=True)  # secrets
             os.unlink(os.path.join(self.root, "queue", task_id))
+
+
+def array_of(name: str) -> str:
+    """The task of an element, also where it was given to this host later than others."""
+    return remains.task_of(name).partition("_")[0]  # type: ignore[no-any-return]
 
 
 def given_gpus(folder: str) -> list[int]:

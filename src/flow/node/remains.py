@@ -37,10 +37,16 @@ def unmarked(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if not name.startswith("FLOW_TASK_")}
 
 
+def task_of(name: str) -> str:
+    """The task or element to which a folder of this name belongs: `task+1`, `task+1+7_7` are what a host was given."""
+    base, _, rest = name.partition("+")
+    return base + "".join(rest.partition("_")[1:])
+
+
 def kill_left_over(folder: str) -> bool:
     """SIGKILL every process of this rank: those that carry its marks, or the command's lock. Whether there were any."""
     task, attempt, rank = folder.rsplit("/", 2)
-    marks = {f"FLOW_TASK_ID={os.path.basename(task)}", f"FLOW_ATTEMPT={attempt}", f"FLOW_NODE_RANK={rank}"}
+    marks = {f"FLOW_TASK_ID={task_of(os.path.basename(task))}", f"FLOW_ATTEMPT={attempt}", f"FLOW_NODE_RANK={rank}"}
     lock = os.path.join(folder, "command.lock")
     left = _marked({mark.encode() for mark in marks})
     if not left and is_locked(lock):

@@ -24,7 +24,7 @@ def forget(tasks: str, names: Iterable[str]) -> None:
     """Remove task folders; that of an array with the last of its elements."""
     bases = set()
     for name in names:
-        if re.fullmatch(r"[\w-]+", name):
+        if re.fullmatch(r"[\w+-]+", name):
             bases.add(name.partition("_")[0])
             shutil.rmtree(os.path.join(tasks, name), ignore_errors=True)
     left = {name.partition("_")[0] for name in os.listdir(tasks) if "_" in name}

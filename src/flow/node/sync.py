@@ -2,8 +2,10 @@
 
 `sync.py FOLDER` (of the task). Reads a line of JSON, `{"manifest": …, "was": {name: digest or null}}`: the project now,
 and where it was different when the task was submitted. Says which contents it lacks, takes them one after the other,
-and says what it did. `synced.json` tells the next upload of this one; `syncing.json`, there while it writes and after
-it was cut off, what it touches. Standard library, Python 3.8 and up.
+and says what it did. `synced.json` tells the next upload of this one, which may ask instead for
+`{"base": …, "changed": {name: entry or null}, "dirs": …}`, how the project differs from what that file of this digest
+holds: where it is another one, null is said and the whole line awaited. `syncing.json`, there while it writes and after
+it was cut off, says what it touches. Standard library, Python 3.8 and up.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 import os
 import stat
 import sys
-from typing import IO, Any
+from typing import IO, Any, Mapping
 
 STATE = "synced.json"
 BEGUN = "syncing.json"
@@ -24,7 +26,7 @@ NEW = ".flow-upload"  # the end of a file's name until it is whole
 
 def sync(folder: str, given: IO[bytes], out: IO[bytes]) -> None:
     """See above. Raises OSError, and EOFError where what is given ends early."""
-    asked = json.loads(given.readline())
+    asked = _asked(folder, given, out)
     manifest, was = asked["manifest"], asked["was"]
     now = {name: [mode, digest, size] for name, mode, digest, size in manifest["files"]}
     links = dict(manifest["links"])
@@ -65,6 +67,32 @@ def sync(folder: str, given: IO[bytes], out: IO[bytes]) -> None:
     if touched:
         os.unlink(os.path.join(folder, BEGUN))
     _say(out, {"updated": sorted([*updated, *relinked]), "removed": sorted({*gone} - {*kept}), "kept": sorted(kept)})
+
+
+def digest_of(entries: Mapping[str, Any]) -> str:
+    """That of `synced.json` where these were brought there last."""
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def _asked(folder: str, given: IO[bytes], out: IO[bytes]) -> dict[str, Any]:
+    """What is asked, whole."""
+    asked: dict[str, Any] = json.loads(given.readline())
+    if "base" not in asked:
+        return asked
+    try:
+        with open(os.path.join(folder, STATE), "rb") as file:
+            known = file.read()
+    except FileNotFoundError:
+        known = b""
+    if hashlib.sha256(known).hexdigest() != asked["base"]:
+        _say(out, None)
+        whole: dict[str, Any] = json.loads(given.readline())
+        return whole
+    entries = {**json.loads(known), **asked["changed"]}
+    there = sorted((name, entry) for name, entry in entries.items() if entry is not None)
+    files = [(name, *entry) for name, entry in there if not isinstance(entry, str)]
+    links = [one for one in there if isinstance(one[1], str)]
+    return {"manifest": {"files": files, "links": links, "dirs": asked["dirs"]}, "was": {}}
 
 
 def _begun(path: str) -> dict[str, list[Any]]:

@@ -24,7 +24,9 @@ from flow.machines import Allocation, Capabilities, Machines
 from flow.node import host as program
 from flow.plan import Plan
 from flow.providers.ssh.fleet import NEEDS, Fleet
-from flow.providers.ssh.provider import Ssh, look
+from flow.providers.ssh.gathering import gather
+from flow.providers.ssh.provider import Part, Ssh
+from flow.providers.ssh.sight import Sight, look
 from flow.providers.ssh.states import allocation_of
 from flow.providers.startup import READY, ROOT, RUN
 from flow.record import Records
@@ -77,8 +79,8 @@ class Rental:
 class RentedFleet(Fleet):
     """Machines by their names at the cloud, as far as they were seen."""
 
-    def __init__(self, home: Path, settings: Mapping[str, object], see_again: Any) -> None:
-        super().__init__(home, settings, see_again)
+    def __init__(self, home: Path, settings: Mapping[str, object]) -> None:
+        super().__init__(home, settings)
         self.ways: dict[str, Channel] = {}
 
     def hang_up(self, name: str) -> None:
@@ -103,7 +105,8 @@ class Rented(Ssh):
 
     def __init__(self, home: Path, options: Mapping[str, object]) -> None:
         super().__init__(home, options)
-        self.fleet: RentedFleet = RentedFleet(home, options, self._end_what_is_over)
+        self.fleet: RentedFleet = RentedFleet(home, options)
+        self.sight = Sight(home, self.fleet)
         self._seen: dict[str, tuple[float, list[Rental]]] = {}  # by task: when, and what
         self._machines: dict[str, list[str]] = {}  # by task: to which there is a way
 
@@ -186,8 +189,7 @@ class Rented(Ssh):
             return allocations
         by_id = {str(one.task_id): one for one in allocations}
         for one in given - found.keys():
-            reason = "its machines are gone"
-            by_id[one] = Allocation(one, max(self._last_attempt(one), 1), Machines.GONE, reason=reason)
+            by_id[one] = self._unseen(one)
         asked = set(task_ids)
         whole = {one.partition("_")[0] for one in by_id if "_" not in one}  # arrays of which nothing is seen yet
         for one in asked:
@@ -274,7 +276,7 @@ class Rented(Ssh):
 
     def _allocations(self, rental: Rental, told: Mapping[str, Any]) -> list[Allocation]:
         task_id = str(rental.task_id)
-        attempt = self._last_attempt(task_id) if rental.task_id else 0
+        attempt = self.sight.last_attempt(task_id) if rental.task_id else 0
         whole = Allocation(
             rental.task_id,
             attempt,
@@ -301,17 +303,24 @@ class Rented(Ssh):
         for name, answer in answers.items():
             for entry in answer["tasks"]:
                 found.setdefault(entry["id"], {})[name] = entry
-                self._attempts[entry["id"]] = entry["attempt"]
+                self.sight.note_attempt(entry["id"], entry["attempt"])
         if not found or any(len(entries) < len(answers) for entries in found.values() if not self._is_array(rental)):
             return [replace(whole, machines=Machines.STARTING, reason="its code is on the way")]
         clocks = {name: answer["ahead"] for name, answer in answers.items()}
-        made = [allocation_of(entries, clocks) for entries in found.values()]
+        made = [allocation_of(unit, entries, clocks) for unit, entries in found.items()]
         return [replace(one, price_per_hour=rental.price_per_hour) for one in made]
+
+    def _unseen(self, task_id: str) -> Allocation:
+        """Of what was asked for, and does not show: not yet, or not any more."""
+        if self._is_new(task_id):
+            return Allocation(task_id, 0, Machines.QUEUED, reason="is asked for, and does not show yet")
+        attempt = max(self.sight.last_attempt(task_id), 1)
+        return Allocation(task_id, attempt, Machines.GONE, reason="its machines are gone")
 
     def _boots_in_vain(self, rental: Rental, told: Mapping[str, Any]) -> bool:
         """Whether machines that cost money have been out of reach since they were given to a task that waits."""
         is_late = rental.given is not None and time.time() - rental.given > _BOOT_SECONDS
-        if not is_late or self._last_attempt(str(rental.task_id)) or rental.home_id != self.home_id:
+        if not is_late or self.sight.last_attempt(str(rental.task_id)) or rental.home_id != self.home_id:
             return False
         answers = [told.get(one.name) for one in rental.machines]
         is_silent = any(one is None or isinstance(one, FlowError) for one in answers)
@@ -326,16 +335,12 @@ class Rented(Ssh):
     def _was_given(self, task_id: str) -> bool:
         return (self.home / "record" / task_id / "allocated").exists()
 
-    def _places(self, task_id: str) -> dict[str, list[int]]:
-        """What of a task is on which machine, once they can be reached."""
-        rental = self._live(task_id)
+    def _parts(self, task_id: str) -> dict[str, list[str]]:
+        """By machine, what they call it, once they can be reached."""
+        rental = self._live(task_id.partition("_")[0])
         if rental is None or not self._can_look(rental):
             return {}
-        try:
-            elements = Records(self.home).get(task_id).plan.elements
-        except ResourceNotFoundError:  # allocated by who keeps no records
-            elements = None
-        return _spread(rental, len(elements.indices) if elements else 0)
+        return {one.name: [task_id] for one in rental.machines}
 
     # -- bringing
 
@@ -362,12 +367,13 @@ class Rented(Ssh):
 
         def submit(name: str, remote: Remote) -> None:
             own = places[name]
-            part = {"rank": 0 if indices else own[0], "indices": [indices[one] for one in own] if indices else []}
-            self._submit(remote, plan, {**part, "at_once": None})
+            rank, elements = (0, [indices[one] for one in own]) if indices else (own[0], [])
+            self._submit(remote, plan, Part(plan.task_id, rank, elements, at_once=None, first_attempt=1))
 
         self._each(list(places), submit)
         if plan.nodes > 1:
-            self._gather(plan, places)
+            ranks = {name: own[0] for name, own in places.items()}
+            gather(plan.task_id, ranks, self._record(plan.task_id), self._ask_each)
 
     # -- giving back
 
@@ -403,7 +409,8 @@ class Rented(Ssh):
         if rental:
             self.end(rental)
         asked = self._held / task_id
-        if self._live(task_id) is not None or (rental is None and self._may_come(asked)):
+        may_come = rental is None and self._is_new(task_id) and asked.read_bytes() != _ANSWERED
+        if may_come or self._live(task_id) is not None:
             return
         self.forget_task(task_id)
         asked.unlink(missing_ok=True)
@@ -413,9 +420,10 @@ class Rented(Ssh):
         for name in self._machines.pop(task_id, ()):
             self.fleet.hang_up(name)
 
-    def _may_come(self, asked: Path) -> bool:
+    def _is_new(self, task_id: str) -> bool:
+        """Whether it was asked for so lately that it may still have to show."""
         try:
-            return time.time() - asked.stat().st_mtime < _LATE_SECONDS and asked.read_bytes() != _ANSWERED
+            return time.time() - (self._held / task_id).stat().st_mtime < _LATE_SECONDS
         except OSError:
             return False
 

@@ -375,6 +375,9 @@ class Mithril(Rented):
         current = prices.get((str(bid.get("instance_type")), str(bid.get("region"))))
         price = min((one for one in (current, limit) if one is not None), default=None)
         is_billed = state in (Machines.UP, Machines.STARTING, Machines.PREEMPTED) and bid.get("status") != "Open"
+        ended_with = _ended_with(bid) if state is Machines.PAUSED else ""
+        if ended_with and current is not None:
+            reason += f"; its machine goes on for that at ${current * quantity:.2f}/h"
         machines = [_machine(name, number, one) for number, one in enumerate(sorted(instances, key=_by_name))]
         return Rental(
             str(bid["fid"]),
@@ -388,7 +391,7 @@ class Mithril(Rented):
             created=moment(bid.get("created_at")),
             given=max((at for one in instances if (at := moment(one.get("created_at")))), default=None),
             price_per_hour=price * quantity if price is not None and is_billed else 0.0 if not is_billed else None,
-            ended_with=_ended_with(bid) if state is Machines.PAUSED else "",
+            ended_with=ended_with,
             told=bid,
         )
 

@@ -20,6 +20,7 @@ HOSTS_FILE = "hosts"  # below Flow's home: a line each, `target` or `target as n
 _TARGET = re.compile(r"(?:[\w.-]+@)?(?:[\w.-]+|\[[0-9a-fA-F:]+\])(?::\d+)?")
 NEEDS = ("remains", "inventory", "asked", "host_facts")
 _LOOKS_SECONDS = 600.0  # between two that found a host silent, for what lies between them to count
+_TRY_SECONDS = 30.0  # between two tries of a host of which nothing is awaited
 _AT_ONCE = 32  # hosts that are asked at the same time
 T = TypeVar("T")
 
@@ -54,10 +55,9 @@ def _is_line(line: str) -> bool:
 class Fleet:
     """All hosts, by name, in the order in which they were named."""
 
-    def __init__(
-        self, home: Path, settings: Mapping[str, object], see_again: Callable[[str, Remote], None] = lambda *_: None
-    ) -> None:
-        self._home, self._settings, self._see_again = home, settings, see_again
+    def __init__(self, home: Path, settings: Mapping[str, object]) -> None:
+        self._home, self._settings = home, settings
+        self.see_again: Callable[[str, Remote], None] = lambda *_: None  # called with a host that was silent
         self._remotes: dict[str, Remote] = {}
 
     @property
@@ -119,7 +119,7 @@ class Fleet:
             try:
                 answer = question(name, self.remote(name))
                 if self.silent_since(name) is not None:
-                    self._see_again(name, self.remote(name))
+                    self.see_again(name, self.remote(name))
                     self._silence(name).unlink(missing_ok=True)
                 return answer
             except FlowError as error:
@@ -146,6 +146,11 @@ class Fleet:
             return float(self._silence(name).read_text())
         except (OSError, ValueError):
             return None
+
+    def may_be_back(self, name: str) -> bool:
+        """Whether a host is to be asked though it was silent: not in each look, as that is waited for."""
+        silence = self._silence(name)
+        return not silence.exists() or time.time() - silence.stat().st_mtime > _TRY_SECONDS
 
     def _note_silence(self, name: str) -> None:
         """Once nobody looked for long, as while this machine slept, nobody knows that it was silent all the time."""

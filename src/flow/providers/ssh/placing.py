@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from flow.errors import ValidationError
+from flow.errors import ProviderError, ValidationError
 from flow.gpus import Gpu
-from flow.machines import Offer
+from flow.machines import Allocation, Offer
 from flow.plan import Plan
+from flow.providers.ssh.places import Move, Places
+
+_NEEDS = ("cpus", "memory_gb", "gpus", "gpu_kind")  # what of a plan a host counts
 
 
 def offers_of(facts: Mapping[str, Mapping[str, Any]], gpu: Gpu | None) -> list[Offer]:
@@ -54,6 +58,44 @@ def place(
         loads[best] += share[best]
         rooms[best] -= 1
     return placed
+
+
+def moves(
+    plan: Plan,
+    places: Places,
+    lost: Sequence[Allocation],
+    gone: Mapping[str, Collection[str]],
+    told: tuple[Mapping[str, Mapping[str, Any]], Collection[str], Mapping[str, str]],
+) -> Iterator[Move]:
+    """Where each of these runs again: on hosts that have not lost it before, or on none if no other can ever take it.
+
+    gone: what each was lost with now, by task or element. told: facts, near and missing, as `place` takes them.
+    Raises ProviderError where a host might take it that does not answer.
+    """
+    facts, near, missing = told
+    for one in lost:
+        unit = str(one.task_id)
+        before, index = places.move_of(unit), unit.partition("_")[2]
+        left = {*gone[unit], *(before.lost if before else ())}
+        placed: dict[str, list[int]] = {}
+        try:
+            others = {name: host for name, host in facts.items() if name not in left}
+            placed = place(replace(plan, elements=None), others, missing=missing, near=near)
+        except ValidationError as error:
+            if set(missing) - left:
+                raise ProviderError(error.message, suggestions=list(error.suggestions)) from error
+        for name in placed:  # the next of them finds it there
+            facts[name]["waiting"].append({**{each: getattr(plan, each) for each in _NEEDS}, "count": 1})
+        yield Move(
+            task_id=plan.task_id,
+            index=int(index) if index else None,
+            place=plan.elements.indices.index(int(index)) if plan.elements and index else 0,
+            number=places.number(unit) + 1,
+            attempt=one.attempt + 1,
+            hosts=tuple(sorted(placed, key=lambda name: placed[name][0])),
+            lost=tuple(sorted(left)),
+            reason=one.reason if placed else f"{one.reason}, and no other host can take it",
+        )
 
 
 def fits(plan: Plan, host: Mapping[str, Any]) -> bool:

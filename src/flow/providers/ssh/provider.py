@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from flow.channel import Channel
 from flow.durable import create_durably
@@ -21,14 +20,14 @@ from flow.outbox import outbox_files
 from flow.plan import Plan
 from flow.providers import Option, VolumeStore
 from flow.providers.ssh.fleet import Fleet
-from flow.providers.ssh.placing import offers_of, place
-from flow.providers.ssh.states import allocation_of
+from flow.providers.ssh.gathering import gather
+from flow.providers.ssh.places import Move, Places
+from flow.providers.ssh.placing import moves, offers_of, place
+from flow.providers.ssh.sight import Sight
 from flow.providers.ssh.volumes import FleetVolumes
 from flow.record import Records
 from flow.remote import Remote, files_for, tools
 from flow.status import Want
-
-_PLACES = "hosts.json"  # in a task's record: what of it is on which host; on disk before any host is asked
 
 
 class Ssh:
@@ -46,15 +45,21 @@ class Ssh:
     def __init__(self, home: Path, options: Mapping[str, object]) -> None:
         self.home = home
         self._settings = options
-        self.fleet = Fleet(home, options, self._end_what_is_over)
+        self.fleet = Fleet(home, options)
+        self.sight = Sight(home, self.fleet)
         self._volumes = FleetVolumes(home, self.fleet, self.allocations, lambda plan: next(iter(self._place(plan))))
-        self._attempts: dict[str, int] = {}  # of tasks and elements, as last seen
 
     @property
     def capabilities(self) -> Capabilities:
         """What the hosts do by themselves."""
         return Capabilities(
-            volumes=True, containers=True, arrays=True, retries=True, divides_machines=True, gathers=True
+            volumes=True,
+            containers=True,
+            arrays=True,
+            retries=True,
+            divides_machines=True,
+            gathers=True,
+            moves=True,
         )
 
     @property
@@ -69,19 +74,19 @@ class Ssh:
 
     def hold(self, task_id: str) -> None:
         """Kept from starting; what runs goes on, and waits once it is requeued."""
-        self._ask_all(task_id, "hold", task_id, True)
+        self._ask_all(task_id, "hold", True)
 
     def resume(self, task_id: str) -> None:
         """The host sees to the rest."""
-        self._ask_all(task_id, "hold", task_id, False)
+        self._ask_all(task_id, "hold", False)
 
     def requeue(self, task_id: str) -> None:
         """Told to end, and queued again where it was."""
-        self._ask_all(task_id, "ask", task_id, "requeue")
+        self._ask_all(task_id, "ask", "requeue")
 
     def send_signal(self, task_id: str, number: int, *, to: str) -> None:
         """By way of the runners."""
-        self._ask_all(task_id, "ask", task_id, f"signal {number} {to}")
+        self._ask_all(task_id, "ask", f"signal {number} {to}")
 
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:
         """What the hosts that answer have, those that are alike as one."""
@@ -91,59 +96,37 @@ class Ssh:
         return offers_of(facts, gpu)
 
     def allocate(self, plan: Plan, attempt: int = 1) -> None:
-        """Give it to the hosts that are to run it, with what it needs; later attempts are their own doing."""
-        places = self._places(plan.task_id) or self._choose(plan)
-        indices = plan.elements.indices if plan.elements else ()
-        at_once = plan.elements.at_once if plan.elements else None
+        """Give it to the hosts that are to run it, with what it needs; what was lost before `attempt` to other ones.
 
-        def submit(name: str, remote: Remote) -> None:
-            own = places[name]
-            limit = None if at_once is None else max(at_once // len(places), 1)
-            meta = {"rank": 0 if indices else own[0], "indices": [indices[one] for one in own] if indices else []}
-            self._submit(remote, plan, {**meta, "at_once": limit})
-
-        self._each(list(places), submit)
-        if plan.nodes > 1:
-            self._gather(plan, places)
+        Attempts on the same host are its own doing.
+        """
+        places = self._places(plan.task_id)
+        if attempt > 1:
+            places = self._move(plan, places, attempt)
+        elif not places:
+            places = self._choose(plan)
+        if not places.moves:
+            self._each(
+                list(places.first), lambda name, remote: self._submit(remote, plan, _first_part(plan, places, name))
+            )
+        for move in (move for move in places.newest_moves if not places.is_given(move)):
+            part = partial(_moved_part, plan, places, move)
+            self._each(list(move.hosts), lambda name, remote, part=part: self._submit(remote, plan, part(name)))
+            places.mark_given(move)
+        if plan.nodes > 1 and places.ranks:
+            gather(places.part, places.ranks, self._record(plan.task_id), self._ask_each)
 
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """What the hosts say of them, all asked at once; what is on a host that does not answer is as last seen."""
-        bases = list(dict.fromkeys(one.partition("_")[0] for one in task_ids or ()))
-        places = {one: self._places(one) for one in bases}
-        asked: dict[str, list[str] | None] = {} if task_ids is not None else dict.fromkeys(self.fleet.hosts)
-        for one in task_ids or ():
-            for name in places[one.partition("_")[0]] or self._where_forgotten(one):
-                asked[name] = [*(asked.get(name) or ()), one]
-        # asked before looking: who gives one away now is not to have lost it
-        given = {one for one in bases if (self.home / "record" / one / "allocated").exists()}
-        told = self.fleet.ask_each(list(asked), lambda name, remote: look(remote, asked[name]))
-        found: dict[str, dict[str, Any]] = {}
-        clocks: dict[str, float] = {}
-        known = set()
-        for name, answer in told.items():
-            if isinstance(answer, FlowError):
-                continue
-            clocks[name] = answer["ahead"]
-            for entry in answer["tasks"]:
-                found.setdefault(entry["id"], {})[name] = entry
-                known.add((entry["id"].partition("_")[0], name))
-                self._attempts[entry["id"]] = entry["attempt"]
-        allocations = {one: allocation_of(entries, clocks) for one, entries in found.items()}
-        for one in task_ids or ():
-            base = one.partition("_")[0]
-            for name in (name for name in places[base] if (base, name) not in known):
-                for part in self._parts(one, places[base][name]):
-                    if unseen := self._unseen(part, name, told[name], is_given=base in given):
-                        allocations[part] = unseen
-                        self._end_elsewhere(unseen, found.get(part, {}))
-        return list(allocations.values())
+        places = {base: self._places(base) for base in {one.partition("_")[0]: None for one in task_ids or ()}}
+        return list(self.sight.look(task_ids, places)[0].values())
 
     def release(self, *task_ids: str) -> None:
         """End what waits or runs on any host; on one that does not answer when it does again."""
         by_host: dict[str, list[str]] = {}
         for one in task_ids:
-            for name in self._places(one.partition("_")[0]):
-                by_host.setdefault(name, []).append(one)
+            for name, parts in self._parts(one).items():
+                by_host.setdefault(name, []).extend(parts)
         self._each(list(by_host), lambda name, remote: remote.ask("release", by_host[name]))
 
     def channel(self, allocation: Allocation, rank: int = 0) -> Channel:
@@ -177,185 +160,147 @@ class Ssh:
                 raise ProviderError(error.message, suggestions=list(error.suggestions)) from error
             raise
 
-    def _choose(self, plan: Plan) -> dict[str, list[int]]:
-        places = self._place(plan)
-        folder = self.home / "record" / plan.task_id
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(FileExistsError):  # somebody else gives it away at the same time: it goes where they say
-            create_durably(folder / _PLACES, json.dumps(places).encode())
+    def _choose(self, plan: Plan) -> Places:
+        self._places(plan.task_id).place(self._place(plan))
         return self._places(plan.task_id)
 
-    def _gather(self, plan: Plan, places: Mapping[str, list[int]]) -> None:
-        """Let one host after the other, always in the same order, give its node a turn; then tell all where they meet.
+    def _move(self, plan: Plan, places: Places, attempt: int) -> Places:
+        """Decide where that runs again of which the attempt before this one was lost; where all of it is then.
 
-        In this order two tasks never wait for each other; for that, who lost its turn on one host gives back those that
-        it has on later ones. Called until all nodes run.
+        On record, with the loss, before any host is asked. A move is on record once: `places` is from before the look,
+        so that one which somebody else makes meanwhile is not followed by another.
         """
-        statuses, attempts, waiting, is_over, has_all = {}, {}, [], False, True
-        for name in sorted(places):
-            found = self._ask(name, "look", [plan.task_id])["tasks"]
-            rank = places[name][0]
-            status = json.loads(found[0]["reports"].get(str(rank)) or "{}") if found else {}
-            has_turn = bool(status) and (found[0]["runs"] or status["phase"] != "waiting")
-            if not has_all:
-                if has_turn and status["phase"] == "waiting":
-                    self._ask(name, "lease", plan.task_id, False)
-                continue
-            if not has_turn:
-                if found and not found[0]["ended"]:
-                    self._ask(name, "lease", plan.task_id, True)
-                has_all = False
-                continue
-            statuses[rank], attempts[name] = status, found[0]["attempt"]
-            waiting += [name] if status.get("phase") == "waiting" else []
-            is_over |= rank == 0 and bool(found[0]["ended"])
-        if not has_all:
-            return
-        newest = max(attempts.values())
-        if any(attempts[name] < newest for name in places if name not in waiting):
-            return  # it is about to end, as another node did
-        for name in waiting:
-            if is_over:  # the first node ended for good before this one began
-                self._ask(name, "release", [plan.task_id])
-                continue
-            self._ask(name, "deliver", plan.task_id, "peers.json", self._meeting(plan, newest, statuses))
+        found, seen = self.sight.look([plan.task_id], {plan.task_id: places})
+        lost = [one for one in found.values() if one.machines is Machines.LOST and one.attempt == attempt - 1]
+        new = [one for one in lost if not ((move := places.move_of(str(one.task_id))) and move.attempt == attempt)]
+        if new:
+            gone = {str(one.task_id): list(seen[str(one.task_id)].lost) for one in new}
+            facts, missing = self._facts()
+            able, near, _ = self._volumes.hosts_for(plan, facts, missing)
+            for move in moves(plan, places, new, gone, (able, near, missing)):
+                places.add(move)
+            places = self._places(plan.task_id)
+        for one in lost:
+            if move := places.move_of(str(one.task_id)):
+                self._note_loss(move, plan.nodes)
+        if new:
+            self.sight.look([plan.task_id], {plan.task_id: places})  # where it was, what is left of it is ended
+        return places
 
-    def _meeting(self, plan: Plan, attempt: int, statuses: Mapping[int, Mapping[str, Any]]) -> str:
-        """Where the nodes of an attempt meet: what whoever gathers them first says."""
-        file = self.home / "record" / plan.task_id / f"meeting-{attempt}.json"
-        if not file.exists():
-            peers = [statuses[rank]["address"] for rank in sorted(statuses)]
-            told = {"attempt": attempt, "peers": peers, "ports": statuses[0]["ports"], "token": os.urandom(16).hex()}
-            with suppress(FileExistsError):
-                create_durably(file, json.dumps(told).encode())
-        return file.read_text()
+    def _note_loss(self, move: Move, nodes: int) -> None:
+        """Record the attempts of which nobody will ever tell more."""
+        lost = {"v": 1, "phase": "ended", "cause": "lost", "reason": move.reason, "ended": time.time()}
+        for attempt in range(1, move.attempt):
+            for rank in range(nodes):
+                folder = self._record(move.unit) / str(attempt) / str(rank)
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                with suppress(FileExistsError):
+                    create_durably(folder / "status.json", json.dumps(lost).encode())
 
-    def _places(self, task_id: str) -> dict[str, list[int]]:
-        """What of a task is on which host: places of elements, or ranks; nothing before it was placed."""
-        try:
-            places: dict[str, list[int]] = json.loads((self.home / "record" / task_id / _PLACES).read_text())
-            return places
-        except (FileNotFoundError, ValueError):
-            return {}
+    def _parts(self, task_id: str) -> dict[str, list[str]]:
+        """By host, what they call a task, an array or an element."""
+        return self._places(task_id).parts(task_id)
+
+    def _places(self, task_id: str) -> Places:
+        """Where the task, or the array of that element, is."""
+        return Places(self._record(task_id.partition("_")[0]))
+
+    def _record(self, task_id: str) -> Path:
+        return self.home / "record" / task_id
 
     # -- what the hosts are asked
 
-    def _submit(self, remote: Remote, plan: Plan, part: Mapping[str, Any]) -> None:
-        secrets = {name: text.decode() for name, text in outbox_files(self.home / "record" / plan.task_id).items()}
+    def _submit(self, remote: Remote, plan: Plan, part: Part) -> None:
+        secrets = {name: text.decode() for name, text in outbox_files(self._record(plan.task_id)).items()}
         request = {
-            "task_id": plan.task_id,
+            "task_id": part.name,
             "bundle": plan.bundle,
             "version": tools()[0],
             "job": {
                 **runner_job(plan),
-                "rank": part["rank"],
+                "rank": part.rank,
+                "first_attempt": part.first_attempt,
                 "needs": [f"inbox/{name}" for name in secrets],
                 "slurm": slurm_job(plan) if plan.batch else None,
                 "mounts": self._mounts(plan),
                 "private_mounts": bool(plan.options.get("private_mounts")),
-                "numbers": {index: plan.number_of(index) for index in part["indices"]} if plan.batch else {},
+                "numbers": {index: plan.number_of(index) for index in part.indices} if plan.batch else {},
             },
-            "meta": {**part, **_meta(plan)},
+            "meta": {
+                **_meta(plan),
+                **{name: getattr(part, name) for name in ("rank", "indices", "at_once", "first_attempt")},
+            },
             "inbox": secrets,
             "begin_seconds": max((plan.not_before or 0) - time.time(), 0),
-            "marks": self._marks(plan),
+            "marks": self._marks(plan, part),
         }
         if remote.ask("submit", request).get("missing"):
             remote.send(files_for(self.home, plan.bundle))
-            remote.ask("submit", request)
+            if remote.ask("submit", request).get("missing"):
+                raise ProviderError(
+                    f"`{remote.channel.prefix[-1]}` has lost what it was just sent",
+                    suggestions=[f"see that nothing removes files from `{remote.folder}` there"],
+                )
 
     def _mounts(self, plan: Plan) -> list[dict[str, str]]:
         """As a runner takes them."""
         return self._volumes.job(plan.mounts)
 
-    def _marks(self, plan: Plan) -> list[tuple[str, str]]:
-        """Which of the task and its elements are held or cancelled already: names, each with `hold` or `cancel`."""
-        record = self.home / "record"
-        names = [f"{plan.task_id}_{one}" for one in plan.elements.indices] if plan.elements else []
-        known = [plan.task_id, *(name for name in names if (record / name / "intent.json").exists())]
+    def _marks(self, plan: Plan, part: Part) -> list[tuple[str, str]]:
+        """Which of the task and its elements are held or cancelled already: the host's names, each with what it is."""
+        names = [(plan.task_id, part.name)]
+        names += [(f"{plan.task_id}_{one}", f"{part.name}_{one}") for one in part.indices]
+        known = [one for one in names if one[0] == plan.task_id or (self._record(one[0]) / "intent.json").exists()]
         try:
-            wants = [(name, Records(self.home).intent(name).want) for name in known]
+            wants = [(there, Records(self.home).intent(here).want) for here, there in known]
         except TaskNotFoundError:  # allocated by who keeps no records
             return []
         return [(name, want.value) for name, want in wants if want is not Want.RUN]
 
     def _ask_all(self, task_id: str, verb: str, *words: Any) -> None:
-        self._each(list(self._places(task_id.partition("_")[0])), lambda _, remote: remote.ask(verb, *words))
+        """Of all that it is given to."""
+        parts = self._parts(task_id)
+        self._each(list(parts), lambda name, remote: [remote.ask(verb, one, *words) for one in parts[name]])
 
-    def _ask(self, name: str, verb: str, *words: Any) -> Any:
-        """The answer of one host; where there is none, that is noted."""
-        answer = self.fleet.ask_each([name], lambda _, remote: remote.ask(verb, *words))[name]
-        if isinstance(answer, FlowError):
-            raise answer
-        return answer
+    def _ask_each(self, names: Collection[str], verb: str, *words: Any) -> dict[str, Any]:
+        """The answers of hosts; where there is none, that is noted."""
+        return self._each(names, lambda _, remote: remote.ask(verb, *words))
 
-    def _each(self, names: list[str], act: Any) -> None:
+    def _each(self, names: Collection[str], act: Any) -> dict[str, Any]:
         """Of all of them; raises the first error once all were asked."""
-        told = self.fleet.ask_each(names, act)
+        told = self.fleet.ask_each(list(names), act)
         failed = [one for one in told.values() if isinstance(one, FlowError)]
         if failed:
             raise failed[0]
-
-    def _parts(self, task_id: str, own: Collection[int]) -> list[str]:
-        """What of a task, an array or an element is at one of these places: itself, or elements."""
-        base, _, index = task_id.partition("_")
-        try:
-            elements = Records(self.home).get(base).plan.elements
-        except TaskNotFoundError:  # allocated by who keeps no records
-            elements = None
-        if elements is None:
-            return [task_id]
-        return [name for name in (f"{base}_{elements.indices[one]}" for one in own) if not index or name == task_id]
-
-    def _unseen(self, task_id: str, name: str, told: Any, *, is_given: bool) -> Allocation | None:
-        """Of what is on a host that tells nothing of it: as it was last seen, and lost when that has lasted."""
-        now = time.time()
-        lost = Allocation(task_id, max(self._last_attempt(task_id), 1), Machines.GONE)
-        if not isinstance(told, FlowError):
-            return replace(lost, reason=f"{name} knows nothing of it any more") if is_given else None
-        since = self.fleet.silent_since(name) or now
-        if now - since >= self.fleet.lost_after_seconds:
-            minutes = self.fleet.lost_after_seconds / 60
-            return replace(lost, reason=f"{name} was out of reach for {minutes:g} minutes")
-        reason = f"{told.message}, since {time.strftime('%H:%M:%S', time.localtime(since))}"
-        return Allocation(task_id, self._last_attempt(task_id), Machines.SILENT, reason=reason)
-
-    def _last_attempt(self, task_id: str) -> int:
-        """The attempt that it was last seen in."""
-        rows = Records(self.home).rows_of([task_id.partition("_")[0]]) if task_id not in self._attempts else []
-        return rows[0].outcome.attempt if rows else self._attempts.get(task_id, 1)
-
-    def _end_elsewhere(self, lost: Allocation, entries: Mapping[str, Mapping[str, Any]]) -> None:
-        """The other nodes of a task that is lost with one of them."""
-        if lost.machines is Machines.GONE:
-            open_ = [name for name, entry in entries.items() if not (entry["ended"] or entry["cancelled"])]
-            self.fleet.ask_each(open_, lambda _, remote: remote.ask("release", [lost.task_id]))
-
-    def _end_what_is_over(self, name: str, remote: Remote) -> None:
-        """On a host that was silent: what was given up or cancelled meanwhile."""
-        open_ = [one["id"] for one in remote.ask("look", None)["tasks"] if not (one["ended"] or one["cancelled"])]
-        over = [one for one in open_ if name in self._places(one.partition("_")[0]) and self._is_over(one)]
-        if over:
-            remote.ask("release", over)
-
-    def _is_over(self, task_id: str) -> bool:
-        records = Records(self.home)
-        try:
-            is_cancelled = records.intent(task_id).want is Want.CANCEL
-        except TaskNotFoundError:  # allocated by who keeps no records
-            return False
-        return is_cancelled or any(records.final(one) for one in {task_id, task_id.partition("_")[0]})
-
-    def _where_forgotten(self, task_id: str) -> list[str]:
-        """Where to look for what left its record: on all hosts. Nowhere for what was not placed yet."""
-        return [] if (self.home / "record" / task_id.partition("_")[0]).exists() else list(self.fleet.hosts)
+        return {name: one for name, one in told.items() if not isinstance(one, FlowError)}
 
 
-def look(remote: Remote, task_ids: list[str] | None) -> dict[str, Any]:
-    """What a host tells of tasks, and by how many seconds its clock is `ahead` at least."""
-    before = time.time()
-    told: dict[str, Any] = remote.ask("look", task_ids)
-    return {**told, "ahead": max(told["now"] - time.time(), min(told["now"] - before, 0.0))}
+class Part(NamedTuple):
+    """What one host is given of a task: all of it, one of its nodes, or elements."""
+
+    name: str
+    rank: int
+    indices: list[int]
+    at_once: int | None
+    first_attempt: int
+
+
+def _first_part(plan: Plan, places: Places, host: str) -> Part:
+    own, indices = places.first[host], plan.elements.indices if plan.elements else ()
+    return Part(
+        plan.task_id, 0 if indices else own[0], [indices[one] for one in own if indices], _at_once(plan, places), 1
+    )
+
+
+def _moved_part(plan: Plan, places: Places, move: Move, host: str) -> Part:
+    indices = [] if move.index is None else [move.index]
+    return Part(move.part, move.hosts.index(host), indices, _at_once(plan, places), move.attempt)
+
+
+def _at_once(plan: Plan, places: Places) -> int | None:
+    """How many elements may run on each host."""
+    limit = plan.elements.at_once if plan.elements else None
+    return None if limit is None else max(limit // len(places.first), 1)
 
 
 def _meta(plan: Plan) -> dict[str, Any]:

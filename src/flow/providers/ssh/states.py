@@ -8,13 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 from flow.machines import Allocation, Machines, Node, Report
+from flow.providers.ssh.places import Move
 from flow.status import HELD, report_from_json
 
 _CLOCKS_AGREE = 2.0  # seconds; a difference that is larger is taken out of the times that a host tells
 
 
-def allocation_of(entries: Mapping[str, Mapping[str, Any]], clocks: Mapping[str, float]) -> Allocation:
-    """Of one task or element, from what each of its hosts tells. clocks: seconds that each is ahead of this one."""
+def allocation_of(
+    unit: str, entries: Mapping[str, Mapping[str, Any]], clocks: Mapping[str, float], move: Move | None = None
+) -> Allocation:
+    """Of one task or element, from what each of its hosts tells, in their order.
+
+    clocks: seconds that each is ahead of this one. move: which brought it there.
+    """
     one = next(iter(entries.values()))
     attempt = max(entry["attempt"] for entry in entries.values())
     reports: dict[int, Report] = {}
@@ -23,10 +29,13 @@ def allocation_of(entries: Mapping[str, Mapping[str, Any]], clocks: Mapping[str,
         for rank, text in entry["reports"].items():
             if report := report_from_json(text):
                 reports[int(rank)] = _by_our_clock(report, clocks[host])
-            nodes.append(Node(int(rank), host, host, folder=f"{entry['folder']}/{entry['attempt']}/{rank}"))
+            folder = f"{entry['folder']}/{entry['attempt']}/{rank}"
+            nodes.append(Node(int(rank), host, host, folder=folder, first_attempt=move.attempt if move else 1))
     machines, reason = _machines(entries, reports, clocks)
+    if move and machines is not Machines.GONE:
+        reason = f"{reason}; {move.note}" if reason else move.note
     return Allocation(
-        task_id=one["id"],
+        task_id=unit,
         attempt=attempt,
         machines=machines,
         nodes=tuple(sorted(nodes, key=lambda node: node.rank)),
@@ -52,7 +61,7 @@ def _machines(
     ends = [report for report in begun if report.phase == "ended" and report.cause == "exit" and report.code == 0]
     if len(ends) == len(entries):  # that there is nothing to follow is not written down yet
         return Machines.UP, ""
-    in_turn = sorted(entries.items())
+    in_turn = list(entries.items())
     host, one = next((each for each in in_turn if not each[1]["runs"]), in_turn[0])
     if len(entries) > 1 and not begun and not one["held"]:
         return Machines.QUEUED, f"waits for {host}, to have all of its {len(entries)} nodes at once"

@@ -1,0 +1,283 @@
+"""A host is gone for good: what ran there runs again on another one, as its retries say, and never counts twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from flow.attend import start_attendant
+from flow.client import Flow
+from flow.errors import FlowError
+from flow.machines import Machines
+from flow.task import Task
+from tests.support.faults import DOOM
+from tests.support.fleet import Fleet, Host
+from tests.support.processes import wait_until
+from tests.support.ssh_faults import end_attendant, write_quick_ssh
+
+_SECONDS = 60.0
+_LOST = "was out of reach for 0.05 minutes"
+
+
+@pytest.fixture
+def client(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
+    (tmp_path / "bin").mkdir()
+    write_quick_ssh(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FLOW_SSH_HOSTS", ",".join(fleet.hosts))
+    monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(fleet.config))
+    monkeypatch.setenv("FLOW_SSH_LOST_AFTER_MINUTES", "0.05")
+    with tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp") as sockets:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", sockets)
+        made = Flow("ssh")
+        yield made
+        for host in fleet.hosts.values():
+            host.heal()
+        end_attendant(made.home)
+
+
+AGAIN = "echo up; [ $FLOW_ATTEMPT = 1 ] && sleep 1000; echo again"  # runs until it is started a second time
+
+
+def running(client: Flow, command: str, **fields: object) -> Task:
+    task = client.run(command, upload_code=False, **fields)  # type: ignore[arg-type]
+    assert wait_until(lambda: "up" in task.logs(), seconds=_SECONDS, every=0.1), f"{task.refresh().status}"
+    return task.refresh()
+
+
+def host_of(task: Task, fleet: Fleet, node: int = 0) -> Host:
+    return fleet.hosts[task.get_instances()[node].instance_id]
+
+
+def attempts(task: Task) -> list[tuple[int, str]]:
+    return [(one.number, str(one.status)) for one in task.attempts]
+
+
+def processes_on(host: Host) -> str:
+    """The processes of tasks that are on it."""
+    return host.run("grep -lsa FLOW_TASK_ID= /proc/[0-9]*/environ", check=False).stdout
+
+
+def moves(client: Flow, task: Task) -> list[Path]:
+    return sorted((client.home / "record" / task.task_id).glob("moves/*.json"))
+
+
+def is_quiet(client: Flow, fleet: Fleet) -> bool:
+    """No process of a task is left anywhere once some client has asked each host."""
+    Flow("ssh").offers()
+    return wait_until(lambda: not any(processes_on(host) for host in fleet.hosts.values()), seconds=_SECONDS, every=0.2)
+
+
+def test_a_task_runs_again_elsewhere_and_what_comes_back_does_not_count(client: Flow, fleet: Fleet) -> None:
+    script = "echo up; trap '' TERM; [ $FLOW_ATTEMPT = 1 ] && until [ -e /tmp/go ]; do sleep 0.1; done; echo $HOSTNAME"
+    task = running(client, script, retries=1, grace_seconds=0.5, gpu="a100:1")
+    gone = host_of(task, fleet)
+    gone.cut()
+    assert task.wait(timeout=_SECONDS) == "completed", task.reason  # nobody but the attendant saw to it
+    assert attempts(task) == [(1, "lost"), (2, "completed")]
+    assert task.attempts[0].reason == f"{gone.name} {_LOST}"
+    assert processes_on(gone)
+    gone.run("touch /tmp/go")  # its own end comes too late
+    gone.heal()
+    assert is_quiet(client, fleet)
+    again = Flow("ssh").get_task(task.task_id)
+    assert (again.status, attempts(again)) == ("completed", [(1, "lost"), (2, "completed")])
+    assert [line.attempt for line in again.lines()] == [2, 2]
+    assert not list((client.home / "record").glob("*/final-contradicted*"))
+    client.prune(keep=0)
+    assert not any(host.run("ls /root/.flow-host/tasks", check=False).stdout for host in fleet.hosts.values())
+
+
+def test_a_host_comes_back_while_the_next_attempt_runs(client: Flow, fleet: Fleet) -> None:
+    task = running(client, "echo up; sleep 1000", retries=2)
+    gone = host_of(task, fleet)
+    gone.cut()
+    followed: list[str] = []
+    follower = Thread(target=lambda: followed.extend(Flow("ssh").get_task(task.task_id).logs(follow=True)))
+    follower.start()
+    assert wait_until(lambda: "attempt 1 was lost" in task.refresh().reason and "up" in task.logs(), seconds=_SECONDS)
+    assert (task.status, task.reason) == ("running", f"attempt 1 was lost: {gone.name} {_LOST}")
+    now = host_of(task, fleet)
+    assert now is not gone
+    gone.heal()  # no command asks it: the attendant does
+    assert wait_until(lambda: not processes_on(gone), seconds=_SECONDS)
+    assert task.refresh().status == "running"
+    task.cancel()
+    assert task.wait(timeout=_SECONDS) == "cancelled"
+    follower.join(_SECONDS)
+    assert followed in (["up", "up"], ["up"])  # the first may have been lost with its host
+    assert is_quiet(client, fleet)
+
+
+def test_all_nodes_of_a_task_move_when_one_is_lost(client: Flow, fleet: Fleet) -> None:
+    gang = running(client, AGAIN, num_instances=3, retries=1, gpu="a100:4")
+    assert wait_until(lambda: gang.logs() == "up\n" * 3, seconds=_SECONDS)
+    gone = host_of(gang, fleet, 1)
+    gone.cut()
+    assert gang.wait(timeout=_SECONDS) == "completed", gang.reason
+    assert attempts(gang) == [(1, "lost"), (2, "completed")]
+    assert gang.logs() == "up\nagain\n" * 3 or sorted(gang.logs().split()) == ["again"] * 3 + ["up"] * 3
+    gone.heal()
+    assert is_quiet(client, fleet)
+    assert Flow("ssh").get_task(gang.task_id).status == "completed"
+
+
+def test_of_an_array_what_was_on_the_lost_host_moves(client: Flow, fleet: Fleet) -> None:
+    command = "echo $FLOW_ARRAY_INDEX.$FLOW_ATTEMPT; until [ -e /tmp/go ]; do sleep 0.1; done"
+    array = client.run(command, array="1-8", retries=1, cpus=2, upload_code=False)
+    assert wait_until(lambda: len(array.logs().split()) == 4, seconds=_SECONDS, every=0.2)  # one on each
+    gone = fleet.hosts["gpu2"]
+    there = {
+        int(name) for name in gone.run("ls /root/.flow-host/tasks | grep -o '[0-9]*$'").stdout.split() if int(name) < 9
+    }
+    gone.cut()
+    assert wait_until(lambda: len(moves(client, array)) == 2, seconds=_SECONDS, every=0.2)
+    for host in fleet.hosts.values():
+        host.run("touch /tmp/go")
+    assert array.wait(timeout=_SECONDS) == "completed", array.reason
+    tried = {n: attempts(client.get_task(f"{array}_{n}")) for n in range(1, 9)}
+    assert {n for n in tried if len(tried[n]) == 2} >= there
+    assert all(found in ([(1, "completed")], [(1, "lost"), (2, "completed")]) for found in tried.values()), tried
+    gone.heal()
+    assert is_quiet(client, fleet)
+    assert Flow("ssh").get_task(array.task_id).status == "completed"
+
+
+def test_what_no_other_host_can_take_is_lost(client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOW_SSH_HOSTS", "gpu1,gpu2")
+    client = Flow("ssh")
+    there = running(client, AGAIN, region="gpu1", retries=3)
+    both = running(client, AGAIN, num_instances=2, retries=3, gpu="a100:1")
+    fleet.hosts["gpu1"].cut()
+    for task in (there, both):
+        assert (task.wait(timeout=_SECONDS), task.reason) == ("lost", f"gpu1 {_LOST}")
+    assert not moves(client, there) and not moves(client, both)
+
+
+def test_retries_are_counted_over_all_hosts(client: Flow, fleet: Fleet) -> None:
+    task = running(client, "echo up; [ $FLOW_ATTEMPT = 1 ] && sleep 1000; exit 3", retries=2)
+    host_of(task, fleet).cut()
+    assert (task.wait(timeout=_SECONDS), task.exit_code) == ("failed", 3)
+    assert attempts(task) == [(1, "lost"), (2, "failed"), (3, "failed")]
+
+
+def test_a_second_host_is_lost_too(client: Flow, fleet: Fleet) -> None:
+    task = running(client, "echo up; [ $FLOW_ATTEMPT -le 2 ] && sleep 1000; echo third", retries=2)
+    first = host_of(task, fleet)
+    first.cut()
+    assert wait_until(lambda: task.refresh().outcome.attempt == 2 and "up" in task.logs(), seconds=_SECONDS)
+    second = host_of(task, fleet)
+    second.cut()
+    assert task.wait(timeout=_SECONDS) == "completed"
+    assert attempts(task) == [(1, "lost"), (2, "lost"), (3, "completed")]
+    first.heal()
+    second.heal()
+    assert is_quiet(client, fleet)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_cancel_while_it_moves(client: Flow, fleet: Fleet, moment: str) -> None:
+    task = running(client, "echo up; sleep 1000", retries=3)
+    gone = host_of(task, fleet)
+    gone.cut()
+    if moment == "after":
+        assert wait_until(lambda: task.refresh().outcome.attempt == 2, seconds=_SECONDS)
+        task.cancel()
+    else:
+        client.records.set_intent(task.task_id, client.records.intent(task.task_id).want.CANCEL)
+    assert task.wait(timeout=_SECONDS) == "cancelled"
+    gone.heal()
+    assert is_quiet(client, fleet)
+    assert Flow("ssh").get_task(task.task_id).status == "cancelled"
+
+
+def test_what_is_held_moves_once_it_is_let_go(client: Flow, fleet: Fleet) -> None:
+    task = running(client, AGAIN, retries=1)
+    task.hold()
+    host_of(task, fleet).cut()
+    assert wait_until(lambda: str(task.refresh().status) == "preempted", seconds=_SECONDS)
+    client.records.set_intent(task.task_id, client.records.intent(task.task_id).want.RUN)
+    assert task.wait(timeout=_SECONDS) == "completed"
+
+
+def test_of_all_who_see_the_loss_one_moves_it(client: Flow, fleet: Fleet) -> None:
+    task = running(client, AGAIN, retries=3)
+    end_attendant(client.home)
+    host_of(task, fleet).cut()
+    looks = [Flow("ssh") for _ in range(6)]
+    assert wait_until(lambda: is_lost(looks[0], task), seconds=_SECONDS)
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda one: one.provider().allocate(task.plan, 2), looks))
+    assert len(moves(client, task)) == 1
+    assert task.wait(timeout=_SECONDS) == "completed"
+    assert attempts(task) == [(1, "lost"), (2, "completed")]
+
+
+def is_lost(client: Flow, task: Task) -> bool:
+    return client.provider().allocations([task.task_id])[0].machines is Machines.LOST
+
+
+def test_a_host_that_is_back_before_anything_moved_goes_on(client: Flow, fleet: Fleet) -> None:
+    task = running(client, "echo up; until [ -e /tmp/go ]; do sleep 0.1; done", retries=1)
+    end_attendant(client.home)
+    gone = host_of(task, fleet)
+    gone.cut()
+    assert wait_until(lambda: is_lost(client, task), seconds=_SECONDS)
+    gone.heal()
+    client.provider().allocate(task.plan, 2)
+    assert task.refresh().status == "running" and not moves(client, task)
+    gone.run("touch /tmp/go")
+    assert task.wait(timeout=_SECONDS) == "completed"
+    assert attempts(task) == [(1, "completed")]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_attendant_that_dies_anywhere_is_followed_by_another(
+    client: Flow, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    chance = random.Random(seed)
+    monkeypatch.setenv("DEATHS", str(tmp_path / "deaths"))
+    nodes = chance.choice((1, 1, 2))
+    task = running(client, f"echo $FLOW_ATTEMPT $FLOW_NODE_RANK >> ~/ledger; {AGAIN}", retries=4, num_instances=nodes)
+    end_attendant(client.home)
+    gone = host_of(task, fleet, chance.randrange(nodes))
+    gone.cut()
+    assert wait_until(lambda: is_lost(Flow("ssh"), task), seconds=_SECONDS)
+    for _ in range(3):
+        line = int(10 ** chance.uniform(2.5, 4))
+        words = [sys.executable, str(DOOM), "attendant", str(line)]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            if not wait_until(lambda process=process: process.poll() is not None, seconds=8):
+                process.kill()
+    if moves(client, task) and chance.random() < 0.5:
+        gone.heal()
+    if chance.random() < 0.4:
+        with suppress(FlowError):  # a host that is away
+            task.cancel()
+        assert task.wait(timeout=_SECONDS) == "cancelled", task.reason
+        gone.heal()
+        assert is_quiet(client, fleet)
+        assert Flow("ssh").get_task(task.task_id).status == "cancelled"
+        return
+    start_attendant(client.home)
+    assert task.wait(timeout=_SECONDS) == "completed", task.reason
+    assert attempts(task) == [(1, "lost"), (2, "completed")], (tmp_path / "deaths").read_text()
+    gone.heal()
+    assert is_quiet(client, fleet)
+    lines = [
+        line for host in fleet.hosts.values() for line in host.run("cat ~/ledger", check=False).stdout.splitlines()
+    ]
+    assert sorted(lines) == sorted(f"{attempt} {rank}" for attempt in (1, 2) for rank in range(nodes))
+    loss = json.loads((client.home / "record" / task.task_id / "1" / "0" / "status.json").read_text())
+    assert (loss["cause"], loss["reason"]) == ("lost", f"{gone.name} {_LOST}")
