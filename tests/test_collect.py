@@ -38,6 +38,8 @@ def left(tmp_path: Path) -> Path:
     (folder / "stdout.log").write_bytes(os.urandom(300_000))
     (folder / "output" / "result.json").write_text("1")
     (folder / "workspace").mkdir()
+    (folder / "output" / "workspace").mkdir()
+    (folder / "output" / "workspace" / "model.pt").write_text("2")
     return folder
 
 
@@ -53,6 +55,7 @@ def test_all_but_the_code_is_copied(left: Path, tmp_path: Path) -> None:
     assert sorted(one.name for one in folder.iterdir()) == ["output", "stdout.log"]
     assert (folder / "stdout.log").read_bytes() == (left / "stdout.log").read_bytes()
     assert (folder / "output" / "result.json").read_text() == "1"
+    assert (folder / "output" / "workspace" / "model.pt").read_text() == "2"
 
 
 def test_a_copy_that_is_cut_short_leaves_what_another_has_copied(left: Path, tmp_path: Path) -> None:

@@ -22,6 +22,10 @@ from flow.providers import Provider
 from flow.record import Records
 
 _PART, _STALE_SECONDS = ".collecting-", 86_400.0
+# The folders are given, a line each; one that is not there fails all of it.
+_PACK = """cd {root} && names=$(cat) || exit
+for one in $names; do [ -d "$one" ] || {{ echo "$one is not there" >&2; exit 1; }}; done
+for one in $names; do find "$one" -mindepth 1 -maxdepth 1 {left_out}; done | tar -c {zipped} -f - -T -"""
 _STAYS = ("workspace", "inbox")  # in a task folder: the code that was sent there, and secrets
 
 
@@ -78,7 +82,8 @@ def _copy(channel: Channel, root: str, names: list[str], into: str) -> None:
 
 def _take_in(new: Path, place: Path, *, aside: Path) -> None:
     """Put a folder in its place; what another client has put there goes `aside`."""
-    place.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (new, place.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     while True:
         try:
             new.rename(place)
@@ -92,8 +97,8 @@ def _take_in(new: Path, place: Path, *, aside: Path) -> None:
 
 def _unpack(channel: Channel, root: str, names: list[str], into: str) -> None:
     """Raises where not all of it came, as far as tar can tell."""
-    left_out = " ".join(f"--exclude={shlex.quote(f'*/*/*/{name}')}" for name in _STAYS)
-    script = f"cd {shlex.quote(root)} && tar -c {'' if channel.is_here else '-z'} -f - {left_out} -T -"
+    left_out = " ".join(f"! -name {name}" for name in _STAYS)  # of a task folder itself, not of what lies deeper
+    script = _PACK.format(root=shlex.quote(root), left_out=left_out, zipped="" if channel.is_here else "-z")
     unpack = ["tar", "-x", *([] if channel.is_here else ["-z"]), "-f", "-", "-C", into, "--no-same-owner"]
     with (
         subprocess.Popen(
