@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from flow.client import Flow
 from tests.support.aws import Aws, aws_server
 from tests.support.containers import IMAGE, podman
 from tests.support.fleet import Fleet
 from tests.support.mithril_cloud import Cloud, serve
 from tests.support.processes import end, end_scheduler, processes_of, wait_until
 from tests.support.slurm import Cluster
+from tests.support.ssh_faults import end_attendant, write_quick_ssh
 
 pytest.register_assert_rewrite("tests.support.contract")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell that began the tests with `&`
@@ -160,3 +162,21 @@ def cloud(cloud_at: Cloud) -> Iterator[Cloud]:
     """A stand-in for the Mithril cloud that really boots machines; nothing is in it; skips where there can be none."""
     yield cloud_at
     cloud_at.reset()
+
+
+@pytest.fixture
+def at_mithril(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
+    """A client of that cloud; whatever it rents is given back after the test."""
+    (tmp_path / "bin").mkdir()
+    write_quick_ssh(tmp_path / "bin")  # what a killed client has left soon goes
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FLOW_PROVIDER", "mithril")
+    monkeypatch.setenv("FLOW_MITHRIL_API_URL", cloud.url)
+    monkeypatch.setenv("MITHRIL_API_KEY", cloud.key)
+    monkeypatch.setenv("FLOW_MITHRIL_REGION", "us-central1-b")
+    client = Flow()
+    yield client
+    client.cancel(*(task for task in client.tasks(limit=None, refresh=False) if not task.status.is_final))
+    assert wait_until(lambda: [client.tasks(), client.held()][1] == [], seconds=60), client.held()
+    end_attendant(client.home)
+    assert wait_until(lambda: not processes_of(tmp_path), seconds=30)

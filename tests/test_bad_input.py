@@ -147,7 +147,7 @@ def test_a_log_that_fills_the_disk_is_cut_and_the_task_ends(home: Path, mounted:
     home.mkdir()
     mounted("-t", "tmpfs", "-o", "size=6m", "none", str(home))
     assert flow("run", "--watch", "echo fine").stdout == "fine\n"
-    ended = flow("run", "--watch", "--name", "filler", "head -c 20000000 /dev/zero; exit 7")
+    ended = flow("run", "--watch", "--name", "filler", "sleep 1; head -c 20000000 /dev/zero; exit 7")
     assert ended.returncode == 7
     assert "log cut: no space left on device" in ended.stderr
     assert states() == {"echo": "completed", "filler": "failed"}

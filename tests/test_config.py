@@ -48,6 +48,8 @@ mounts:
 ports: [8888, 6006]
 num_instances: 4
 max_price_per_hour: 25
+wait_for_price: true
+keep: true
 max_run_time_hours: 72.0
 ssh_keys: [my-ssh-key]
 region: no
@@ -106,6 +108,8 @@ def test_every_field_is_read_from_yaml(tmp_path: Path) -> None:
         "ports": [8888, 6006],
         "num_instances": 4,
         "max_price_per_hour": 25.0,
+        "wait_for_price": True,
+        "keep": True,
         "max_run_time_hours": 72.0,
         "ssh_keys": ["my-ssh-key"],
         "region": "no",

@@ -741,7 +741,7 @@ def test_a_person_can_try_it_by_hand() -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
         assert process.stdout
         line = process.stdout.readline()
-        found = re.fullmatch(r"export FCP_API_KEY=(\S+) FLOW_API_URL=(\S+) FCP_PROJECT=my-project\n", line)
+        found = re.fullmatch(r"export FCP_API_KEY=(\S+) FLOW_MITHRIL_API_URL=(\S+) FCP_PROJECT=my-project\n", line)
         assert found, line
         got = urllib3.request("GET", f"{found[2]}/v2/me", headers={"Authorization": f"Bearer {found[1]}"})
         assert got.json()["username"] == "ada"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,28 +11,15 @@ from flow.client import Flow
 from flow.task import Task
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import slow
-from tests.support.processes import processes_of, wait_until
-from tests.support.ssh_faults import end_attendant, write_quick_ssh
+from tests.support.processes import wait_until
 
 REGION = "us-central1-b"
 AGAIN = "[ $FLOW_ATTEMPT = 1 ] && sleep 1000; touch /mnt/more/here && echo has it"
 
 
 @pytest.fixture
-def client(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
-    (tmp_path / "bin").mkdir()
-    write_quick_ssh(tmp_path / "bin")  # what a killed client has left soon goes
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("FLOW_PROVIDER", "mithril")
-    monkeypatch.setenv("FLOW_MITHRIL_API_URL", cloud.url)
-    monkeypatch.setenv("MITHRIL_API_KEY", cloud.key)
-    monkeypatch.setenv("FLOW_MITHRIL_REGION", REGION)
-    made = Flow()
-    yield made
-    made.cancel(*(task for task in made.tasks(limit=None, refresh=False) if not task.status.is_final))
-    assert wait_until(lambda: [made.tasks(), made.held()][1] == [], seconds=60), made.held()
-    end_attendant(made.home)
-    assert wait_until(lambda: not processes_of(tmp_path), seconds=30)
+def client(at_mithril: Flow) -> Flow:
+    return at_mithril
 
 
 @pytest.fixture

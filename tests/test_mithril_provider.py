@@ -5,39 +5,21 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flow.client import Flow
 from flow.errors import QuotaExceededError, ValidationError
-from flow.node.remains import is_locked
 from flow.task import Task
-from tests.support.contract import ProviderContract
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import refusal, reset, taken_then, taken_then_reset
 from tests.support.processes import wait_until
 
 
 @pytest.fixture
-def client(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
-    monkeypatch.setenv("FLOW_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("FLOW_PROVIDER", "mithril")
-    monkeypatch.setenv("FLOW_MITHRIL_API_URL", cloud.url)
-    monkeypatch.setenv("MITHRIL_API_KEY", cloud.key)
-    monkeypatch.setenv("FLOW_MITHRIL_REGION", "us-central1-b")
-    made = Flow()
-    yield made
-    made.cancel(*(task for task in made.tasks(limit=None, refresh=False) if not task.status.is_final))
-    assert wait_until(lambda: [made.tasks(), made.held()][1] == [], seconds=60), made.held()
-    if is_locked(made.home / "attend.lock"):
-        os.kill(_attendant(made), signal.SIGTERM)
-
-
-class TestMithril(ProviderContract):
-    """The contract, unchanged."""
+def client(at_mithril: Flow) -> Flow:
+    return at_mithril
 
 
 def _attendant(client: Flow) -> int:

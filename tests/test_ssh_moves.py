@@ -265,10 +265,11 @@ def test_an_attendant_that_dies_anywhere_is_followed_by_another(
     if chance.random() < 0.4:
         with suppress(FlowError):  # a host that is away
             task.cancel()
-        assert task.wait(timeout=_SECONDS) == "cancelled", task.reason
+        end = task.wait(timeout=_SECONDS)
+        assert end == "cancelled" or attempts(task)[-1] == (2, "completed"), task.reason  # that was the faster one
         gone.heal()
         assert is_quiet(client, fleet)
-        assert Flow("ssh").get_task(task.task_id).status == "cancelled"
+        assert Flow("ssh").get_task(task.task_id).status == end
         return
     start_attendant(client.home)
     assert task.wait(timeout=_SECONDS) == "completed", task.reason

@@ -27,7 +27,8 @@ class Attempt:
 def attempts_of(records: Records, task_id: str, nodes: int, now: Outcome) -> list[Attempt]:
     """Every start, oldest first; `now` is what the task has come to, and so its last attempt."""
     numbers = attempt_numbers(records, task_id)
-    if numbers and now.attempt > numbers[-1]:  # earlier ones were lost with their machines
+    is_unseen = now.attempt > (numbers[-1] if numbers else 0)
+    if is_unseen and (numbers or now.state.is_final):  # lost with its machines, with all that it left there
         numbers.append(now.attempt)
     places = [[records.folder(task_id, number, rank) for rank in range(nodes)] for number in numbers]
     return [_attempt(*one, now if one[0] == numbers[-1] else None) for one in zip(numbers, places, strict=True)]

@@ -20,6 +20,7 @@ from typing import Any, Callable
 OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LAST_WORD_SECONDS = 3  # how long a cancelled rank tries to reach the others
+AGAIN_SECONDS = 2  # a second signal that comes sooner is the same one: Slurm may send it twice
 LEFTOVER_SECONDS = 1  # what processes left behind by the command have between SIGTERM and SIGKILL
 
 
@@ -79,6 +80,7 @@ class Rank:
         self.processes = processes.Processes()
         self.command = self.processes  # or the container: what can be told to end
         self.is_terminated = False  # by a signal to the runner
+        self.terminated = 0.0  # when, by the monotonic clock
         self.stopped: tuple[str, str] | None = None  # cause and reason
         self.heard = 0  # lines of `asked`
         self.kills_of_leftovers = 0
@@ -298,8 +300,10 @@ class Rank:
         if signal.SIGUSR1 in numbers:
             self._hear_asked()
         if set(numbers) - {signal.SIGCHLD, signal.SIGUSR1}:
-            if self.is_terminated:
+            now = time.monotonic()
+            if self.is_terminated and now - self.terminated > AGAIN_SECONDS:
                 self._kill()
+            self.terminated = self.terminated if self.is_terminated else now
             self.is_terminated = True
             self.stop("cancel", "cancelled")
 
