@@ -354,13 +354,14 @@ class Flow:
         Raises ValidationError for a task that does not run, a block volume that another one holds, or where the task
         cannot be reached so.
         """
-        from flow.task_volumes import store_of
+        from flow.task_volumes import find_volume, listed_volume, store_of
 
-        found = self.get_volume(volume if isinstance(volume, str) else volume.volume_id)
         known = self.get_task(str(task))
-        provider = self.provider(known.provider)
+        provider = self.provider(known.provider)  # whose volumes they are, whatever the settings say here
+        reference = listed_volume(self.home, volume) if isinstance(volume, str) else volume.volume_id
+        found = find_volume(store_of(provider).list(), reference)
         if not isinstance(provider, RestartsToMount):
-            return known.mount(found, store_of(self.provider()))
+            return known.mount(found, store_of(provider))
         provider.add_volume(known.plan, found)
         return f"/mnt/{found.name}"
 
