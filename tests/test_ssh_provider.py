@@ -185,3 +185,13 @@ def test_a_task_out_of_reach_is_not_told_to_wait_until_it_runs(client: Flow, fle
         refused = flow(*words)
         assert refused.returncode == 6, (words, refused.stderr)
         assert f"error: `{task}` is out of reach: `gpu2` cannot be reached" in refused.stderr
+
+
+def test_a_cancel_that_does_not_get_there_says_that_it_will(client: Flow, fleet: Fleet) -> None:
+    task = client.run("sleep 1000", region="gpu2", upload_code=False)
+    fleet.hosts["gpu2"].hang_up()
+    refused = flow("cancel", str(task))
+    assert refused.returncode == 6
+    assert f"hint: `{task}` ends when a `flow` command finds its machine to answer\n" in refused.stderr
+    fleet.hosts["gpu2"].reboot()
+    assert task.wait(timeout=60) == "cancelled"

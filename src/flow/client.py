@@ -271,6 +271,8 @@ class Flow:
                 try:
                     self.task_of(task_id).cancel()
                 except FlowError as error:
+                    if self.records.intent(task_id).want is Want.CANCEL:  # on record, and told by whoever gets there
+                        error.suggestions += (f"`{task_id}` ends when a `flow` command finds its machine to answer",)
                     failed.append(error)
         if failed:
             raise failed[0]
