@@ -1,4 +1,4 @@
-"""`python -m bench [NAME …] [--quick] [--peers] [--package] [--slurm] [--docker] [--fleet]`: measure, print one table.
+"""`python -m bench [NAME …] [--quick] [--peers] [--package] [--slurm] [--docker] [--fleet] [--mithril]`: one table.
 
 All of it takes some minutes and a quiet machine; --quick is for seeing that it works. Figures are medians where nothing
 else is said; a ratio is to the floor that was measured beside it.
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--slurm", action="store_true", help="also a Slurm cluster on this machine, as root")
     parser.add_argument("--docker", action="store_true", help="also start images on machines, as root: 1 minute, 6 GB")
     parser.add_argument("--fleet", action="store_true", help="also machines that are reached by ssh, as root")
+    parser.add_argument("--mithril", action="store_true", help="also the stand-in for the Mithril cloud, as root")
     asked = parser.parse_args()
     known = {**MEASURES, **_asked_for(asked)}
     unknown = set(asked.names) - set(known)
@@ -92,6 +93,10 @@ def _asked_for(asked: argparse.Namespace) -> dict[str, Callable[..., list[Figure
 
         found.update(dev=dev.measure, sync=sync.measure, logs=logs_afar.measure)
         found.update(gang=fleet.measure_gang, hosts=fleet.measure_hosts)
+    if asked.mithril:
+        from bench import mithril
+
+        found["mithril"] = mithril.measure
     return found
 
 

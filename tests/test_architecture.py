@@ -27,7 +27,7 @@ ROWS = (
     "attend",
     "task steering access endpoints views forwarding transfer code_upload jupyter ssh_entries",
     "calls upload",
-    "client chores shortcuts",
+    "client chores shortcuts orphans",
     "warm worker calling functions attendant standing",
     "dev colab",
     "cli",

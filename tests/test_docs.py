@@ -103,9 +103,9 @@ def test_the_examples_of_a_page_run_in_their_order(
         request.getfixturevalue("slurm")
     elif page.name == "ssh.md":
         monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(request.getfixturevalue("fleet").config))
-    elif page.name == "mithril-command.md":
+    elif page.name in ("mithril-command.md", "mithril.md"):
         cloud = request.getfixturevalue("cloud")
-        cloud.machines.pretended = True
+        cloud.machines.pretended = page.parent.name == "guides"
         monkeypatch.setenv("MITHRIL_API_KEY", cloud.key)
         monkeypatch.setenv("FLOW_MITHRIL_API_URL", cloud.url)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")

@@ -90,7 +90,9 @@ def test_what_ends_while_no_client_is_there_is_paused_and_then_collected(
     cloud.host(task.task_id).run("touch /tmp/go")
     cloud.await_bid(task.task_id, "Paused")
     assert cloud.billed() == []
-    assert away.tasks(refresh=True)[0].reason == "completed, and not collected yet"
+    assert away.tasks(refresh=True)[0].reason == (
+        "completed, and not collected yet; its machine goes on for that at $1.25/h"
+    )
     task = Flow().get_task(task.task_id)
     assert task.wait(timeout=90) == "completed"
     assert (task.logs(), task.exit_code) == ("worked\n", 0)

@@ -511,3 +511,18 @@ def test_a_task_is_given_mounts_on_the_command_line(client: Flow, at: Callable[[
     assert "is not allowed" in command("run", "true", "--mount", "ftp://x")[2]
     both = ["--mount", "/x=volume://a", "--mount", "/x=volume://b"]
     assert "error: two things are to be mounted at `/x`" in command("run", "true", *both)[2]
+
+
+@pytest.mark.parametrize(
+    ("task", "target", "name"),
+    [
+        ("train", "/data", "train-data"),
+        ("Train_v2", "/mnt/my.data", "train-v2-my-data"),
+        ("8bit", "/x", "volume-8bit-x"),
+    ],
+)
+def test_a_volume_that_is_not_named_has_a_name_that_every_provider_takes(
+    project: Path, task: str, target: str, name: str
+) -> None:
+    plan = Flow().plan(Flow().load("true", name=task, volumes=[{"mount_path": target, "size_gb": 1}]))
+    assert [one.name for one in plan.mounts] == [name]

@@ -72,7 +72,8 @@ def _give_back(client: Flow) -> bool:
     held = client.held()
     for name, task_id in held:
         records = client.records
-        if records.final(task_id) or not records.rows_of([task_id]):
+        is_over = records.final(task_id) or not records.rows_of([task_id])
+        if is_over or records.intent(task_id).want is Want.CANCEL:  # also where the first request failed
             with suppress(FlowError):  # it is asked for again
                 client.provider(name).release(task_id)
     return bool(held)

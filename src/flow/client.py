@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flow.durable import NoRoomError, is_full
-from flow.errors import FlowError, QuotaExceededError, ResourceNotFoundError, StorageError, ValidationError
+from flow.errors import (
+    FlowError,
+    QuotaExceededError,
+    ResourceNotFoundError,
+    StorageError,
+    ValidationError,
+    did_you_mean,
+)
 from flow.importing import refuse_while_importing
 from flow.observe import Look, observe
-from flow.providers import Provider, RestartsToMount
+from flow.providers import Priced, Provider, RestartsToMount
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
     from flow.calls import Call
     from flow.config import TaskConfig
     from flow.gpus import Gpu
-    from flow.machines import Offer, Volume
+    from flow.machines import Offer, Price, Volume
     from flow.plan import Plan
     from flow.prune import Pruned
     from flow.record import Row
@@ -298,12 +305,33 @@ class Flow:
         """Make `:1`, `:2`, … name these tasks."""
         self.records.save_listing([task.task_id for task in tasks])
 
-    def offers(self, gpu: str | Gpu | None = None) -> list[Offer]:
-        """What could be had now, cheapest first."""
+    def offers(self, gpu: str | Gpu | None = None, *, region: str | None = None) -> list[Offer]:
+        """What could be had now, cheapest first: all, those with such GPUs, or of a kind of machine, by name or id.
+
+        Raises ValidationError where there is no such region.
+        """
         from flow.gpus import parse_gpu
 
-        asked = parse_gpu(gpu) if isinstance(gpu, str) else gpu
-        return self.provider().offers(asked)
+        offers = self.provider().offers(None if isinstance(gpu, str) else gpu)
+        regions = {one.region for one in offers if one.region}
+        if region and region not in regions:
+            near = did_you_mean(region, sorted(regions))
+            raise ValidationError(
+                f"no region `{region}`", suggestions=[*near, f"there is: {', '.join(sorted(regions)) or 'none'}"]
+            )
+        if isinstance(gpu, str):
+            named = [one for one in offers if gpu in (one.instance_type, one.type_id)]
+            offers = named or self.provider().offers(parse_gpu(gpu))
+        return [one for one in offers if region in (None, one.region)]
+
+    def prices(self, gpu: str, *, region: str | None = None) -> list[Price]:
+        """What such machines cost now and have cost. Raises ValidationError where prices do not change."""
+        provider = self.provider()
+        if not isinstance(provider, Priced):
+            raise ValidationError(
+                f"{provider.name} has no market: its prices do not change", suggestions=["see `flow offers`"]
+            )
+        return provider.prices(self.offers(gpu, region=region))
 
     # -- volumes
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +21,11 @@ from flow.node import sweep
 from flow.providers import Provider
 from flow.record import Records
 
+_PART, _STALE_SECONDS = ".collecting-", 86_400.0
+# The folders are given, a line each; one that is not there fails all of it.
+_PACK = """cd {root} && names=$(cat) || exit
+for one in $names; do [ -d "$one" ] || {{ echo "$one is not there" >&2; exit 1; }}; done
+for one in $names; do find "$one" -mindepth 1 -maxdepth 1 {left_out}; done | tar -c {zipped} -f - -T -"""
 _STAYS = ("workspace", "inbox")  # in a task folder: the code that was sent there, and secrets
 
 
@@ -59,9 +69,36 @@ def forget(provider: Provider, allocations: Collection[Allocation]) -> None:
 
 
 def _copy(channel: Channel, root: str, names: list[str], into: str) -> None:
-    """Whole or not at all, as far as tar can tell."""
-    left_out = " ".join(f"--exclude={shlex.quote(f'*/*/*/{name}')}" for name in _STAYS)
-    script = f"cd {shlex.quote(root)} && tar -c {'' if channel.is_here else '-z'} -f - {left_out} -T -"
+    """Each of these folders is there whole or not at all, whoever is killed and whoever else copies it meanwhile."""
+    for left in Path(into).glob(f"{_PART}*"):  # by who was killed
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left)
+    with writing(Path(into)), tempfile.TemporaryDirectory(dir=into, prefix=_PART, ignore_cleanup_errors=True) as part:
+        _unpack(channel, root, names, part)
+        for number, name in enumerate(names):
+            _take_in(Path(part, name), Path(into, name), aside=Path(part, f"old-{number}"))
+
+
+def _take_in(new: Path, place: Path, *, aside: Path) -> None:
+    """Put a folder in its place; what another client has put there goes `aside`."""
+    for folder in (new, place.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            new.rename(place)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        with contextlib.suppress(FileNotFoundError):
+            place.rename(aside)
+
+
+def _unpack(channel: Channel, root: str, names: list[str], into: str) -> None:
+    """Raises where not all of it came, as far as tar can tell."""
+    left_out = " ".join(f"! -name {name}" for name in _STAYS)  # of a task folder itself, not of what lies deeper
+    script = _PACK.format(root=shlex.quote(root), left_out=left_out, zipped="" if channel.is_here else "-z")
     unpack = ["tar", "-x", *([] if channel.is_here else ["-z"]), "-f", "-", "-C", into, "--no-same-owner"]
     with (
         subprocess.Popen(

@@ -21,6 +21,7 @@ class Capabilities:
     boot_bytes: int | None = None  # the longest boot script taken; None: any
     upload_limit_mb: float | None = None  # compressed project, in MB; None: any
     same_machine: bool = False  # tasks run here, as this user: the submitting shell's PATH and the like apply
+    region: str | None = None  # where machines are to be, if their task does not say
     price_factor: float = 0.0  # of the current price, for the cap where none is given; 0: there are no caps
     rents: bool = False  # machines that cost money until they are given back
     volumes: bool = False
@@ -52,6 +53,18 @@ class Offer:
     available: int | None = None  # how many; None: not known
     type_id: str = ""  # the provider's own name for the kind, where it has another one
     seen: float | None = None  # when it was found so, in seconds since the epoch; None: just now
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What one kind of machine costs in one region, in US dollars for a machine and hour; None: not known."""
+
+    offer: Offer
+    now: float | None
+    least: float | None = None  # that may be bid
+    available: int | None = None
+    total: int | None = None  # machines there, taken or not
+    history: tuple[tuple[float, float], ...] = ()  # when, in seconds since the epoch, and the price; oldest first
 
 
 @dataclass(frozen=True, slots=True)

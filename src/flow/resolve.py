@@ -144,15 +144,19 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
 
 def _in_region(config: TaskConfig, offers: list[Offer], provider: Provider) -> Offer:
     """The best of these offers, in the region that is asked for. Raises ValidationError where it has none of them."""
-    there = [one for one in offers if config.region in (None, one.region) or not _has_regions(provider)]
+    region = config.region or provider.capabilities.region
+    there = [one for one in offers if region in (None, one.region) or not _has_regions(provider)]
     if there:
         return there[0]
     if not offers:
         raise ValidationError(f"{provider.name} has no machines now", suggestions=["see `flow offers`"])
     regions = sorted({f"{one.region} ({one.available} free)" for one in offers if one.region})
     raise ValidationError(
-        f"`{offers[0].instance_type}` is not to be had in `{config.region}`",
-        suggestions=[f"it is in {', '.join(regions)}", "leave `region` out to have one chosen"],
+        f"`{offers[0].instance_type}` is not to be had in `{region}`",
+        suggestions=[
+            f"it is in {', '.join(regions)}",
+            "leave `region` out to have one chosen" if config.region else "`--region` names another for this task",
+        ],
     )
 
 

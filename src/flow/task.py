@@ -500,8 +500,13 @@ class Task:
         return found[0] if found else None
 
     def _running(self) -> Allocation | None:
-        """The machines of a task that runs."""
-        return self._allocation() if self.refresh().status is TaskStatus.RUNNING else None
+        """The machines of a task that runs: one look tells both."""
+        if self.status.is_final:
+            return None
+        found = self._provider.allocations([self.task_id])
+        self.see(found)
+        own = (one for one in found if one.task_id == self.task_id)
+        return next(own, None) if self.status is TaskStatus.RUNNING else None
 
     def _element_outcomes(self) -> Collection[Outcome]:
         if not self._elements:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -118,7 +119,7 @@ def _volumes_of(config: TaskConfig) -> list[VolumeMount]:
 def _planned(
     asked: VolumeMount, volumes: Sequence[Volume], config: TaskConfig, *, called: str, notes: list[str]
 ) -> Mount:
-    name = asked.name or f"{called}-{PurePosixPath(asked.target).name}"[:128]
+    name = asked.name or _name_for(f"{called}-{PurePosixPath(asked.target).name}")
     reference = asked.volume_id or name
     look_up = find_volume if asked.size_gb is None else _named  # with a size, one that there is not is made
     volume = look_up(volumes, reference)
@@ -140,6 +141,12 @@ def _planned(
         interface=interface,
         ephemeral=asked.ephemeral,
     )
+
+
+def _name_for(text: str) -> str:
+    """A name that every provider takes: lower-case letters, digits and single `-`, a letter first."""
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return f"{'' if words[:1].isalpha() else 'volume-'}{words}"[:63].rstrip("-")
 
 
 def _kept(mount: Mount, store: VolumeStore, region: str | None) -> str:

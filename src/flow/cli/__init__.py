@@ -34,6 +34,8 @@ COMMANDS = {
     "ssh-config": Entry("flow.cli.ssh_config:ssh_config", "Entries for ssh, scp, rsync and editors.", _TASKS),
     "mount": Entry("flow.cli.mount:mount", "Give a running task one more volume.", _TASKS),
     "offers": Entry("flow.cli.offers:offers", "The machines to be had now, and their price.", _MACHINES),
+    "pricing": Entry("flow.cli.pricing:pricing", "What machines cost, and have cost.", _MACHINES),
+    "orphans": Entry("flow.cli.orphans:orphans", "What costs money and no task here owns.", _MACHINES),
     "host": Entry("flow.cli.host:host", "Machines of your own, over SSH: add, list, check, remove.", _MACHINES),
     "volume": Entry("flow.cli.volume:volume", "Storage that outlives tasks: create, list, info, delete.", _MACHINES),
     "sbatch": Entry("flow.cli.slurm.sbatch:sbatch", "Submit a batch script.", _SLURM),

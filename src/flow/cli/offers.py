@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from flow.cli import output
+from flow.cli import output, times
 from flow.cli.group import FlowCommand
 from flow.cli.output import Column
 from flow.gpus import is_known_kind, parse_gpu, unknown_kind
@@ -25,13 +27,16 @@ _COLUMNS = (
     Column("WHERE", least=8),
 )
 
+_OLD_SECONDS = 2.0
+
 
 @click.command(cls=FlowCommand)
 @click.argument("gpu", required=False, metavar="[GPU]")
+@click.option("--region", metavar="REGION", help="Only there.")
 @click.option("--provider", metavar="NAME", help="Of this provider.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def offers(gpu: str | None, *, provider: str | None, as_json: bool) -> int:
-    """List the machines to be had now, cheapest first; with GPU, those that have it.
+def offers(gpu: str | None, *, region: str | None, provider: str | None, as_json: bool) -> int:
+    """List the machines to be had now, cheapest first; with GPU (or the name of a kind of machine), only those.
 
     Example:
       flow offers 8xa100
@@ -39,12 +44,13 @@ def offers(gpu: str | None, *, provider: str | None, as_json: bool) -> int:
     from flow.client import Flow
 
     client = Flow(provider=provider)
-    found = client.offers(gpu)
+    found = client.offers(gpu, region=region)
     output.notes(client.notes)
     if as_json:
         output.print_json({"offers": [_document(offer) for offer in found]})
     elif found:
         click.echo("\n".join(output.table(_COLUMNS, [_row(offer) for offer in found])))
+        say_age(found)
     else:
         kind = parse_gpu(gpu).kind if gpu else "gpu"
         if not is_known_kind(kind):
@@ -53,6 +59,13 @@ def offers(gpu: str | None, *, provider: str | None, as_json: bool) -> int:
         if gpu:
             _say_what_run_does(client, gpu)
     return 0
+
+
+def say_age(found: Sequence[Offer]) -> None:
+    """How old prices are that were not asked for just now."""
+    age = max((time.time() - one.seen for one in found if one.seen is not None), default=0.0)
+    if age >= _OLD_SECONDS:
+        output.note(f"these prices are {times.age(age)} old")
 
 
 def _say_what_run_does(client: Flow, gpu: str) -> None:
@@ -87,4 +100,5 @@ def _document(offer: Offer) -> dict[str, object]:
         "memory_gb": offer.memory_gb,
         "price_per_hour": offer.price_per_hour,
         "available": offer.available,
+        "seen": None if offer.seen is None else times.iso(offer.seen),
     }

@@ -60,6 +60,7 @@ def status(
     Example:
       flow status --state running,pending
     """
+    from flow.cli.costs import bill_record, rentals, say_costs
     from flow.client import Flow
 
     client = Flow()
@@ -75,13 +76,16 @@ def status(
         return _watch(look, most, as_json=as_json, of_one=reference is not None)
     tasks = look()
     output.notes(client.notes)
+    rented = [] if reference else rentals(client)
     if as_json:
-        output.print_json({"tasks": [task.record() for task in tasks[:most]]})
+        bills = {"rented": bill_record(rented)} if rented else {}
+        output.print_json({"tasks": [task.record() for task in tasks[:most]], **bills})
         return 0
     if layout:
         _print_queue(client, tasks[:most])
     else:
         _print(client, tasks, most)
+        say_costs(client, rented)
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from flow.channel import Channel
 from flow.gpus import Gpu
-from flow.machines import Allocation, Capabilities, Offer, Volume
+from flow.machines import Allocation, Capabilities, Offer, Price, Volume
 from flow.plan import Plan
 
 
@@ -106,6 +106,15 @@ class SlurmCommands(Protocol):
 
     def call_slurm(self, words: Sequence[str]) -> tuple[int, str, str]:
         """Call one of Slurm's own commands there: its exit code, what it printed, and on stderr."""
+        ...
+
+
+@runtime_checkable
+class Priced(Protocol):
+    """A provider whose prices change."""
+
+    def prices(self, offers: Sequence[Offer]) -> list[Price]:
+        """What these cost now and have cost, in their order."""
         ...
 
 

@@ -38,6 +38,7 @@ _BOOT_SECONDS = 3600.0  # after which a machine is not waited for any more; 20 m
 _STOP_SECONDS = 10.0  # beside a task's own grace time
 _LATE_SECONDS = 120.0  # within which a request that was never answered may still show
 _TRUSTED_SECONDS = 3.0  # how long machines that are up are taken to be, while they answer
+_ANSWERED, _MAKING = b"answered", b"volumes"  # of a task that is held; nothing: machines were asked for
 _STATE = f"test -e {READY} && echo ready; test -e {ROOT}/bill.json && echo told; test -d {ROOT} && echo guarded; :"
 _TAKE_BILL = f"sudo -n sh -c 'umask 077; cat > {ROOT}/bill.new && mv {ROOT}/bill.new {ROOT}/bill.json'"
 
@@ -113,7 +114,11 @@ class Rented(Ssh):
 
     @abstractmethod
     def rentals(self, task_ids: Collection[str] | None = None) -> list[Rental]:
-        """What these tasks have, newest first; without `task_ids` all that costs the project money."""
+        """What these tasks have, newest first; without `task_ids` all there is."""
+
+    @abstractmethod
+    def bills(self) -> list[Rental]:
+        """Everything that costs the project money, without its machines."""
 
     @abstractmethod
     def rent(self, plan: Plan, attempt: int) -> None:
@@ -134,6 +139,10 @@ class Rented(Ssh):
     @abstractmethod
     def bill(self, plan: Plan, rental: Rental) -> dict[str, Any]:
         """By what its machines end or pause it: see `node/guard.py`. It holds a key made for this."""
+
+    def goes_on_changing(self, plan: Plan) -> bool:
+        """Whether somebody changes its machines, who is to be let; what a client that died had begun is finished."""
+        return False
 
     @abstractmethod
     def forget_task(self, task_id: str) -> None:
@@ -160,6 +169,8 @@ class Rented(Ssh):
                     raise
         elif rental.state is Machines.PAUSED and rental.ended_with:
             self.wake(rental)
+        elif self.goes_on_changing(plan):
+            return
         elif rental.state is Machines.UP and rental.plan_hash == plan.hash:
             self._deliver(plan, rental)
 
@@ -178,8 +189,7 @@ class Rented(Ssh):
             return allocations
         by_id = {str(one.task_id): one for one in allocations}
         for one in given - found.keys():
-            reason = "its machines are gone"
-            by_id[one] = Allocation(one, max(self.sight.last_attempt(one), 1), Machines.GONE, reason=reason)
+            by_id[one] = self._unseen(one)
         asked = set(task_ids)
         whole = {one.partition("_")[0] for one in by_id if "_" not in one}  # arrays of which nothing is seen yet
         for one in asked:
@@ -201,6 +211,16 @@ class Rented(Ssh):
             if index and not has_ended:  # the others go on; what is not there yet is told when it comes
                 continue
             self._give_back(base, rental)
+
+    def give_back(self, rental: Rental) -> None:
+        """End it, whosever it is, with what was made for it if it is ours. Raises ProviderError while it is there."""
+        if rental.task_id and rental.home_id == self.home_id:
+            self._give_back(rental.task_id, rental)
+        else:
+            self.end(rental)
+        there = [one.rental_id for one in self.rentals([rental.name]) if one.state is not Machines.GONE]
+        if rental.rental_id in there:
+            raise ProviderError(f"`{rental.name}` is still there", suggestions=["try again in a moment"])
 
     def held(self) -> list[str]:
         """The tasks for which something may be rented, or was made, that is not known to be gone."""
@@ -290,6 +310,13 @@ class Rented(Ssh):
         made = [allocation_of(unit, entries, clocks) for unit, entries in found.items()]
         return [replace(one, price_per_hour=rental.price_per_hour) for one in made]
 
+    def _unseen(self, task_id: str) -> Allocation:
+        """Of what was asked for, and does not show: not yet, or not any more."""
+        if self._is_new(task_id):
+            return Allocation(task_id, 0, Machines.QUEUED, reason="is asked for, and does not show yet")
+        attempt = max(self.sight.last_attempt(task_id), 1)
+        return Allocation(task_id, attempt, Machines.GONE, reason="its machines are gone")
+
     def _boots_in_vain(self, rental: Rental, told: Mapping[str, Any]) -> bool:
         """Whether machines that cost money have been out of reach since they were given to a task that waits."""
         is_late = rental.given is not None and time.time() - rental.given > _BOOT_SECONDS
@@ -329,6 +356,8 @@ class Rented(Ssh):
             return  # it boots
         untold = [name for name, one in words.items() if "told" not in one]
         if untold:
+            if not (self._held / plan.task_id).exists():  # given back meanwhile by another: a key is to be revoked
+                self.note_answer(plan.task_id)
             text = json.dumps(self.bill(plan, rental)).encode()
             self._each(untold, lambda _, remote: _done(remote.channel.ask(_TAKE_BILL, stdin=text)))
         if any("ready" not in one for one in words.values()):
@@ -380,7 +409,8 @@ class Rented(Ssh):
         if rental:
             self.end(rental)
         asked = self._held / task_id
-        if self._live(task_id) is not None or (rental is None and self._may_come(asked)):
+        may_come = rental is None and self._is_new(task_id) and asked.read_bytes() != _ANSWERED
+        if may_come or self._live(task_id) is not None:
             return
         self.forget_task(task_id)
         asked.unlink(missing_ok=True)
@@ -390,9 +420,10 @@ class Rented(Ssh):
         for name in self._machines.pop(task_id, ()):
             self.fleet.hang_up(name)
 
-    def _may_come(self, asked: Path) -> bool:
+    def _is_new(self, task_id: str) -> bool:
+        """Whether it was asked for so lately that it may still have to show."""
         try:
-            return time.time() - asked.stat().st_mtime < _LATE_SECONDS and not asked.read_bytes()
+            return time.time() - (self._held / task_id).stat().st_mtime < _LATE_SECONDS
         except OSError:
             return False
 
@@ -402,7 +433,19 @@ class Rented(Ssh):
 
     def note_answer(self, task_id: str) -> None:
         """A request was answered: nothing of it can come late."""
-        write_durably(self._held / task_id, b"answered")
+        write_durably(self._held / task_id, _ANSWERED)
+
+    def note_making(self, task_id: str) -> None:
+        """Something is about to be made for a task that is not on record yet."""
+        self._held.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(self._held / task_id, _MAKING)
+
+    def was_asked_for(self, task_id: str) -> bool:
+        """Whether machines were asked for, as far as that is still known."""
+        try:
+            return (self._held / task_id).read_bytes() != _MAKING
+        except FileNotFoundError:
+            return True
 
     @property
     def _held(self) -> Path:

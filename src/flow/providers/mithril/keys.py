@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,17 +56,17 @@ def identity_file(folder: Path, named: str | None) -> Path | None:
 
 
 def make_key(file: Path) -> None:
-    """A new pair of keys without a passphrase. Raises StorageError."""
+    """A new pair of keys without a passphrase, unless another client has made one. Raises StorageError."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = file.with_name(f"{file.name}.new")
-    for one in (new, Path(f"{new}.pub")):
-        one.unlink(missing_ok=True)
-    words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "flow", "-f", str(new)]
-    done = subprocess.run(words, capture_output=True, check=False)
-    if done.returncode:
-        raise StorageError(f"no SSH key could be made: {done.stderr.decode(errors='replace').strip()}")
-    Path(f"{new}.pub").rename(f"{file}.pub")
-    new.rename(file)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix="key-") as folder:
+        new = Path(folder) / file.name
+        words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "flow", "-f", str(new)]
+        done = subprocess.run(words, capture_output=True, check=False)
+        if done.returncode:
+            raise StorageError(f"no SSH key could be made: {done.stderr.decode(errors='replace').strip()}")
+        with suppress(FileExistsError):
+            os.link(new, file)  # the public one, which is read off it, may be missing or of another
+            Path(f"{new}.pub").rename(f"{file}.pub")
 
 
 def _public(identity: Path) -> str:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from flow.durable import write_durably
+from flow.errors import ResourceNotFoundError
 from flow.gpus import Gpu
-from flow.machines import Offer
+from flow.machines import Offer, Price
 from flow.providers.mithril.api import Api
 
 _TYPES_SECONDS = 86_400.0  # kinds of machines hardly ever change
 _PRICES_SECONDS = 30.0
+_SAMPLES = 96  # of each kind in each region
+_AT_ONCE = 8
 
 
 def dollars(text: object) -> float | None:
@@ -38,18 +41,14 @@ def moment(text: object) -> float | None:
     return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp()
 
 
+def cents(count: object, otherwise: float | None = None) -> float | None:
+    """Dollars of so many cents."""
+    return count / 100 if isinstance(count, int) else otherwise
+
+
 def price_text(price: float) -> str:
     """As the API takes a price."""
     return f"${price:.2f}"
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A price at a time. `at`: as the API writes it, in UTC; dollars for one machine and hour."""
-
-    at: str
-    region: str
-    price: float
 
 
 class Market:
@@ -76,17 +75,42 @@ class Market:
         found, _ = self._cached("types", seconds, lambda: self._api.list("/v2/instance-types"))
         return {str(one["fid"]): one for one in found}
 
-    def history(self, type_ids: Iterable[str], *, region: str | None = None, samples: int = 60) -> list[Moment]:
-        """What kinds of machines have cost, oldest first."""
-        query = {"instance_types": list(type_ids), "region": region, "num_samples": samples}
-        told = self._api.get("/v2/pricing/history", **query)
-        rows = told.get("prices", []) if isinstance(told, dict) else told
-        found = [
-            Moment(str(one["timestamp"]), str(one.get("region", "")), price)
-            for one in rows
-            if (price := dollars(one.get("spot_instance_price"))) is not None
+    def prices(self, offers: Sequence[Offer]) -> list[Price]:
+        """What each costs now, and has cost; all asked at once."""
+        if not offers:
+            return []
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            past = threads.submit(self._history, sorted({one.type_id for one in offers}))
+            now = list(threads.map(self._now, offers))
+            history = past.result()
+        return [
+            Price(
+                offer,
+                now=cents(told.get("spot_price_cents"), offer.price_per_hour),
+                least=cents(told.get("minimum_price_cents")),
+                available=offer.available if told.get("available_capacity") is None else told["available_capacity"],
+                total=told.get("total_capacity"),
+                history=tuple(history.get((offer.type_id, str(offer.region)), ())),
+            )
+            for offer, told in zip(offers, now, strict=True)
         ]
-        return sorted(found, key=lambda one: one.at)
+
+    def _now(self, offer: Offer) -> dict[str, Any]:
+        """What the API tells of one; nothing where it does not know it, as what it offers now it may not soon."""
+        with suppress(ResourceNotFoundError):
+            told = self._api.get("/v2/pricing/current", instance_type=offer.type_id, region=offer.region)
+            return told if isinstance(told, dict) else {}
+        return {}
+
+    def _history(self, type_ids: Collection[str]) -> dict[tuple[str, str], list[tuple[float, float]]]:
+        """When each kind has cost what, by its id and region, oldest first."""
+        found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        told = self._api.get("/v2/pricing/history", instance_types=list(type_ids), num_samples=_SAMPLES)
+        for one in told.get("prices", []) if isinstance(told, dict) else told:
+            at, price = moment(one.get("timestamp")), dollars(one.get("spot_instance_price"))
+            if at is not None and price is not None:
+                found.setdefault((str(one.get("instance_type")), str(one.get("region"))), []).append((at, price))
+        return {place: sorted(points) for place, points in found.items()}
 
     def _cached(self, name: str, seconds: float, ask: Any) -> tuple[list[dict[str, Any]], float]:
         """An answer of at most that age, and when it was given, in seconds since the epoch."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import math
 import time
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from flow.channel import Channel, ssh
 from flow.errors import FlowError, ProviderError, ValidationError
 from flow.gpus import Gpu
-from flow.machines import Capabilities, Machines, Offer, Volume
+from flow.machines import Capabilities, Machines, Offer, Price, Volume
 from flow.mounts import VOLUME
 from flow.plan import Plan
 from flow.providers import Option
@@ -31,6 +35,7 @@ _NOTICE = "/opt/mithril/*_SIGNAL.yml"
 _SCRIPT_BYTES = 10_000
 _LIVE = ("Open", "Allocated", "Preempting", "Paused")
 _ASKED_ONE_BY_ONE = 3  # bids by their names; more are found in the list of all
+_LISTED_SECONDS = 1.0  # how long the list of all bids is taken to hold where no task hangs on it
 _IDS_AT_ONCE = 50
 _KEY_DAYS = 7.0  # of the key by which machines end their bid, where the task has no limit
 _KEY_SLACK_SECONDS = 72 * 3600.0  # for a bid to be allocated in
@@ -52,6 +57,10 @@ class Mithril(Rented):
         Option("grace_minutes", float, "how long a machine waits to have its task collected", 10.0),
     )
 
+    def __init__(self, home: Path, options: Mapping[str, object]) -> None:
+        super().__init__(home, options)
+        self._listed: tuple[float, list[dict[str, Any]]] = (-math.inf, [])  # all live bids, and since when
+
     @cached_property
     def account(self) -> Account:
         """The account that the settings name. Raises AuthenticationError where there is no key."""
@@ -67,32 +76,41 @@ class Mithril(Rented):
     @property
     def capabilities(self) -> Capabilities:
         """As other clouds', with caps on prices."""
-        factor = float(str(self._settings.get("price_factor") or 1.5))
         return replace(
-            super().capabilities, volumes=True, boot_bytes=_SCRIPT_BYTES, upload_limit_mb=10.0, price_factor=factor
+            super().capabilities,
+            volumes=True,
+            boot_bytes=_SCRIPT_BYTES,
+            upload_limit_mb=10.0,
+            price_factor=float(str(self._settings.get("price_factor") or 1.5)),
+            region=self._region,
         )
 
     @property
     def volumes(self) -> Volumes:
         """Its volumes."""
-        region = self._settings.get("region")
-        return Volumes(self.account, self.home, str(region) if region else None)
+        return Volumes(self.account, self.home, self._region, self.note_making)
 
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:
-        """Spot machines: what can be had now first, cheapest first."""
+        """Spot machines, those in the settings' region first; what can be had now, then the cheapest first."""
+        return sorted(self.market.offers(gpu), key=lambda one: self._region not in (None, one.region))
+
+    def prices(self, offers: Sequence[Offer]) -> list[Price]:
+        """What the market tells of these."""
+        return self.market.prices(offers)
+
+    @property
+    def _region(self) -> str | None:
         region = self._settings.get("region")
-        return [one for one in self.market.offers(gpu) if region in (None, one.region)]
+        return str(region) if region else None
 
     # -- bids
 
     def rentals(self, task_ids: Collection[str] | None = None) -> list[Rental]:
         """Bids, by what their names and scripts say of whose they are."""
-        api, project = self.account.api, self.account.project
         if task_ids is not None and len(task_ids) <= _ASKED_ONE_BY_ONE:
             bids = [one for name in task_ids for one in self._bids_named(name)]
         else:
-            query = {"project": project, "sort_by": "created_at", "sort_dir": "desc"}
-            bids = [one for status in _LIVE for one in api.pages(_BIDS, status=status, **query)]
+            bids = self._live_bids()
             known = {str(one["name"]) for one in bids}
             # one that is not among them is gone, or in a state that we do not know
             bids += [one for name in task_ids or () if name not in known for one in self._bids_named(name)]
@@ -100,6 +118,14 @@ class Mithril(Rented):
         instances = self._instances([one for one in bids if one["status"] not in ("Open", "Terminated", "Paused")])
         prices = self._prices() if bids else {}
         return [self._rental(one, instances.get(str(one["fid"]), []), prices) for one in bids]
+
+    def bills(self) -> list[Rental]:
+        """The same of all live bids without their machines; a look at many tasks a moment ago will do."""
+        since, bids = self._listed
+        if time.monotonic() - since > _LISTED_SECONDS:
+            bids = self._live_bids()
+        prices = self._prices() if bids else {}
+        return [self._rental(one, [], prices) for one in bids]
 
     def rent(self, plan: Plan, attempt: int) -> None:
         """Bid for the plan's machines; a bid of this name that is ours already is left alone."""
@@ -126,12 +152,12 @@ class Mithril(Rented):
             try:
                 self.account.api.create(_BIDS, body)
                 break
-            except (NotKnownError, NameTakenError):
+            except (NotKnownError, NameTakenError) as error:
                 # looked for first, it may be asked for again: should it come late, then its name is taken
                 if self._has_come(plan):
                     break
-                if is_last:
-                    raise
+                if is_last:  # which is no refusal: it may still come
+                    raise NotKnownError(f"the bid `{plan.task_id}` does not show: {error.message}") from error
         self.note_answer(plan.task_id)
 
     def end(self, rental: Rental) -> None:
@@ -170,27 +196,81 @@ class Mithril(Rented):
         return ssh(f"{_USER}@{machine.target}", options=options)
 
     def add_volume(self, plan: Plan, volume: Volume) -> None:
-        """By way of a pause: the API changes a bid's volumes only then."""
+        """By way of a pause: the API changes a bid's volumes only then. Whoever dies over it is followed by another."""
         self.volumes.attach(volume.volume_id, plan)
         rental = self._live(plan.task_id)
         if rental is None or not self._can_look(rental):
             raise ValidationError(
                 f"`{plan.task_id}` does not run on a machine that can be reached", suggestions=["wait until it runs"]
             )
+        with self._changing(plan) as file:
+            if file is None or file.read_text():
+                raise ValidationError(
+                    f"`{plan.task_id}` is getting another volume", suggestions=["wait until it runs again"]
+                )
+            file.write_text(volume.volume_id)  # no loss where a power cut takes it: nothing was done yet
+            self._add_volume(plan, volume)
+            file.unlink()
+
+    def goes_on_changing(self, plan: Plan) -> bool:
+        """Whether a volume is being added."""
+        if not self._change(plan).exists():
+            return False
+        with self._changing(plan) as file:
+            wanted = file and file.read_text()
+            if file and wanted:
+                volume = next((one for one in self.volumes.list() if one.volume_id == wanted), None)
+                self._add_volume(plan, volume)
+            if file:
+                file.unlink()
+        return True
+
+    def _add_volume(self, plan: Plan, volume: Volume | None) -> None:
+        """From wherever it was left; None: there is no such volume any more, and the task is to go on without."""
+        rental = self._live(plan.task_id)
+        if rental is None or rental.state not in (Machines.UP, Machines.PAUSED):
+            return
         bid = f"{_BIDS}/{rental.rental_id}"
         has = list(((rental.told or {}).get("launch_specification") or {}).get("volumes") or ())
+        if volume and volume.volume_id not in has:
+            if rental.state is Machines.UP:
+                self._prepare(plan, rental, volume)
+                self.account.api.update(bid, {"paused": True})
+                self._await(plan.task_id, Machines.PAUSED)
+            try:
+                self.account.api.update(bid, {"volumes": [*has, volume.volume_id]})
+            except ValidationError as error:  # a refusal of this is none of the task
+                raise ProviderError(error.message) from error
+            finally:
+                self.account.api.update(bid, {"paused": False})
+        elif rental.state is Machines.PAUSED:
+            self.account.api.update(bid, {"paused": False})
+
+    def _prepare(self, plan: Plan, rental: Rental, volume: Volume) -> None:
+        """Tell its machines of a volume that they will have when they are back, and stop what runs."""
+        if not self._can_look(rental):
+            raise ProviderError(f"the machines of `{plan.task_id}` cannot be reached yet")
         mount = {"kind": "folder", "source": path_of(volume.volume_id), "target": f"/mnt/{volume.name}"}
         (entry,) = on_machine([volume], [volume.volume_id])
         names = [one.name for one in rental.machines]
         self._each(names, lambda _, remote: remote.ask("add_mount", plan.task_id, mount))
         self._each(names, lambda _, remote: tell_guard(remote.channel, entry))
         self._stop_tasks(rental, plan.grace_seconds)
-        self.account.api.update(bid, {"paused": True})
-        self._await(plan.task_id, Machines.PAUSED)
-        try:
-            self.account.api.update(bid, {"volumes": [*has, volume.volume_id]})
-        finally:
-            self.account.api.update(bid, {"paused": False})
+
+    def _change(self, plan: Plan) -> Path:
+        """Names the volume that is being added; locked by who adds it."""
+        return self.home / "record" / plan.task_id / "adding"
+
+    @contextmanager
+    def _changing(self, plan: Plan) -> Iterator[Path | None]:
+        """The file, locked; None where another client has it."""
+        with self._change(plan).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+                return
+            yield self._change(plan)
 
     def _await(self, task_id: str, state: Machines) -> None:
         end = time.monotonic() + _PAUSING_SECONDS
@@ -204,7 +284,8 @@ class Mithril(Rented):
         for key in self.account.api.list(_KEYS):
             if str(key.get("name", "")).startswith(f"flow-{task_id}-") and not key.get("deactivated_at"):
                 self.account.api.delete(f"{_KEYS}/{key['fid']}")
-        self.volumes.forget_task(task_id, is_refused=not self._was_given(task_id))
+        is_unknown = not self.was_asked_for(task_id)
+        self.volumes.forget_task(task_id, is_refused=not self._was_given(task_id), is_unknown=is_unknown)
 
     def _mounts(self, plan: Plan) -> list[dict[str, str]]:
         """Volumes are where the machine's guard has put them."""
@@ -244,11 +325,22 @@ class Mithril(Rented):
                 time.sleep(_PAUSE_SECONDS)
             with suppress(ProviderError):
                 for one in self.rentals([plan.task_id]):
+                    if one.state is not Machines.GONE and one.plan_hash != plan.hash:
+                        raise ValidationError(f"`{plan.task_id}` is the name of a bid that is not ours")
                     if one.state is not Machines.GONE:
-                        return one.plan_hash == plan.hash
+                        return True
         return False
 
     # -- what the API tells
+
+    def _live_bids(self) -> list[dict[str, Any]]:
+        """Newest first within each state, all of which are asked for at once."""
+        query = {"project": self.account.project, "sort_by": "created_at", "sort_dir": "desc"}
+        with ThreadPoolExecutor(len(_LIVE)) as threads:
+            told = threads.map(lambda status: list(self.account.api.pages(_BIDS, status=status, **query)), _LIVE)
+            bids = list({str(one["fid"]): one for some in told for one in some}.values())  # its state may have changed
+        self._listed = (time.monotonic(), bids)
+        return bids
 
     def _bids_named(self, name: str) -> list[dict[str, Any]]:
         query = {"project": self.account.project, "name": name, "sort_by": "created_at", "sort_dir": "desc"}
@@ -283,6 +375,9 @@ class Mithril(Rented):
         current = prices.get((str(bid.get("instance_type")), str(bid.get("region"))))
         price = min((one for one in (current, limit) if one is not None), default=None)
         is_billed = state in (Machines.UP, Machines.STARTING, Machines.PREEMPTED) and bid.get("status") != "Open"
+        ended_with = _ended_with(bid) if state is Machines.PAUSED else ""
+        if ended_with and current is not None:
+            reason += f"; its machine goes on for that at ${current * quantity:.2f}/h"
         machines = [_machine(name, number, one) for number, one in enumerate(sorted(instances, key=_by_name))]
         return Rental(
             str(bid["fid"]),
@@ -296,7 +391,7 @@ class Mithril(Rented):
             created=moment(bid.get("created_at")),
             given=max((at for one in instances if (at := moment(one.get("created_at")))), default=None),
             price_per_hour=price * quantity if price is not None and is_billed else 0.0 if not is_billed else None,
-            ended_with=_ended_with(bid) if state is Machines.PAUSED else "",
+            ended_with=ended_with,
             told=bid,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,14 @@ def path_of(volume_id: str) -> str:
 
 
 class Volumes:
-    """All of a project's. `home` is the folder of the records; region: where new ones go, if none is named."""
+    """All of a project's. `home` is the folder of the records; region: where new ones go, if none is named.
 
-    def __init__(self, account: Account, home: Path, region: str | None) -> None:
+    note: told of a task before anything is made for it.
+    """
+
+    def __init__(self, account: Account, home: Path, region: str | None, note: Callable[[str], None]) -> None:
         self._account, self._api, self._home, self._region = account, account.api, home, region
+        self._note = note
 
     def create(
         self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None, plan: Plan | None = None
@@ -63,6 +67,8 @@ class Volumes:
             "region": region,
             "size_gb": size_gb,
         }
+        if plan:
+            self._note(plan.task_id)
         try:
             return _volume(self._api.create(_VOLUMES, body), {})
         except (NotKnownError, NameTakenError) as error:
@@ -115,15 +121,21 @@ class Volumes:
     def detach(self, volume_id: str, task_id: str) -> None:
         """Its bid's end lets go of it."""
 
-    def forget_task(self, task_id: str, *, is_refused: bool) -> None:
+    def forget_task(self, task_id: str, *, is_refused: bool, is_unknown: bool) -> None:
         """Remove what was to go with a task, and what was made for one that never got machines.
 
-        Raises FlowError while the cloud still holds it.
+        is_unknown: who made them died before there was a task. Raises FlowError while the cloud still holds it.
         """
-        with suppress(ResourceNotFoundError):
-            for one in Records(self._home).get(task_id).plan.mounts:
-                if one.kind == VOLUME and (one.ephemeral or (is_refused and one.size_gb)):
-                    self._api.delete(f"{_VOLUMES}/{one.source}")
+        try:
+            mounts = Records(self._home).get(task_id).plan.mounts
+        except ResourceNotFoundError:
+            own = f"-{task_id[-6:]}-"  # called so, nobody else's task finds them
+            gone = [one.volume_id for one in self.list() if own in one.name] if is_unknown else []
+        else:
+            made = [one for one in mounts if one.kind == VOLUME and (one.ephemeral or (is_refused and one.size_gb))]
+            gone = [one.source for one in made]
+        for volume_id in gone:
+            self._api.delete(f"{_VOLUMES}/{volume_id}")
 
     def _of(self, volume_id: str) -> Volume:
         for one in self.list():

@@ -1,0 +1,55 @@
+"""What rented machines cost at this moment, as `flow status` tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flow.cli import output
+from flow.errors import FlowError
+
+if TYPE_CHECKING:
+    from flow.client import Flow
+    from flow.providers.rented import Rental
+
+_NAMED = 3  # bids of no task here, told one by one
+
+
+def rentals(client: Flow) -> list[Rental]:
+    """What is rented, by whomever; that it cannot be known is a note, and no reason to hide the tasks."""
+    if not (client.provider().capabilities.rents or client.held()):
+        return []
+    from flow import orphans
+
+    try:
+        return orphans.rentals(client)
+    except FlowError as error:
+        output.note(f"what is rented, and what it costs, is not known: {error.message}")
+        return []
+
+
+def say_costs(client: Flow, rented: Sequence[Rental]) -> None:
+    """The sum, and what no task here owns."""
+    if not rented:
+        return
+    from flow.orphans import is_owned
+
+    total = sum(one.price_per_hour or 0.0 for one in rented)
+    output.note(f"{_count(len(rented))} at ${total:.2f}/h in all")
+    if any(one.price_per_hour is None for one in rented):
+        output.note("the price of some of them is not known")
+    others = [one for one in rented if not is_owned(client, one)]
+    for one in others[:_NAMED]:
+        output.note(f"`{one.name}`, of no task that runs here, costs ${one.price_per_hour or 0.0:.2f}/h")
+    if others:
+        output.hint("`flow orphans` tells whose they are, and ends them")
+
+
+def bill_record(rented: Sequence[Rental]) -> dict[str, object]:
+    """The same for `--json`."""
+    bids = [{"id": one.rental_id, "name": one.name, "price_per_hour": one.price_per_hour} for one in rented]
+    return {"price_per_hour": round(sum(one.price_per_hour or 0.0 for one in rented), 4), "bids": bids}
+
+
+def _count(bids: int) -> str:
+    return "1 bid" if bids == 1 else f"{bids} bids"

@@ -1,0 +1,131 @@
+"""What costs money at a provider that rents machines out, and whose it is: of tasks here, of others, of nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flow.errors import ResourceNotFoundError
+from flow.mounts import VOLUME
+from flow.providers.rented import Rental, Rented
+
+if TYPE_CHECKING:
+    from flow.client import Flow
+    from flow.machines import Volume
+
+BID, STORE = "bid", "volume"
+_HAND, _OTHER = "made by hand, or by another program", "of another Flow home: {}"
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """Something that is paid for, and that no unfinished task of this home owns.
+
+    whose: for the user. is_ours: it was made for a task of this home, which does not need it any more.
+    """
+
+    kind: str
+    orphan_id: str
+    name: str
+    provider: str
+    whose: str
+    is_ours: bool
+    created: float | None
+    price_per_hour: float | None  # US dollars; None: not known
+    rental: Rental | None = None
+
+
+def renting(client: Flow) -> list[Rented]:
+    """The providers where this client may have something that costs money."""
+    names = dict.fromkeys([client.provider().name, *(name for name, _ in client.held())])
+    return [one for name in names if isinstance(one := client.provider(name), Rented)]
+
+
+def rentals(client: Flow) -> list[Rental]:
+    """Everything that costs money now, or will when it goes on, of whomever it is."""
+    return [one for provider in renting(client) for one in provider.bills()]
+
+
+def is_owned(client: Flow, rental: Rental) -> bool:
+    """Whether it is for a task of this home that has not ended."""
+    rows = client.records.rows_of([rental.name])
+    return bool(rows) and not rows[0].state.is_final
+
+
+def orphans(client: Flow) -> list[Orphan]:
+    """Rented machines, then volumes that nothing is attached to."""
+    providers = renting(client)
+    found = [one for provider in providers for one in _machines(client, provider)]
+    return found + [one for provider in providers for one in _volumes(client, provider)]
+
+
+def end(client: Flow, orphan: Orphan) -> None:
+    """For good. Raises FlowError where that does not work, and nobody is to think it did."""
+    provider = client.provider(orphan.provider)
+    if orphan.rental and isinstance(provider, Rented):
+        provider.give_back(orphan.rental)
+    elif provider.volumes:
+        provider.volumes.delete(orphan.orphan_id)
+
+
+def _machines(client: Flow, provider: Rented) -> Iterator[Orphan]:
+    for rental in provider.bills():
+        if rental.home_id != provider.home_id:
+            whose = _OTHER.format(rental.home_id) if rental.home_id else _HAND
+        elif is_owned(client, rental):
+            continue
+        else:
+            whose = _why_left(client, rental)
+        yield Orphan(
+            BID,
+            rental.rental_id,
+            rental.name,
+            provider.name,
+            whose,
+            rental.home_id == provider.home_id and whose != _KEPT,
+            rental.created,
+            rental.price_per_hour,
+            rental,
+        )
+
+
+_KEPT = "kept, as its task was run with `--keep`"
+
+
+def _why_left(client: Flow, rental: Rental) -> str:
+    """Of a task of ours that does not need it."""
+    with suppress(ResourceNotFoundError):
+        return _KEPT if client.records.get(rental.name).plan.keep else "its task has ended"
+    return "its task is not on record any more"
+
+
+def _volumes(client: Flow, provider: Rented) -> Iterator[Orphan]:
+    there = [one for one in provider.volumes.list() if not one.used_by] if provider.volumes else []
+    users = _users(client, provider.name) if there else {}
+    for volume in there:
+        is_awaited, whose, is_ours = users.get(volume.volume_id, (False, "nobody's: no task here has had it", False))
+        if not is_awaited:
+            yield _orphan(provider.name, volume, whose, is_ours=is_ours)
+
+
+def _orphan(provider: str, volume: Volume, whose: str, *, is_ours: bool) -> Orphan:
+    return Orphan(STORE, volume.volume_id, volume.name, provider, whose, is_ours, volume.created, None)
+
+
+def _users(client: Flow, provider: str) -> dict[str, tuple[bool, str, bool]]:
+    """By volume: whether a task that has not ended is to have it, whose it is else, and if it was to go with a task."""
+    found: dict[str, tuple[bool, str, bool]] = {}
+    for row in reversed(client.records.rows()):  # the newest has the last word
+        if row.provider != provider:
+            continue
+        with suppress(ResourceNotFoundError):
+            for one in client.records.get(row.task_id).plan.mounts:
+                if one.kind == VOLUME:
+                    was_awaited = found.get(one.source, (False,))[0]
+                    whose = (
+                        f"of `{row.task_id}`, with which it was to go" if one.ephemeral else f"`{row.task_id}` had it"
+                    )
+                    found[one.source] = (was_awaited or not row.state.is_final, whose, one.ephemeral)
+    return found

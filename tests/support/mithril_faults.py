@@ -1,0 +1,321 @@
+"""Seeded stories of tasks on the stand-in cloud whose clients and attendants are killed, while its API fails.
+
+Once a `flow` command has run again and things have settled: no bid lives that no unfinished task owns, none was made
+twice, every acknowledged task has its true end and its whole output and ran once for each recorded attempt, no volume
+and no API key that was made for a task is left, and no key is where it may be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from flow.client import Flow
+from flow.errors import FlowError
+from flow.node.remains import is_locked
+from flow.task import Task
+from tests.support.faults import DOOM, Kind, Verdict
+from tests.support.mithril_cloud import Cloud
+from tests.support.mithril_cloud import faults as wrong
+from tests.support.processes import wait_until
+from tests.support.ssh_faults import end_attendant, write_quick_ssh
+
+PATIENCE_SECONDS = 120.0
+REGION = "us-central1-b"
+# Who runs says so to the cloud, which writes down every request: machines are gone in the end.
+_TELL = """\
+bash -c 'exec 3<>/dev/tcp/{host}/{port}
+printf "GET /ran/$FLOW_TASK_ID/$FLOW_ATTEMPT/$FLOW_NODE_RANK HTTP/1.0\\r\\n\\r\\n" >&3
+cat <&3 >/dev/null'
+"""
+_WORK = "seq 20000; sleep 0.1; seq 20000 | tac"
+OUTPUT = hashlib.sha256("".join(f"{n}\n" for n in [*range(1, 20001), *range(20000, 0, -1)]).encode()).hexdigest()
+KINDS = (
+    Kind("works", _WORK, ("completed",)),
+    Kind("works longer", f"{_WORK}; sleep 1.5", ("completed",)),
+    Kind("fails", f"{_WORK}; exit 3", ("failed",)),
+    Kind("two nodes", _WORK, ("completed",), {"num_instances": 2}),
+    Kind("array", _WORK, ("completed",), {"array": "1-3"}),
+    Kind(
+        "with a volume", f"touch /data/written || exit 9; {_WORK}", ("completed",),
+        {"volumes": [{"mount_path": "/data", "size_gb": 1, "ephemeral": True}]},
+    ),
+    Kind("second try", f"{_WORK}; [ $FLOW_ATTEMPT -ge 2 ]", ("completed",), {"retries": 1}),
+    Kind("cancelled", "sleep 300", ("cancelled",), is_cancelled=True),
+)  # fmt: skip
+_FAULTS = (
+    (wrong.taken_then_reset(), "POST /v2/spot/bids"), (wrong.taken_then(504), "POST /v2/spot/bids"),
+    (wrong.reset(), "POST /v2/spot/bids"), (wrong.broken(), "(POST|GET) /v2"), (wrong.busy(0), "[A-Z]+ /v2"),
+    (wrong.taken_then_reset(), "POST /v2/api-keys"), (wrong.taken_then(502), "POST /v2/volumes"),
+    (wrong.taken_then_reset(), "DELETE /v2"), (wrong.broken(500), "(DELETE|PATCH) /v2"), (wrong.reset(), "GET /v2"),
+    (wrong.slow(1.0), "POST /v2"), (wrong.garbled(), "GET /v2"), (wrong.UNKNOWN_KEY, "GET /v2/spot/bids"),
+)  # fmt: skip
+
+
+def run_story(seed: int, cloud: Cloud, folder: Path) -> Verdict:
+    """Tell the story of `seed` on a cloud that is as new, in the empty folder `folder`: about five seconds."""
+    with _surroundings(cloud, folder):
+        story = _Story(seed, cloud, folder)
+        try:
+            story.tell()
+            story.judge()
+        finally:
+            story.close()
+    told = (folder / "deaths").read_text() if (folder / "deaths").exists() else ""
+    deaths = [line.partition(" ")[2] for line in told.splitlines()]
+    return Verdict(seed, len(story.known), (*story.faults, *deaths), tuple(story.violations))
+
+
+@contextlib.contextmanager
+def _surroundings(cloud: Cloud, folder: Path) -> Iterator[None]:
+    before, here = dict(os.environ), Path.cwd()
+    for name in ("home", "tmp", "project", "bin"):
+        (folder / name).mkdir(parents=True)
+    (folder / "project" / "data.txt").write_text("uploaded\n")
+    write_quick_ssh(folder / "bin")
+    with tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp", ignore_cleanup_errors=True) as sockets:
+        os.environ.update(
+            FLOW_HOME=str(folder / "flow"), HOME=str(folder / "home"), TMPDIR=str(folder / "tmp"),
+            PATH=f"{folder / 'bin'}:{os.environ['PATH']}", XDG_RUNTIME_DIR=sockets, DEATHS=str(folder / "deaths"),
+            FLOW_PROVIDER="mithril", FLOW_MITHRIL_API_URL=cloud.url, MITHRIL_API_KEY=cloud.key,
+            FLOW_MITHRIL_REGION=REGION,
+        )  # fmt: skip
+        os.chdir(folder / "project")
+        try:
+            yield
+        finally:
+            os.chdir(here)
+            os.environ.clear()
+            os.environ.update(before)
+
+
+class _Story:
+    def __init__(self, seed: int, cloud: Cloud, folder: Path) -> None:
+        self.random = random.Random(seed)
+        self.cloud, self.folder, self.home = cloud, folder, folder / "flow"
+        self.known: dict[str, Kind] = {}
+        self.asked: dict[str, Kind] = {}  # by `flow run`; by idempotency key
+        self.faults: list[str] = []
+        self.violations: list[str] = []
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        place = urlsplit(cloud.url)
+        self.tell_it = _TELL.format(host=place.hostname, port=place.port)
+
+    # -- telling
+
+    def tell(self) -> None:
+        """Everything at its moment, then what was cut short is asked again, until nothing is left to be done."""
+        if self.random.random() < 0.5:  # nobody there when it ends: machines pause themselves
+            os.environ["FLOW_MITHRIL_GRACE_MINUTES"] = "0.03"
+        began = time.monotonic()
+        for fault, route in self.random.choices(_FAULTS, k=self.random.randint(2, 5)):
+            self.cloud.faults.play(fault, route, probability=self.random.choice((0.1, 0.3, 1)), times=2)
+
+        def at(moment: float, act: Callable[[], object]) -> None:
+            time.sleep(max(0.0, began + moment - time.monotonic()))
+            with contextlib.suppress(FlowError):  # as the API fails
+                act()
+
+        with ThreadPoolExecutor(40) as threads:
+            for done in [threads.submit(at, *one) for one in self._acts()]:
+                done.result()
+        self.faults += [f"api {line.partition('?')[0]}" for line in self.cloud.faults.played]
+        self.cloud.faults.clear()
+        for name, process in self.processes.items():
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                self._wrong(f"{name}: it does not end")
+        for key, kind in self.asked.items():
+            if self.random.random() < 0.5:  # else what it left on record is to go on by itself
+                again = self._flow(*self._run_words(key, kind))
+                if again.returncode:
+                    self._wrong(f"{key}: `flow run` again ended with {again.returncode}: {again.stderr}")
+        self._settle()
+
+    def _acts(self) -> list[tuple[float, Callable[[], object]]]:
+        moment = self.random.uniform
+        acts: list[tuple[float, Callable[[], object]]] = []
+        for number in range(self.random.randint(2, 3)):
+            begin, name, kind = moment(0, 0.5), f"run {number}", self.random.choice(KINDS)
+            dies = self.random.random()
+            line = int(10 ** moment(2.5, 4.8)) if dies < 0.5 else None
+            self.asked[name] = kind
+            acts.append((begin, partial(self._start_run, name, kind, line)))
+            if dies < 0.8:
+                acts.append((begin + moment(0.2, 4), partial(self._kill_process, name)))
+        for _ in range(self.random.randint(1, 3)):
+            acts.append((moment(0.5, 5), self._kill_attendant))
+        looks = (["status"], ["wait", "@last"], ["cancel", "cancelled"], ["logs", "-f", "@last"])
+        for number, words in enumerate(self.random.choices(looks, k=3)):
+            acts.append((moment(1, 6), partial(self._start_doomed, f"look {number}", *words)))
+        if self.random.random() < 0.3:
+            acts.append((moment(1, 4), partial(self._preempt, moment(0.5, 2))))
+        acts += [(moment(1.5, 5), self._cancel_all_that_should)]
+        return acts
+
+    def _start_run(self, name: str, kind: Kind, line: int | None) -> None:
+        words = self._run_words(name, kind)
+        self._start(name, *((str(DOOM), "client", str(line)) if line else ("-m", "flow")), *words)
+
+    def _start_doomed(self, name: str, *words: str) -> None:
+        """A command that dies somewhere on its way."""
+        self._start(name, str(DOOM), "client", str(int(10 ** self.random.uniform(2.5, 4.5))), *words)
+
+    def _run_words(self, key: str, kind: Kind) -> list[str]:
+        """A task file, so that every field can be said; the same one each time for the same key."""
+        name = kind.name.replace(" ", "-")
+        file = self.folder / f"{key.replace(' ', '-')}.yaml"
+        fields = {"command": self.tell_it + kind.command, "name": name, "grace_seconds": 0.3, **kind.fields}
+        file.write_text(yaml.safe_dump(fields))
+        return ["run", str(file), "--idempotency-key", key]
+
+    def _cancel_all_that_should(self) -> None:
+        client = Flow()
+        for task in client.tasks(limit=None, refresh=False):
+            if self._kind_of(task).is_cancelled and not task.status.is_final:
+                task.cancel()
+
+    def _settle(self) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            client = Flow()
+            tasks = client.tasks(limit=None)
+            if all(task.status.is_final for task in tasks):
+                break
+            with contextlib.suppress(FlowError):
+                self._cancel_all_that_should()
+            time.sleep(0.1)
+        for file in self.home.glob("*/held/*"):  # nothing comes late any more
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(file, (0, 0))
+        if not wait_until(lambda: [Flow().tasks(), Flow().held()][1] == [], seconds=30, every=0.1):
+            self._wrong(f"held for ever: {Flow().held()}")
+
+    # -- what goes wrong
+
+    def _preempt(self, seconds: float) -> None:
+        """Others bid more for a while."""
+        names = [one.name for one in list(self.cloud.spot.bids.values()) if one.status == "Allocated"]
+        if not names:
+            return
+        name = self.random.choice(names)
+        lane = self.cloud.lane(self.cloud.bid(name).instance_type, REGION)
+        before, self.cloud.spot.notice_seconds = lane.price_cents, 1.0
+        self.cloud.preempt(name)
+        time.sleep(seconds)
+        lane.price_cents = before
+        self.faults.append("preempted")
+
+    def _kill_attendant(self) -> None:
+        lock = self.home / "attend.lock"
+        with contextlib.suppress(ValueError, ProcessLookupError):  # it is about to say its number
+            if is_locked(lock):
+                os.kill(int(lock.read_text()), signal.SIGKILL)
+                self.faults.append("attendant")
+
+    def _kill_process(self, name: str) -> None:
+        process = self.processes.get(name)
+        if process and process.poll() is None:
+            process.kill()
+            self.faults.append("client")
+
+    def _start(self, name: str, *words: str) -> None:
+        with (self.folder / f"{name.replace(' ', '-')}.out").open("wb") as output:
+            self.processes[name] = subprocess.Popen([sys.executable, *words], stdout=output, stderr=output)
+
+    def _flow(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "flow", *words], capture_output=True, text=True, timeout=120)
+
+    def close(self) -> None:
+        """End everything that is left of the story."""
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+        with contextlib.suppress(ValueError, ProcessLookupError):
+            end_attendant(self.home)
+
+    # -- judging
+
+    def judge(self) -> None:
+        """Hold the records here and what the cloud has and has seen against the promise."""
+        client = Flow()
+        tasks = client.tasks(limit=None)
+        self.known = {task.task_id: self._kind_of(task) for task in tasks}
+        self._judge_cloud()
+        ran = Counter(re.findall(r"^GET /ran/(\S+)/(\d+)/(\d+)", one.line)[0] for one in self._told())
+        for line, count in ran.items():
+            if count > 1:
+                self._wrong(f"{line}: ran {count} times in one attempt")
+        for task in tasks:
+            kind = self.known[task.task_id]
+            if str(task.status) not in kind.states:
+                self._wrong(f"{task.task_id} {kind.name}: {task.status} ({task.reason}), not {kind.states}")
+            elements = task.plan.elements
+            for one in [client.get_task(f"{task}_{n}") for n in elements.indices] if elements else [task]:
+                self._judge_attempts(one, kind, ran)
+        self._judge_secrets()
+
+    def _told(self) -> list[Any]:
+        return [one for one in list(self.cloud.requests) if one.path.startswith("/ran/")]
+
+    def _judge_cloud(self) -> None:
+        bids = list(self.cloud.spot.bids.values())
+        for name, count in Counter(one.name for one in bids).items():
+            if count > 1:
+                self._wrong(f"{name}: {count} bids were made")
+        self.violations += [f"{one.name}: its bid is {one.status}" for one in bids if one.is_live]
+        live = [one.name for one in self.cloud.spot.volumes.values() if one.deleted is None]
+        self.violations += [f"the volume {name} is left" for name in live]
+        keys = [one.name for one in self.cloud.api_keys.values() if one.deactivated is None and one.name != "laptop"]
+        self.violations += [f"the API key {name} is left" for name in keys]
+
+    def _judge_attempts(self, task: Task, kind: Kind, ran: Counter[Any]) -> None:
+        numbers = [one.number for one in task.attempts]
+        failed = [one.number for one in task.attempts if str(one.status) != "preempted"]
+        if len(failed) > task.plan.retries + 1:
+            self._wrong(f"{task.task_id}: {failed} with {task.plan.retries} retries")
+        noted = {int(attempt) for name, attempt, _ in ran if name == task.task_id}
+        if noted - set(numbers):
+            self._wrong(f"{task.task_id} {task.status} ({task.reason}): ran {noted}, recorded are {numbers}")
+        if kind.is_cancelled or str(task.status) not in kind.states:
+            return
+        for rank in range(task.plan.nodes):
+            if (task.task_id, str(numbers[-1]), str(rank)) not in ran:
+                self._wrong(f"{task.task_id}: {task.status}, and node {rank} never ran")
+            folder = Flow().records.folder(task.task_id, numbers[-1], rank)
+            written = (folder / "stdout.log").read_bytes() if (folder / "stdout.log").exists() else b""
+            if hashlib.sha256(written).hexdigest() != OUTPUT:
+                self._wrong(f"{task.task_id}: {task.status}, and of node {rank} are {len(written)} other bytes")
+
+    def _judge_secrets(self) -> None:
+        """No key in a script, a request, a log or a file here, whatever kind of file it is."""
+        keys = [one.secret for one in self.cloud.api_keys.values()]
+        files = [path for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+        texts = {path: path.read_bytes() for path in files}
+        for key in keys:
+            self.violations += [f"a key is in {place}" for place in self.cloud.leaks(key)]
+            self.violations += [f"a key is in {path}" for path, text in texts.items() if key.encode() in text]
+
+    def _kind_of(self, task: Task) -> Kind:
+        return next(kind for kind in KINDS if kind.name.replace(" ", "-") == task.name)
+
+    def _wrong(self, what: str) -> None:
+        self.violations.append(what)

@@ -1,0 +1,226 @@
+"""What `flow` says of prices and of what costs money at Mithril, and ends of it, against the stand-in for its cloud."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow.client import Flow
+from flow.providers.mithril.api import Api
+from tests.support.commands import flow
+from tests.support.mithril_cloud import Cloud
+from tests.support.mithril_cloud.faults import broken
+from tests.support.processes import wait_until
+from tests.support.ssh_faults import end_attendant
+
+REGION = "us-central1-b"
+
+
+@pytest.fixture
+def client(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
+    monkeypatch.setenv("FLOW_PROVIDER", "mithril")
+    monkeypatch.setenv("FLOW_MITHRIL_API_URL", cloud.url)
+    monkeypatch.setenv("MITHRIL_API_KEY", cloud.key)
+    made = Flow()
+    yield made
+    for file in made.home.glob("mithril/held/*"):
+        file.unlink()  # the cloud is emptied as a whole
+    end_attendant(made.home)
+
+
+@pytest.fixture
+def pretended(cloud: Cloud) -> Cloud:
+    """Its instances are only said to boot."""
+    cloud.machines.pretended, cloud.spot.boot_seconds = True, math.inf
+    return cloud
+
+
+def make_bid(cloud: Cloud, name: str, **more: Any) -> None:
+    """By hand, as the web console would."""
+    api = Api(cloud.key, cloud.url)
+    key = api.create("/v2/ssh-keys", {"project": cloud.project, "name": name, "public_key": "ssh-ed25519 AAAA"})
+    launch = {"volumes": [], "ssh_keys": [key["fid"]], "startup_script": more.pop("script", "#!/bin/bash\ntrue\n")}
+    fields = {"region": REGION, "instance_type": "it_MsIRhxj3ccyVWGfP", "limit_price": "$2.00", **more}
+    body = {"project": cloud.project, "name": name, "instance_quantity": 1, "launch_specification": launch, **fields}
+    api.create("/v2/spot/bids", body)
+
+
+def make_volume(cloud: Cloud, name: str) -> str:
+    fields = {"project": cloud.project, "name": name, "disk_interface": "Block", "region": REGION, "size_gb": 1}
+    return str(Api(cloud.key, cloud.url).create("/v2/volumes", fields)["fid"])
+
+
+def test_offers_are_found_by_gpu_name_and_id_and_say_how_old_they_are(client: Flow, pretended: Cloud) -> None:
+    first = flow("offers", "a100:8")
+    assert [line.split() for line in first.stdout.splitlines()] == [
+        ["TYPE", "GPU", "CPUS", "MEMORY", "$/H", "FREE", "WHERE"],
+        ["a100-80gb.sxm.8x", "8xa100", "96", "768", "GB", "10.00", "4", "mithril/us-central1-b"],
+        ["a100-80gb.sxm.8x", "8xa100", "96", "768", "GB", "10.40", "2", "mithril/us-central5-a"],
+    ]
+    assert first.stderr == ""
+    named = [flow("offers", name, "--json").stdout for name in ("a100-80gb.sxm.8x", "it_J7OyNf9idfImLIFo", "8xa100")]
+    assert [len(json.loads(one)["offers"]) for one in named] == [2, 2, 2]
+    (there,) = json.loads(flow("offers", "8xa100", "--region", "us-central5-a", "--json").stdout)["offers"]
+    assert (there["region"], there["price_per_hour"], there["available"]) == ("us-central5-a", 10.4, 2)
+    wrong = flow("offers", "--region", "us-central5-b")
+    assert (wrong.returncode, "did you mean `us-central5-a`?" in wrong.stderr) == (2, True)
+    asked = pretended.count("GET /v2/spot/availability")
+    assert asked == 1, "prices are kept for half a minute"
+    kept = client.home / "mithril" / "availability.json"
+    known = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**known, "seen": time.time() - 20}))
+    assert re.fullmatch(r"note: these prices are 2\ds old\n", flow("offers").stderr)
+
+
+def test_pricing_shows_what_is_paid_and_was(client: Flow, pretended: Cloud) -> None:
+    pretended.lane("it_J7OyNf9idfImLIFo", REGION).past[:] = [(0.0, 500), (time.time() - 43200, 1000)]
+    shown = flow("pricing", "8xa100", "--region", REGION)
+    header, row = shown.stdout.splitlines()
+    assert header.split() == ["TYPE", "REGION", "$/H", "LEAST", "FREE", "LOW", "HISTORY", "HIGH"]
+    assert row.split() == ["a100-80gb.sxm.8x", REGION, "10.00", "2.00", "4", "5.00", f"{'▁' * 12}{'█' * 12}", "10.00"]
+    assert shown.stderr == "note: the history is that of the last 1d00h\n"
+    prices = json.loads(flow("pricing", "h100", "--json").stdout)["prices"]
+    assert [(one["region"], one["price_per_hour"]) for one in prices] == [
+        ("us-central1-b", 16.0),
+        ("us-central5-a", 16.8),
+        ("eu-central1-a", 17.2),
+    ]
+    assert {len(one["history"]) for one in prices} == {96}
+    local = flow("pricing", "a100", "--provider", "local")
+    assert (local.returncode, "local has no market" in local.stderr) == (2, True)
+
+
+def test_a_task_may_run_elsewhere_than_the_settings_say(
+    client: Flow, pretended: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_MITHRIL_REGION", REGION)
+    assert client.plan(client.load("true", gpu="8xa100", region="us-central5-a")).region == "us-central5-a"
+    client = Flow()
+    assert client.plan(client.load("true", gpu="8xh100")).region == REGION
+    refused = flow("run", "--dry-run", "--gpu", "h200", "true")
+    assert f"is not to be had in `{REGION}`" in refused.stderr
+    assert "`--region` names another for this task" in refused.stderr
+
+
+def test_status_tells_what_every_bid_costs(client: Flow, pretended: Cloud) -> None:
+    assert flow("status").stderr == ""
+    make_bid(pretended, "notebook")
+    assert wait_until(lambda: pretended.bid("notebook").status == "Allocated")
+    shown = flow("status")
+    assert shown.stderr.splitlines() == [
+        "note: 1 bid at $1.25/h in all",
+        "note: `notebook`, of no task that runs here, costs $1.25/h",
+        "hint: `flow orphans` tells whose they are, and ends them",
+    ]
+    (bid,) = json.loads(flow("status", "--json").stdout)["rented"]["bids"]
+    assert (bid["name"], bid["price_per_hour"]) == ("notebook", 1.25)
+    pretended.faults.play(broken(500), "GET /v2/spot/bids", times=100)
+    failed = flow("status")
+    assert (failed.returncode, failed.stdout) == (0, "No tasks found\n")
+    assert "note: what is rented, and what it costs, is not known" in failed.stderr
+
+
+def test_orphans_are_told_apart_and_only_our_own_are_ended_unasked(client: Flow, pretended: Cloud) -> None:
+    client = Flow()
+    home_id = client.provider("mithril").home_id  # type: ignore[attr-defined]
+    make_bid(pretended, "notebook")
+    make_bid(pretended, "task-0000000000aaaa", script=f"#!/bin/bash\n# flow task-0000000000aaaa 1 hash {home_id} 200\n")
+    make_bid(pretended, "task-0000000000bbbb", script="#!/bin/bash\n# flow task-0000000000bbbb 1 hash 0123 200\n")
+    data = make_volume(pretended, "data")
+    listed = {one["name"]: (one["whose"], one["is_ours"]) for one in orphans("--json")}
+    assert listed == {
+        "notebook": ("made by hand, or by another program", False),
+        "task-0000000000aaaa": ("its task is not on record any more", True),
+        "task-0000000000bbbb": ("of another Flow home: 0123", False),
+        "data": ("nobody's: no task here has had it", False),
+    }
+    assert "hint: `flow orphans --yes` ends what tasks of this home have left" in flow("orphans").stderr
+    ended = flow("orphans", "--yes")
+    assert (ended.returncode, ended.stderr.count("is gone")) == (0, 1)
+    assert sorted(one["name"] for one in orphans("--json")) == ["data", "notebook", "task-0000000000bbbb"]
+    assert flow("orphans", data, "notebook").returncode == 3, "there is nobody to ask"
+    assert flow("orphans", data, "notebook", "--yes").returncode == 0
+    assert [one["name"] for one in orphans("--json")] == ["task-0000000000bbbb"]
+    unknown = flow("orphans", "nothing", "--yes")
+    assert "no orphan `nothing`" in unknown.stderr
+    assert {one.name for one in pretended.spot.bids.values() if one.is_live} == {"task-0000000000bbbb"}
+
+
+def orphans(*words: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(flow("orphans", *words).stdout)["orphans"]
+    return found
+
+
+def test_what_a_task_waits_for_or_has_is_no_orphan(client: Flow, pretended: Cloud) -> None:
+    fields: dict[str, Any] = {"upload_code": False, "region": REGION}
+    task = client.run("true", volumes=[{"mount_path": "/data", "name": "kept", "size_gb": 1}], **fields)
+    gone = client.run("true", volumes=[{"mount_path": "/x", "size_gb": 1, "ephemeral": True}], **fields)
+    assert orphans("--json") == []
+    assert flow("status").stderr.splitlines()[0] == "note: 2 bids at $2.50/h in all"
+    ended = flow("cancel", task.task_id, gone.task_id)
+    assert ended.stdout.splitlines() == [f"{task}  cancelled", f"{gone}  cancelled"]
+    assert {one.status for one in pretended.spot.bids.values()} == {"Terminated"}
+    assert client.held() == []
+    left = {one["name"]: one["is_ours"] for one in orphans("--json")}
+    assert left.get("kept", False) is False, "data is ended only when it is named"
+    assert len(left) <= 1
+
+
+def test_cancel_waits_until_the_bid_is_gone(client: Flow, pretended: Cloud) -> None:
+    task = client.run("true", upload_code=False)
+    pretended.faults.play(broken(500), "DELETE /v2/spot/bids", times=4)
+    ended = flow("cancel", task.task_id)
+    assert ended.stdout == f"{task}  cancelled\n", ended.stderr
+    assert "answered 500: an HTML page" in ended.stderr
+    assert "note: nothing of it is rented any more" in ended.stderr
+    assert pretended.bid(task.task_id).status == "Terminated"
+
+
+def test_a_volume_of_a_client_that_died_before_there_was_a_task_goes(
+    client: Flow, pretended: Cloud, tmp_path: Path
+) -> None:
+    pid = os.fork()
+    if pid == 0:
+        records = client.records
+        records.add = lambda *_, **__: os._exit(9)  # type: ignore[method-assign]
+        client.run("true", upload_code=False, volumes=[{"mount_path": "/x", "size_gb": 1, "ephemeral": True}])
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    (volume,) = pretended.spot.volumes.values()
+    (held,) = (client.home / "mithril" / "held").iterdir()
+    flow("status")
+    assert volume.deleted is None, "it may still be on its way"
+    os.utime(held, (0, 0))
+    flow("status")
+    assert wait_until(lambda: volume.deleted is not None, seconds=30)
+    assert wait_until(lambda: client.held() == [], seconds=30)
+
+
+def test_cancel_that_is_interrupted_leaves_the_rest_to_the_attendant(client: Flow, pretended: Cloud) -> None:
+    task = client.run("true", upload_code=False)
+    pretended.faults.play(broken(500), "DELETE /v2/spot/bids", times=1000)
+    cancel = subprocess.Popen(
+        [sys.executable, "-m", "flow", "cancel", task.task_id],
+        stderr=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.PIPE,
+    )
+    assert cancel.stderr
+    said = iter(cancel.stderr.readline, "")
+    assert any("it is asked again until it is done" in line for line in said)
+    cancel.send_signal(signal.SIGINT)
+    assert "will end without this command" in cancel.communicate(timeout=30)[1]
+    assert cancel.returncode == 130
+    pretended.faults.clear()
+    assert wait_until(lambda: pretended.bid(task.task_id).status == "Terminated", seconds=30)

@@ -1,0 +1,75 @@
+"""A volume more for a task that runs at Mithril, by way of a pause, and what becomes of it when that is cut short."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flow.client import Flow
+from flow.task import Task
+from tests.support.mithril_cloud import Cloud
+from tests.support.mithril_cloud.faults import slow
+from tests.support.processes import processes_of, wait_until
+from tests.support.ssh_faults import end_attendant, write_quick_ssh
+
+REGION = "us-central1-b"
+AGAIN = "[ $FLOW_ATTEMPT = 1 ] && sleep 1000; touch /mnt/more/here && echo has it"
+
+
+@pytest.fixture
+def client(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
+    (tmp_path / "bin").mkdir()
+    write_quick_ssh(tmp_path / "bin")  # what a killed client has left soon goes
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FLOW_PROVIDER", "mithril")
+    monkeypatch.setenv("FLOW_MITHRIL_API_URL", cloud.url)
+    monkeypatch.setenv("MITHRIL_API_KEY", cloud.key)
+    monkeypatch.setenv("FLOW_MITHRIL_REGION", REGION)
+    made = Flow()
+    yield made
+    made.cancel(*(task for task in made.tasks(limit=None, refresh=False) if not task.status.is_final))
+    assert wait_until(lambda: [made.tasks(), made.held()][1] == [], seconds=60), made.held()
+    end_attendant(made.home)
+    assert wait_until(lambda: not processes_of(tmp_path), seconds=30)
+
+
+@pytest.fixture
+def task(client: Flow) -> Task:
+    """One that runs until it is stopped, and then wants the volume `more`."""
+    client.create_volume(1, "more")
+    task = client.run(AGAIN, upload_code=False, volumes=[{"mount_path": "/data", "size_gb": 1}], grace_seconds=0.5)
+    assert wait_until(lambda: task.refresh().status == "running", seconds=60)
+    return task
+
+
+def ends_with_it(client: Flow, task: Task) -> None:
+    assert task.wait(timeout=90) == "completed", task.reason
+    assert task.logs().splitlines()[-1] == "has it"
+    assert [str(one.status) for one in task.attempts] == ["preempted", "completed"]
+    assert not (client.home / "record" / task.task_id / "adding").exists()
+
+
+def test_a_task_is_stopped_for_it_and_runs_again(client: Flow, task: Task) -> None:
+    assert client.mount_volume("more", task) == "/mnt/more"
+    ends_with_it(client, task)
+
+
+@pytest.mark.parametrize("moment", ["the notice", "the pause", "the volume"])
+def test_who_is_killed_over_it_is_followed_by_another(client: Flow, cloud: Cloud, task: Task, moment: str) -> None:
+    host = cloud.host(task.task_id)
+    bid = f"PATCH /v2/spot/bids/{cloud.bid(task.task_id).fid}"
+    skipped = {"the notice": 0, "the pause": 0, "the volume": 1}[moment]
+    cloud.faults.play(slow(3), bid, skip=skipped)
+    mount = subprocess.Popen([sys.executable, "-m", "flow", "mount", "--yes", "more", task.task_id])
+    if moment == "the notice":
+        assert wait_until(lambda: host.run("test -e /run/flow/notice", check=False).returncode == 0, seconds=30)
+    else:
+        assert wait_until(lambda: cloud.count(bid) > skipped, seconds=60)
+    mount.kill()
+    mount.wait()
+    ends_with_it(client, task)
