@@ -38,6 +38,15 @@ def test_what_is_no_host_is_refused(text: str) -> None:
         parse_host(text)
 
 
+@pytest.mark.parametrize("line", ["what is this", "gpu1 as a/b"])
+def test_what_is_no_host_is_told_with_where_it_stands(line: str) -> None:
+    file = Flow().home / "hosts"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"gpu1\n{line}\n")
+    listed = flow("host", "list")
+    assert listed.returncode == 2 and listed.stderr.splitlines()[0].endswith(f", by {file}")
+
+
 @pytest.fixture
 def ssh_config(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(fleet.config))

@@ -13,6 +13,7 @@ import pytest
 
 from flow.client import Flow
 from flow.errors import ValidationError
+from tests.support.commands import flow
 from tests.support.contract import ProviderContract
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until
@@ -174,3 +175,23 @@ def test_tasks_of_several_nodes_both_run_whatever_their_clients_call_the_hosts(
         for _ in range(3):
             tasks.append(client.run("echo met", num_instances=2, gpu="a100:4", upload_code=False))
     assert [str(task.wait(timeout=60)) for task in tasks] == ["completed"] * 6
+
+
+def test_a_task_out_of_reach_is_not_told_to_wait_until_it_runs(client: Flow, fleet: Fleet) -> None:
+    task = client.run("sleep 1000", region="gpu2", upload_code=False)
+    assert wait_until(lambda: "running" in flow("status").stdout, seconds=60)
+    fleet.hosts["gpu2"].hang_up()
+    for words in (["ssh", str(task), "--", "true"], ["cp", f"{task}:output", "."], ["forward", str(task), "8888"]):
+        refused = flow(*words)
+        assert refused.returncode == 6, (words, refused.stderr)
+        assert f"error: `{task}` is out of reach: `gpu2` cannot be reached" in refused.stderr
+
+
+def test_a_cancel_that_does_not_get_there_says_that_it_will(client: Flow, fleet: Fleet) -> None:
+    task = client.run("sleep 1000", region="gpu2", upload_code=False)
+    fleet.hosts["gpu2"].hang_up()
+    refused = flow("cancel", str(task))
+    assert refused.returncode == 6
+    assert f"hint: `{task}` ends when a `flow` command finds its machine to answer\n" in refused.stderr
+    fleet.hosts["gpu2"].reboot()
+    assert task.wait(timeout=60) == "cancelled"

@@ -279,6 +279,19 @@ def test_running_tasks_are_given_a_volume_on_whatever_host_they_are(client: Flow
     assert [left(host) for host in fleet.hosts.values()] == [""] * 4
 
 
+def test_a_task_is_given_a_volume_of_its_own_provider_wherever_the_command_is_typed(
+    client: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.create_volume(1, "late", region="gpu1")
+    Flow(provider="local").create_volume(1, "late")
+    task = running(client, "sleep 1000", region="gpu1")
+    monkeypatch.delenv("FLOW_PROVIDER")
+    told = command("mount", "late", task.task_id)
+    assert (told.returncode, told.stdout) == (0, f"{task}  /mnt/late\n"), told.stderr
+    assert client.get_volume("late").used_by == (task.task_id,)
+    cancelled(task)
+
+
 def test_a_running_task_on_a_host_that_cannot_is_told_why_and_holds_nothing(client: Flow, fleet: Fleet) -> None:
     client.create_volume(1, "late", region="gpu1")
     task = running(client, "sleep 1000", region="gpu2")

@@ -278,6 +278,8 @@ class Flow:
                 try:
                     self.task_of(task_id).cancel()
                 except FlowError as error:
+                    if self.records.intent(task_id).want is Want.CANCEL:  # on record, and told by whoever gets there
+                        error.suggestions += (f"`{task_id}` ends when a `flow` command finds its machine to answer",)
                     failed.append(error)
         if failed:
             raise failed[0]
@@ -382,13 +384,14 @@ class Flow:
         Raises ValidationError for a task that does not run, a block volume that another one holds, or where the task
         cannot be reached so.
         """
-        from flow.task_volumes import store_of
+        from flow.task_volumes import find_volume, listed_volume, store_of
 
-        found = self.get_volume(volume if isinstance(volume, str) else volume.volume_id)
         known = self.get_task(str(task))
-        provider = self.provider(known.provider)
+        provider = self.provider(known.provider)  # whose volumes they are, whatever the settings say here
+        reference = listed_volume(self.home, volume) if isinstance(volume, str) else volume.volume_id
+        found = find_volume(store_of(provider).list(), reference)
         if not isinstance(provider, RestartsToMount):
-            return known.mount(found, store_of(self.provider()))
+            return known.mount(found, store_of(provider))
         provider.add_volume(known.plan, found)
         return f"/mnt/{found.name}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import time
 from pathlib import Path
@@ -80,6 +81,14 @@ class ProviderContract:
     def test_environment_values_arrive_unchanged(self, client: Flow) -> None:
         task = self.finished(client, ["printenv", "NASTY"], env={"NASTY": _NASTY})
         assert task.logs() == _NASTY + "\n"
+
+    def test_others_may_read_what_a_command_makes_as_where_it_is_typed(self, client: Flow) -> None:
+        before = os.umask(0o22)  # that of the machines of the tests, too
+        try:
+            task = self.finished(client, "umask; touch made; stat -c %a made")
+        finally:
+            os.umask(before)
+        assert task.logs() == "0022\n644\n"
 
     def test_a_task_knows_who_and_where_it_is(self, client: Flow) -> None:
         names = [

@@ -22,10 +22,10 @@ runner, host, asked = (importlib.import_module(_PACKAGE + one) for one in ("runn
 TELL_SECONDS = 5.0  # that another machine may take to hear of a loss
 
 
-def run(tasks: str, folder: str, index: int | None, gpus: list[int] | None) -> None:
+def run(tasks: str, folder: str, index: int | None, gpus: list[int] | None, *, umask: int) -> None:
     """Run the next attempt of the task or element in `folder`, and note that it has ended where none follows.
 
-    gpus: those it is to see; None where the host has none.
+    gpus: those it is to see; None where the host has none. umask: that of its command.
 
     Must be alone in its process.
     """
@@ -34,7 +34,7 @@ def run(tasks: str, folder: str, index: int | None, gpus: list[int] | None) -> N
         return
     job.note_loss()
     if not job.is_over():
-        job.attempt(gpus)
+        job.attempt(gpus, umask=umask)
     if job.is_over():
         os.makedirs(folder, mode=0o700, exist_ok=True)  # of an element that never had a turn
         answers.write(folder, "ended", json.dumps({"code": job.last().get("code")}), durably=True)
@@ -96,7 +96,7 @@ class Turn:
         if self.rank and cause == "lost":
             _tell_main(json.loads(answers.read(folder, "task.json")), reason)
 
-    def attempt(self, gpus: list[int] | None) -> None:
+    def attempt(self, gpus: list[int] | None, *, umask: int) -> None:
         """Run it, in this process."""
         number = (answers.attempts(self.folder) or [self.task["first_attempt"] - 1])[-1] + 1
         folder = os.path.join(self.folder, str(number), str(self.rank))
@@ -117,6 +117,7 @@ class Turn:
                 number = meeting["attempt"]
                 folder = os.path.join(self.folder, str(number), str(self.rank))
         self._write_task(folder, number, gpus, meeting)
+        os.umask(umask)  # what the runner makes has modes of its own, or lies where nobody else gets to
         runner.run(folder, lock_fd=own_lock, keep=gpu_locks)
 
     def _meet(self, folder: str) -> dict[str, Any]:

@@ -68,10 +68,10 @@ class Room:
 
 
 class Keeper:
-    """`root` is the folder of the host's tasks."""
+    """`root` is the folder of the host's tasks; `umask` is that of their commands."""
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, root: str, *, umask: int) -> None:
+        self.root, self.umask = root, umask
         self.units: dict[str, Unit] = {}  # by name
         self.tasks: set[str] = set()  # that were read
         self.machine = inventory.read_inventory()
@@ -230,9 +230,8 @@ class Keeper:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os.setsid()
-                host_job.run(
-                    os.path.join(self.root, "tasks"), unit.folder, unit.index, unit.gpus if self.machine.cards else None
-                )
+                gpus = unit.gpus if self.machine.cards else None
+                host_job.run(os.path.join(self.root, "tasks"), unit.folder, unit.index, gpus, umask=self.umask)
                 code = 0
             except BaseException as error:  # it must not go on as a second keeper
                 print(f"{unit.folder}: {error!r}", file=sys.stderr, flush=True)  # noqa: T201
@@ -301,9 +300,9 @@ def main(root: str) -> None:
         fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
-    os.umask(0o77)
+    umask = os.umask(0o77)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    keeper = Keeper(root)
+    keeper = Keeper(root, umask=umask)
     keeper.read_all()
     keeper.run(own)
 

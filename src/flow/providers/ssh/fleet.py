@@ -36,15 +36,16 @@ class Host:
 
 def parse_host(text: str, origin: str = "") -> Host:
     """`gpu1`, `user@10.0.0.7:2222`, `10.0.0.7 as gpu1`. Raises ValidationError."""
-    words = text.split()
+    words, by = text.split(), f", by {origin}" if origin else ""
     is_named = len(words) == 3 and words[1] == "as"
     if not words or not (len(words) == 1 or is_named) or not _TARGET.fullmatch(words[0]):
         raise ValidationError(
-            f"`{text.strip()}` is no host", suggestions=["write `gpu1`, `user@10.0.0.7:2222` or `10.0.0.7 as gpu1`"]
+            f"`{text.strip()}` is no host{by}",
+            suggestions=["write `gpu1`, `user@10.0.0.7:2222` or `10.0.0.7 as gpu1`"],
         )
     name = words[2] if is_named else re.sub(r"^.*@|:\d+$", "", words[0])
     if not re.fullmatch(r"\w[\w.-]{0,63}", name):
-        raise ValidationError(f"`{name}` is no name for a host", suggestions=["name it: `TARGET as gpu1`"])
+        raise ValidationError(f"`{name}` is no name for a host{by}", suggestions=["name it: `TARGET as gpu1`"])
     return Host(name, words[0], origin)
 
 
