@@ -278,8 +278,10 @@ class Flow:
                 try:
                     self.task_of(task_id).cancel()
                 except FlowError as error:
-                    if self.records.intent(task_id).want is Want.CANCEL:  # on record, and told by whoever gets there
-                        error.suggestions += (f"`{task_id}` ends when a `flow` command finds its machine to answer",)
+                    with suppress(FlowError):  # a damaged record
+                        if self.records.intent(task_id).want is Want.CANCEL:  # and told by whoever gets there
+                            known = f"`{task_id}` ends when a `flow` command finds its machine to answer"
+                            error.suggestions += (known,)
                     failed.append(error)
         if failed:
             raise failed[0]

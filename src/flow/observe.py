@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flow.channel import Channel
 from flow.collect import collect
-from flow.errors import FlowError, StorageError
+from flow.errors import FlowError, ProviderError, StorageError
 from flow.machines import Allocation, Machines, Report
 from flow.providers import Provider
 from flow.record import Records
@@ -34,7 +34,13 @@ def observe(
         if outcome.state is TaskStatus.PENDING and not outcome.reason:
             outcome = replace(outcome, reason=records.wait_reason(task_id.partition("_")[0]))
     if outcome.state.is_final and not provider.capabilities.same_machine:
-        collect(provider, records, allocations)
+        try:
+            collect(provider, records, allocations)
+        except ProviderError:  # somebody else has, perhaps, and let go of the machines
+            final = records.final(task_id)
+            if final is None:
+                raise
+            return final, outcomes
         outcome = records.set_final(task_id, outcome)
         if provider.capabilities.rents:
             for element, end in outcomes.items():  # nobody tells them once the machines are gone

@@ -51,7 +51,9 @@ def attached(task: Task) -> Iterator[None]:
 
 def until_started(task: Task) -> None:
     """Show the phases of a task on stderr until it runs or has ended."""
-    began = time.monotonic()
+    from flow.patience import Patience
+
+    began, patience = time.monotonic(), Patience()
     pause = 0.005
     with _Phase() as phase:
         while task.status in _WAITING:
@@ -60,7 +62,7 @@ def until_started(task: Task) -> None:
                 phase.show(_phase_of(task), waited)
             time.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE)
-            task.refresh()
+            patience.look(task)
 
 
 @contextlib.contextmanager

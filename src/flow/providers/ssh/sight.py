@@ -28,6 +28,11 @@ class Seen:
     silent: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether a host was told to end it."""
+        return any(one["cancelled"] for one in self.entries.values())
+
 
 class Sight:
     """Looks at tasks of the records in `home`, and ends what it finds left of attempts that do not count any more."""
@@ -58,11 +63,12 @@ class Sight:
                     self._find_missing(of_task, name, part, seen, told=told[name], given=given)
         clocks = {name: answer["ahead"] for name, answer in answers.items()}
         found = {one: self._allocation(one, seen[one], clocks, places) for one in seen}
-        if lost := [one for one in seen if seen[one].lost and one.partition("_")[0] in places]:
+        of_record = {one: one.partition("_")[0] for one in seen if one.partition("_")[0] in places}
+        if doubtful := [one for one in of_record if seen[one].lost or seen[one].is_cancelled]:
             now = {base: Places(self._record(base)) for base in places}
-            if any(now[one.partition("_")[0]].number(one) != places[one.partition("_")[0]].number(one) for one in lost):
-                return self.look(task_ids, now)  # somebody else has moved it meanwhile
-            self._end_elsewhere([seen[one] for one in lost])
+            if any(now[of_record[one]].number(one) != places[of_record[one]].number(one) for one in doubtful):
+                return self.look(task_ids, now)  # somebody else has moved it meanwhile, and ended what is left
+            self._end_elsewhere([seen[one] for one in doubtful if seen[one].lost])
         return found, seen
 
     def end_what_is_over(self, name: str, remote: Remote) -> None:
