@@ -138,9 +138,7 @@ def test_of_an_array_what_was_on_the_lost_host_moves(client: Flow, fleet: Fleet)
     array = client.run(command, array="1-8", retries=1, cpus=2, upload_code=False)
     assert wait_until(lambda: len(array.logs().split()) == 4, seconds=_SECONDS, every=0.2)  # one on each
     gone = fleet.hosts["gpu2"]
-    there = {
-        int(name) for name in gone.run("ls /root/.flow-host/tasks | grep -o '[0-9]*$'").stdout.split() if int(name) < 9
-    }
+    there = {int(name) for name in gone.run("ls /root/.flow-host/tasks | grep -o '_[0-9]*$' | tr -d _").stdout.split()}
     gone.cut()
     assert wait_until(lambda: len(moves(client, array)) == 2, seconds=_SECONDS, every=0.2)
     for host in fleet.hosts.values():
