@@ -103,13 +103,14 @@ def _see_to(client: Flow, plan: Plan, allocation: Allocation) -> bool:
 
 def _see_to_rented(client: Flow, task: Task) -> bool:
     """The same of machines that cost money, to the end of the task."""
-    found = next(iter(client.provider(task.provider).allocations([task.task_id])), None)
+    found = client.provider(task.provider).allocations([task.task_id])
     want = client.records.intent(task.task_id).want
-    task.refresh()
+    task.see(found)
     client.records.note_outcomes({task.task_id: task.outcome})
     if task.status.is_final:
         return False
-    _do(client, task, next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=found, rents=True))
+    one = next(iter(found), None)
+    _do(client, task, next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=one, rents=True))
     return True
 
 
