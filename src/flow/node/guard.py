@@ -1,7 +1,7 @@
-"""Keeps a machine that costs money: makes it ready at each boot, heeds its notice, and ends its own bill.
+"""Keeps a machine that costs money: makes it ready at each boot, heeds its notice, and stops its own bill.
 
 Root, as a unit of systemd. `machine.json` beside it says what the machine is for; `bill.json`, which comes later, how
-it ends or pauses what it costs. Standard library, Python 3.8 and up.
+it pauses what it costs. Standard library, Python 3.8 and up.
 """
 
 from __future__ import annotations
@@ -133,9 +133,7 @@ class Guard:
             return
         if bill.get("keep"):
             return
-        if os.path.exists(os.path.join(self.task, "collected")):
-            self.pay_no_more(bill, "end")
-        elif self.lasts("ended", self.machine["grace_seconds"]):
+        if self.lasts("ended", self.machine["grace_seconds"]):
             codes = [_json(os.path.join(folder, "status.json")).get("code") for folder in self.ranks()]
             self.pay_no_more(bill, "failed" if any(codes) or not codes else "completed")
 
@@ -178,21 +176,20 @@ class Guard:
         """Whether that has been so for as long."""
         return time.monotonic() - self.since.setdefault(what, time.monotonic()) >= seconds
 
-    def pay_no_more(self, bill: dict[str, Any], how: str) -> None:
-        """`end` it, or pause it as what the word says; where nobody ever told how, the machine can only switch off."""
+    def pay_no_more(self, bill: dict[str, Any], why: str) -> None:
+        """Pause it as what the word says; where nobody ever told how, the machine can only switch itself off."""
         if not bill:
             _say("nothing was delivered")
             _run("poweroff")
             return
-        method, url, body = bill["end"] if how == "end" else bill["pause"][how]
-        data = None if body is None else json.dumps(body).encode()
+        method, url, body = bill["pause"][why]
         headers = {**bill["headers"], "Content-Type": "application/json"}
-        request = urllib.request.Request(url, data=data, headers=headers, method=method)
+        request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=HTTP_SECONDS) as answer:
-                _say(f"{how}: {answer.status}")
+                _say(f"{why}: {answer.status}")
         except urllib.error.HTTPError as error:
-            _say(f"{how}: {error.code}")
+            _say(f"{why}: {error.code}")
             if error.code in (401, 403, 404):  # asked in vain, for ever
                 _run("poweroff")
         time.sleep(5)

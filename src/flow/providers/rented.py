@@ -138,7 +138,7 @@ class Rented(Ssh):
 
     @abstractmethod
     def bill(self, plan: Plan, rental: Rental) -> dict[str, Any]:
-        """By what its machines end or pause it: see `node/guard.py`. It holds a key made for this."""
+        """By what its machines pause it: see `node/guard.py`. It holds a key made for this."""
 
     def goes_on_changing(self, plan: Plan) -> bool:
         """Whether somebody changes its machines, who is to be let; what a client that died had begun is finished."""
@@ -345,7 +345,7 @@ class Rented(Ssh):
     # -- bringing
 
     def _deliver(self, plan: Plan, rental: Rental) -> None:
-        """To each machine first how it ends its bill, then the task; to several where they meet."""
+        """To each machine first how it pauses its bill, then the task; to several where they meet."""
         if not self._can_look(rental):
             return
         states = self.fleet.ask_each(

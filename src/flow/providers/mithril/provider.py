@@ -182,7 +182,6 @@ class Mithril(Rented):
         }
         return {
             "headers": {"Authorization": f"Bearer {key['secret']}"},
-            "end": ["DELETE", url, None],
             "pause": pauses,
             "keep": plan.keep,
         }
