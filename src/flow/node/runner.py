@@ -79,8 +79,7 @@ class Rank:
         self.namespace: Any = None
         self.processes = processes.Processes()
         self.command = self.processes  # or the container: what can be told to end
-        self.is_terminated = False  # by a signal to the runner
-        self.terminated = 0.0  # when, by the monotonic clock
+        self.terminated: float | None = None  # when a signal first told the runner to end, by the monotonic clock
         self.stopped: tuple[str, str] | None = None  # cause and reason
         self.heard = 0  # lines of `asked`
         self.kills_of_leftovers = 0
@@ -260,7 +259,7 @@ class Rank:
     def see_peers_end(self) -> None:
         """Rank 0 stays until it knows of every end, the others until rank 0 knows of theirs; SIGTERM shortens that."""
         while self.peers and not self.peers.is_done():
-            if self.is_terminated and "leave" not in self.loop.times:
+            if self.terminated is not None and "leave" not in self.loop.times:
                 self.loop.after(LAST_WORD_SECONDS, "leave", lambda: os._exit(0))
             self.loop.step()
 
@@ -301,10 +300,10 @@ class Rank:
             self._hear_asked()
         if set(numbers) - {signal.SIGCHLD, signal.SIGUSR1}:
             now = time.monotonic()
-            if self.is_terminated and now - self.terminated > AGAIN_SECONDS:
+            if self.terminated is None:
+                self.terminated = now
+            elif now - self.terminated > AGAIN_SECONDS:
                 self._kill()
-            self.terminated = self.terminated if self.is_terminated else now
-            self.is_terminated = True
             self.stop("cancel", "cancelled")
 
     def _hear_asked(self) -> None:

@@ -11,6 +11,8 @@ from flow.providers.mithril.api import KEYS_PAGE, URL, Api, id_of
 if TYPE_CHECKING:
     from flow.settings import Settings
 
+BIDS = "/v2/spot/bids"
+_LIVE = ("Open", "Allocated", "Preempting", "Paused")
 _ID = "proj_"
 
 
@@ -39,6 +41,15 @@ class Account:
         if project:
             return cls(api, project, origin="--project")
         return cls(api, settings.get("mithril.project"), origin=settings.origin("mithril.project"))
+
+    def live_bids(self) -> list[dict[str, Any]]:
+        """The project's, newest first within each state, all of which are asked for at once."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        query = {"project": self.project, "sort_by": "created_at", "sort_dir": "desc"}
+        with ThreadPoolExecutor(len(_LIVE)) as threads:
+            told = threads.map(lambda status: list(self.api.pages(BIDS, status=status, **query)), _LIVE)
+            return list({str(one["fid"]): one for some in told for one in some}.values())  # its state may have changed
 
     @cached_property
     def project(self) -> str:

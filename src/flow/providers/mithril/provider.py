@@ -6,7 +6,6 @@ import fcntl
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -21,7 +20,7 @@ from flow.machines import Capabilities, Machines, Offer, Price, Volume
 from flow.mounts import VOLUME
 from flow.plan import Plan
 from flow.providers import Option
-from flow.providers.mithril.account import Account, open_api
+from flow.providers.mithril.account import BIDS, Account, open_api
 from flow.providers.mithril.api import URL, NameTakenError, NotKnownError
 from flow.providers.mithril.keys import Keys, login_keys
 from flow.providers.mithril.market import Market, dollars, moment, price_text
@@ -29,11 +28,10 @@ from flow.providers.mithril.volumes import Volumes, on_machine, path_of
 from flow.providers.rented import Machine, Rental, Rented
 from flow.providers.startup import Mark, read_mark, startup_script, tell_guard
 
-_BIDS, _INSTANCES, _KEYS = "/v2/spot/bids", "/v2/instances", "/v2/api-keys"
+_INSTANCES, _KEYS = "/v2/instances", "/v2/api-keys"
 _USER = "ubuntu"
 _NOTICE = "/opt/mithril/*_SIGNAL.yml"
 _SCRIPT_BYTES = 10_000
-_LIVE = ("Open", "Allocated", "Preempting", "Paused")
 _ASKED_ONE_BY_ONE = 3  # bids by their names; more are found in the list of all
 _LISTED_SECONDS = 1.0  # how long the list of all bids is taken to hold where no task hangs on it
 _IDS_AT_ONCE = 50
@@ -150,7 +148,7 @@ class Mithril(Rented):
         }
         for is_last in (False, True):
             try:
-                self.account.api.create(_BIDS, body)
+                self.account.api.create(BIDS, body)
                 break
             except (NotKnownError, NameTakenError) as error:
                 # looked for first, it may be asked for again: should it come late, then its name is taken
@@ -162,11 +160,11 @@ class Mithril(Rented):
 
     def end(self, rental: Rental) -> None:
         """Delete the bid, and with it the machines and their disks."""
-        self.account.api.delete(f"{_BIDS}/{rental.rental_id}")
+        self.account.api.delete(f"{BIDS}/{rental.rental_id}")
 
     def wake(self, rental: Rental) -> None:
         """Let a paused bid go on."""
-        self.account.api.update(f"{_BIDS}/{rental.rental_id}", {"paused": False})
+        self.account.api.update(f"{BIDS}/{rental.rental_id}", {"paused": False})
 
     def bill(self, plan: Plan, rental: Rental) -> dict[str, Any]:
         """With a key of its own, made for this, which expires by itself should nobody revoke it."""
@@ -174,7 +172,7 @@ class Mithril(Rented):
         until = datetime.fromtimestamp(time.time() + seconds, timezone.utc)
         name = f"flow-{plan.task_id}-{time.time_ns() % 10**6:06}"
         key = self.account.api.create(_KEYS, {"name": name, "expires_at": until.strftime("%Y-%m-%dT%H:%M:%SZ")})
-        url = f"{self.account.api.url}{_BIDS}/{rental.rental_id}"
+        url = f"{self.account.api.url}{BIDS}/{rental.rental_id}"
         limit = _limit_of(rental.told or {})
         pauses = {
             word: ["PATCH", url, {"paused": True, "limit_price": price_text(limit + number / 100)}]
@@ -229,7 +227,7 @@ class Mithril(Rented):
         rental = self._live(plan.task_id)
         if rental is None or rental.state not in (Machines.UP, Machines.PAUSED):
             return
-        bid = f"{_BIDS}/{rental.rental_id}"
+        bid = f"{BIDS}/{rental.rental_id}"
         has = list(((rental.told or {}).get("launch_specification") or {}).get("volumes") or ())
         if volume and volume.volume_id not in has:
             if rental.state is Machines.UP:
@@ -333,17 +331,13 @@ class Mithril(Rented):
     # -- what the API tells
 
     def _live_bids(self) -> list[dict[str, Any]]:
-        """Newest first within each state, all of which are asked for at once."""
-        query = {"project": self.account.project, "sort_by": "created_at", "sort_dir": "desc"}
-        with ThreadPoolExecutor(len(_LIVE)) as threads:
-            told = threads.map(lambda status: list(self.account.api.pages(_BIDS, status=status, **query)), _LIVE)
-            bids = list({str(one["fid"]): one for some in told for one in some}.values())  # its state may have changed
+        bids = self.account.live_bids()
         self._listed = (time.monotonic(), bids)
         return bids
 
     def _bids_named(self, name: str) -> list[dict[str, Any]]:
         query = {"project": self.account.project, "name": name, "sort_by": "created_at", "sort_dir": "desc"}
-        return [one for one in self.account.api.pages(_BIDS, **query) if one.get("name") == name]
+        return [one for one in self.account.api.pages(BIDS, **query) if one.get("name") == name]
 
     def _instances(self, bids: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Those of each bid."""

@@ -17,9 +17,8 @@ from flow.providers.mithril.market import moment
 from flow.record import Records
 
 FOLDER = "/mnt/flow"  # on the machines: each volume below it, by its id
-_VOLUMES, _BIDS = "/v2/volumes", "/v2/spot/bids"
+_VOLUMES = "/v2/volumes"
 _NFS = "nfsvers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2"
-_LIVE = ("Open", "Allocated", "Preempting", "Paused")
 
 
 def on_machine(volumes: Sequence[Volume], ids: Collection[str]) -> list[dict[str, Any]]:
@@ -155,9 +154,7 @@ class Volumes:
 
     def _tasks(self, bids: Collection[str]) -> dict[str, str]:
         """The names of those of these bids that live."""
-        query = {"project": self._account.project}
-        live = [one for status in _LIVE for one in self._api.pages(_BIDS, status=status, **query)]
-        return {str(one["fid"]): str(one["name"]) for one in live if one["fid"] in bids}
+        return {str(one["fid"]): str(one["name"]) for one in self._account.live_bids() if one["fid"] in bids}
 
 
 def _volume(row: dict[str, Any], tasks: dict[str, str]) -> Volume:
