@@ -165,11 +165,16 @@ def cloud(cloud_at: Cloud) -> Iterator[Cloud]:
 
 
 @pytest.fixture
-def at_mithril(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
-    """A client of that cloud; whatever it rents is given back after the test."""
+def quick_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `ssh` that soon gives up a machine that is gone, as when its client was killed."""
     (tmp_path / "bin").mkdir()
-    write_quick_ssh(tmp_path / "bin")  # what a killed client has left soon goes
+    write_quick_ssh(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+
+@pytest.fixture
+def at_mithril(cloud: Cloud, quick_ssh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
+    """A client of that cloud; whatever it rents is given back after the test."""
     monkeypatch.setenv("FLOW_PROVIDER", "mithril")
     monkeypatch.setenv("FLOW_MITHRIL_API_URL", cloud.url)
     monkeypatch.setenv("MITHRIL_API_KEY", cloud.key)

@@ -22,16 +22,13 @@ from flow.errors import ProviderError, StorageError
 from flow.task import Task
 from tests.support.fleet import Fleet, Host
 from tests.support.processes import wait_until
-from tests.support.ssh_faults import end_attendant, race, run_story, write_quick_ssh
+from tests.support.ssh_faults import end_attendant, race, run_story
 
 _SECONDS = 60.0
 
 
 @pytest.fixture
-def client(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
-    (tmp_path / "bin").mkdir()
-    write_quick_ssh(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+def client(fleet: Fleet, quick_ssh: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
     monkeypatch.setenv("FLOW_SSH_HOSTS", ",".join(fleet.hosts))
     monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(fleet.config))
     with tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp") as sockets:
@@ -234,14 +231,11 @@ def test_a_runner_is_killed(client: Flow, fleet: Fleet) -> None:
 
 
 def test_the_container_of_a_runner_that_was_killed_ends_before_anything_else_runs(
-    empty_fleet: Fleet, tmp_path: Path, containers: str, monkeypatch: pytest.MonkeyPatch
+    empty_fleet: Fleet, quick_ssh: None, tmp_path: Path, containers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = empty_fleet.boot("box", gpus=1, user="ann")  # who cannot kill what is in a container
     host.start_docker()
     host.run("chmod 666 /run/docker.sock")
-    (tmp_path / "bin").mkdir()
-    write_quick_ssh(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("FLOW_SSH_HOSTS", "box")
     monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(empty_fleet.config))
     client = Flow("ssh")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -24,17 +23,14 @@ from flow.task import Task
 from tests.support.faults import DOOM
 from tests.support.fleet import Fleet, Host
 from tests.support.processes import wait_until
-from tests.support.ssh_faults import end_attendant, write_quick_ssh
+from tests.support.ssh_faults import end_attendant
 
 _SECONDS = 60.0
 _LOST = "was out of reach for 0.05 minutes"
 
 
 @pytest.fixture
-def client(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
-    (tmp_path / "bin").mkdir()
-    write_quick_ssh(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+def client(fleet: Fleet, quick_ssh: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
     monkeypatch.setenv("FLOW_SSH_HOSTS", ",".join(fleet.hosts))
     monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(fleet.config))
     monkeypatch.setenv("FLOW_SSH_LOST_AFTER_MINUTES", "0.05")

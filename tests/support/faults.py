@@ -86,7 +86,7 @@ KINDS = (
 def run_story(seed: int, folder: Path) -> Verdict:
     """Tell the story of `seed` in the empty folder `folder`: real processes, killed. About two seconds."""
     story = _Story(seed, folder)
-    with _surroundings(folder):
+    with surroundings(folder, FLOW_LOCAL_CPUS="8"):
         try:
             story.tell()
             story.judge()
@@ -98,15 +98,15 @@ def run_story(seed: int, folder: Path) -> Verdict:
 
 
 @contextlib.contextmanager
-def _surroundings(folder: Path) -> Iterator[None]:
-    """The environment and current folder of everything in the story."""
+def surroundings(folder: Path, **more: str) -> Iterator[None]:
+    """The environment, with `more` in it, and the current folder of everything in a story."""
     before, here = dict(os.environ), Path.cwd()
     for name in ("home", "tmp", "project"):
         (folder / name).mkdir(parents=True)
     os.environ.update(
-        FLOW_HOME=str(folder / "flow"), HOME=str(folder / "home"), TMPDIR=str(folder / "tmp"), FLOW_LOCAL_CPUS="8"
-    )
-    os.environ["DEATHS"] = str(folder / "deaths")
+        FLOW_HOME=str(folder / "flow"), HOME=str(folder / "home"), TMPDIR=str(folder / "tmp"),
+        DEATHS=str(folder / "deaths"), **more,
+    )  # fmt: skip
     os.chdir(folder / "project")
     (folder / "project" / "data.txt").write_text("uploaded\n")
     try:

@@ -15,10 +15,9 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ from tests.support.faults import DOOM, Kind, Verdict
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud import faults as wrong
 from tests.support.processes import wait_until
-from tests.support.ssh_faults import end_attendant, write_quick_ssh
+from tests.support.ssh_faults import end_attendant, far_surroundings
 
 PATIENCE_SECONDS = 120.0
 REGION = "us-central1-b"
@@ -71,7 +70,8 @@ _FAULTS = (
 
 def run_story(seed: int, cloud: Cloud, folder: Path) -> Verdict:
     """Tell the story of `seed` on a cloud that is as new, in the empty folder `folder`: about five seconds."""
-    with _surroundings(cloud, folder):
+    settings = {"FLOW_MITHRIL_API_URL": cloud.url, "MITHRIL_API_KEY": cloud.key, "FLOW_MITHRIL_REGION": REGION}
+    with far_surroundings(folder, FLOW_PROVIDER="mithril", **settings):
         story = _Story(seed, cloud, folder)
         try:
             story.tell()
@@ -81,29 +81,6 @@ def run_story(seed: int, cloud: Cloud, folder: Path) -> Verdict:
     told = (folder / "deaths").read_text() if (folder / "deaths").exists() else ""
     deaths = [line.partition(" ")[2] for line in told.splitlines()]
     return Verdict(seed, len(story.known), (*story.faults, *deaths), tuple(story.violations))
-
-
-@contextlib.contextmanager
-def _surroundings(cloud: Cloud, folder: Path) -> Iterator[None]:
-    before, here = dict(os.environ), Path.cwd()
-    for name in ("home", "tmp", "project", "bin"):
-        (folder / name).mkdir(parents=True)
-    (folder / "project" / "data.txt").write_text("uploaded\n")
-    write_quick_ssh(folder / "bin")
-    with tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp", ignore_cleanup_errors=True) as sockets:
-        os.environ.update(
-            FLOW_HOME=str(folder / "flow"), HOME=str(folder / "home"), TMPDIR=str(folder / "tmp"),
-            PATH=f"{folder / 'bin'}:{os.environ['PATH']}", XDG_RUNTIME_DIR=sockets, DEATHS=str(folder / "deaths"),
-            FLOW_PROVIDER="mithril", FLOW_MITHRIL_API_URL=cloud.url, MITHRIL_API_KEY=cloud.key,
-            FLOW_MITHRIL_REGION=REGION,
-        )  # fmt: skip
-        os.chdir(folder / "project")
-        try:
-            yield
-        finally:
-            os.chdir(here)
-            os.environ.clear()
-            os.environ.update(before)
 
 
 class _Story:

@@ -28,6 +28,7 @@ from flow.client import Flow
 from flow.errors import FlowError
 from flow.node.remains import is_locked
 from flow.task import Task
+from tests.support import faults
 from tests.support.faults import DOOM, LINES, Kind, Verdict
 from tests.support.fleet import Fleet, Host
 from tests.support.processes import end, wait_until
@@ -74,24 +75,22 @@ def run_story(seed: int, fleet: Fleet, folder: Path) -> Verdict:
 @contextlib.contextmanager
 def surroundings(fleet: Fleet, folder: Path) -> Iterator[None]:
     """The environment and current folder of everything in a story."""
-    before, here = dict(os.environ), Path.cwd()
-    for name in ("home", "tmp", "project", "bin"):
-        (folder / name).mkdir(parents=True)
-    (folder / "project" / "data.txt").write_text("uploaded\n")
+    hosts, config = ",".join(fleet.hosts), str(fleet.config)
+    with far_surroundings(folder, FLOW_PROVIDER="ssh", FLOW_SSH_HOSTS=hosts, FLOW_SSH_SSH_CONFIG=config):
+        yield
+
+
+@contextlib.contextmanager
+def far_surroundings(folder: Path, **more: str) -> Iterator[None]:
+    """The same of machines that ssh reaches, with an `ssh` that does not wait long and sockets of its own."""
+    (folder / "bin").mkdir(parents=True)
     write_quick_ssh(folder / "bin")
-    with tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp", ignore_cleanup_errors=True) as sockets:
-        os.environ.update(
-            FLOW_HOME=str(folder / "flow"), HOME=str(folder / "home"), TMPDIR=str(folder / "tmp"),
-            PATH=f"{folder / 'bin'}:{os.environ['PATH']}", XDG_RUNTIME_DIR=sockets, DEATHS=str(folder / "deaths"),
-            FLOW_PROVIDER="ssh", FLOW_SSH_HOSTS=",".join(fleet.hosts), FLOW_SSH_SSH_CONFIG=str(fleet.config),
-        )  # fmt: skip
-        os.chdir(folder / "project")
-        try:
-            yield
-        finally:
-            os.chdir(here)
-            os.environ.clear()
-            os.environ.update(before)
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    with (
+        tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp", ignore_cleanup_errors=True) as sockets,
+        faults.surroundings(folder, PATH=path, XDG_RUNTIME_DIR=sockets, **more),
+    ):
+        yield
 
 
 def write_quick_ssh(folder: Path) -> None:
