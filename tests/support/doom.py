@@ -1,8 +1,9 @@
 """Processes that die by SIGKILL at a chosen line of Flow's own code: every crash point can be reached, and again.
 
 Run as a program:
-- `doom.py client N WORDS…` is the command line `flow WORDS…`, dead before its N-th line.
-- `doom.py attendant N` sees to the tasks of FLOW_HOME, dead before its N-th line.
+- `doom.py client N WORDS…` is the command line `flow WORDS…`, dead before its N-th line; `NAME:N`: counted from where
+  it first comes to the function of that name.
+- `doom.py attendant N` sees to the tasks of FLOW_HOME, dead before its N-th line, or at `NAME:N`.
 - `doom.py scheduler HOME FOLDER PLAN` serves a queue. PLAN is JSON: {"scheduler": N, "runners": [N, …], "cpus": C},
   null where one is to live, runners in the order in which they are forked.
 Lines are counted in the functions of `flow`, not while it is loaded. Each death is told beforehand: who and where, a
@@ -23,10 +24,11 @@ from typing import Any
 class Doom:
     """Counts lines of this process from now on, and kills it before the one at which it is to die."""
 
-    def __init__(self, who: str, root: Path, line: int | None) -> None:
+    def __init__(self, who: str, root: Path, line: int | None, function: str = "") -> None:
         self.who = who
         self.root = f"{root}{os.sep}"
         self.left = line
+        self.awaited = function
 
     def begin(self) -> None:
         """Count from here; without a line to die at, nothing is watched."""
@@ -36,10 +38,12 @@ class Doom:
         code = frame.f_code
         if code.co_name == "<module>" or not code.co_filename.startswith(self.root):
             return None
+        if code.co_name == self.awaited:
+            self.awaited = ""
         return self._line
 
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "line" and self.left is not None:
+        if event == "line" and self.left is not None and not self.awaited:
             self.left -= 1
             if self.left < 0:
                 self._die(f"{frame.f_code.co_filename.removeprefix(self.root)}:{frame.f_lineno}")
@@ -51,23 +55,28 @@ class Doom:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def client(line: int, words: list[str]) -> None:
+def client(where: str, words: list[str]) -> None:
     """A `flow` command that dies."""
-    import flow
     from flow.cli import main
 
-    Doom("run", Path(flow.__file__).parent, line).begin()
+    _doom("run", where).begin()
     sys.argv[:] = ["flow", *words]
     main()
 
 
-def attendant(line: int) -> None:
+def attendant(where: str) -> None:
     """An attendant that dies."""
-    import flow
     from flow.attendant import main
 
-    Doom("attendant", Path(flow.__file__).parent, line).begin()
+    _doom("attendant", where).begin()
     main()
+
+
+def _doom(who: str, where: str) -> Doom:
+    import flow
+
+    function, _, line = where.rpartition(":")
+    return Doom(who, Path(flow.__file__).parent, int(line), function)
 
 
 def scheduler(home: Path, folder: Path, plan: dict[str, Any]) -> None:
@@ -99,8 +108,8 @@ def scheduler(home: Path, folder: Path, plan: dict[str, Any]) -> None:
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
     if sys.argv[1] == "client":
-        client(int(sys.argv[2]), sys.argv[3:])
+        client(sys.argv[2], sys.argv[3:])
     elif sys.argv[1] == "attendant":
-        attendant(int(sys.argv[2]))
+        attendant(sys.argv[2])
     else:
         scheduler(Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4]))

@@ -68,6 +68,10 @@ _FAULTS = (
 )  # fmt: skip
 
 
+# Where a task is collected, its machines are told so, its bid is ended, and what was made for it is taken back.
+_END = ("collect", "set_final", "release", "_tell_collected", "_give_back", "end", "forget_task")
+
+
 def run_story(seed: int, cloud: Cloud, folder: Path) -> Verdict:
     """Tell the story of `seed` on a cloud that is as new, in the empty folder `folder`: about five seconds."""
     settings = {"FLOW_MITHRIL_API_URL": cloud.url, "MITHRIL_API_KEY": cloud.key, "FLOW_MITHRIL_REGION": REGION}
@@ -116,6 +120,8 @@ class _Story:
         self.faults += [f"api {line.partition('?')[0]}" for line in self.cloud.faults.played]
         self.cloud.faults.clear()
         for name, process in self.processes.items():
+            if name.startswith("attendant"):  # it goes when nothing is left to be done
+                continue
             try:
                 process.wait(timeout=60)
             except subprocess.TimeoutExpired:
@@ -154,7 +160,13 @@ class _Story:
 
     def _start_doomed(self, name: str, *words: str) -> None:
         """A command that dies somewhere on its way."""
-        self._start(name, str(DOOM), "client", str(int(10 ** self.random.uniform(2.5, 4.5))), *words)
+        self._start(name, str(DOOM), "client", self._moment(), *words)
+
+    def _moment(self) -> str:
+        """Anywhere, or where a task is brought to its end."""
+        if self.random.random() < 0.5:
+            return f"{self.random.choice(_END)}:{self.random.randint(0, 12)}"
+        return str(int(10 ** self.random.uniform(2.5, 4.5)))
 
     def _run_words(self, key: str, kind: Kind) -> list[str]:
         """A task file, so that every field can be said; the same one each time for the same key."""
@@ -207,6 +219,7 @@ class _Story:
             if is_locked(lock):
                 os.kill(int(lock.read_text()), signal.SIGKILL)
                 self.faults.append("attendant")
+                self._start(f"attendant {len(self.processes)}", str(DOOM), "attendant", self._moment())
 
     def _kill_process(self, name: str) -> None:
         process = self.processes.get(name)

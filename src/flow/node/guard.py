@@ -1,7 +1,8 @@
 """Keeps a machine that costs money: makes it ready at each boot, heeds its notice, and stops its own bill.
 
 Root, as a unit of systemd. `machine.json` beside it says what the machine is for; `bill.json`, which comes later, how
-it pauses what it costs. Standard library, Python 3.8 and up.
+it ends or pauses what it costs; `collected`, that its task has ended and all it left is elsewhere. Standard library,
+Python 3.8 and up.
 """
 
 from __future__ import annotations
@@ -120,9 +121,12 @@ class Guard:
 
     def step(self) -> None:
         """One look at everything."""
+        bill = _json(os.path.join(HERE, "bill.json"))
+        if os.path.exists(os.path.join(HERE, "collected")):
+            self.pay_no_more(bill, "collected")
+            return
         if self.heeds_notice():
             return
-        bill = _json(os.path.join(HERE, "bill.json"))
         if not os.path.exists(os.path.join(self.task, "meta.json")):
             if self.lasts("no task", self.machine["deliver_seconds"]):
                 self.pay_no_more(bill, "undelivered")
@@ -177,14 +181,15 @@ class Guard:
         return time.monotonic() - self.since.setdefault(what, time.monotonic()) >= seconds
 
     def pay_no_more(self, bill: dict[str, Any], why: str) -> None:
-        """Pause it as what the word says; where nobody ever told how, the machine can only switch itself off."""
+        """End it, or pause it as what the word says; where nobody told how, the machine can only switch itself off."""
         if not bill:
             _say("nothing was delivered")
             _run("poweroff")
             return
-        method, url, body = bill["pause"][why]
+        method, url, body = bill["requests"][why]
         headers = {**bill["headers"], "Content-Type": "application/json"}
-        request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers, method=method)
+        data = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(url, data=data, headers=headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=HTTP_SECONDS) as answer:
                 _say(f"{why}: {answer.status}")

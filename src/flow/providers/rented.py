@@ -40,6 +40,7 @@ _LATE_SECONDS = 120.0  # within which a request that was never answered may stil
 _TRUSTED_SECONDS = 3.0  # how long machines that are up are taken to be, while they answer
 _ANSWERED, _MAKING = b"answered", b"volumes"  # of a task that is held; nothing: machines were asked for
 _STATE = f"test -e {READY} && echo ready; test -e {ROOT}/bill.json && echo told; test -d {ROOT} && echo guarded; :"
+_TAKE_COLLECTED = f"sudo -n touch {ROOT}/collected"
 _TAKE_BILL = f"sudo -n sh -c 'umask 077; cat > {ROOT}/bill.new && mv {ROOT}/bill.new {ROOT}/bill.json'"
 
 
@@ -138,7 +139,7 @@ class Rented(Ssh):
 
     @abstractmethod
     def bill(self, plan: Plan, rental: Rental) -> dict[str, Any]:
-        """By what its machines pause it: see `node/guard.py`. It holds a key made for this."""
+        """By what its machines end or pause it: see `node/guard.py`. It holds a key made for this."""
 
     def goes_on_changing(self, plan: Plan) -> bool:
         """Whether somebody changes its machines, who is to be let; what a client that died had begun is finished."""
@@ -204,8 +205,10 @@ class Rented(Ssh):
             base, _, index = one.partition("_")
             if self._is_kept(base):
                 continue
-            rental = self._live(base)
             has_ended = self._has_ended(base)
+            if has_ended:
+                self._tell_collected(base)
+            rental = self._live(base)
             if rental and self._can_look(rental) and not has_ended and self._ask_to_end(rental, one):
                 continue
             if index and not has_ended:  # the others go on; what is not there yet is told when it comes
@@ -401,6 +404,11 @@ class Rented(Ssh):
         ]
         answers = self.fleet.ask_each(open_, lambda _, remote: remote.ask("release", [task_id])) if open_ else {}
         return any(not isinstance(one, FlowError) for one in answers.values())
+
+    def _tell_collected(self, task_id: str) -> None:
+        """Machines that were just reached end what they cost by themselves, whatever becomes of this client."""
+        if names := self._machines.get(task_id):
+            self.fleet.ask_each(names, lambda _, remote: remote.channel.ask(_TAKE_COLLECTED))
 
     def _give_back(self, task_id: str, rental: Rental | None) -> None:
         """And prove it gone; what may still appear, as it was asked for just now, is looked for again."""

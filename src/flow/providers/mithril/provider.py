@@ -35,8 +35,9 @@ _SCRIPT_BYTES = 10_000
 _ASKED_ONE_BY_ONE = 3  # bids by their names; more are found in the list of all
 _LISTED_SECONDS = 1.0  # how long the list of all bids is taken to hold where no task hangs on it
 _IDS_AT_ONCE = 50
-_KEY_DAYS = 7.0  # of the key by which machines end their bid, where the task has no limit
+_KEY_SECONDS = 7 * 86400.0  # of the key by which machines end their bid, where the task has no limit
 _KEY_SLACK_SECONDS = 72 * 3600.0  # for a bid to be allocated in
+_KEY_MOST_SECONDS = 364 * 86400.0  # the API takes a year
 _PAUSING_SECONDS = 300.0
 _LOOKS, _PAUSE_SECONDS = 5, 1.0  # for a bid that may have been made
 
@@ -168,21 +169,18 @@ class Mithril(Rented):
 
     def bill(self, plan: Plan, rental: Rental) -> dict[str, Any]:
         """With a key of its own, made for this, which expires by itself should nobody revoke it."""
-        seconds = _KEY_DAYS * 86400 if plan.limit_seconds is None else plan.limit_seconds + _KEY_SLACK_SECONDS
-        until = datetime.fromtimestamp(time.time() + seconds, timezone.utc)
+        until = datetime.fromtimestamp(time.time() + _key_seconds(plan), timezone.utc)
         name = f"flow-{plan.task_id}-{time.time_ns() % 10**6:06}"
         key = self.account.api.create(_KEYS, {"name": name, "expires_at": until.strftime("%Y-%m-%dT%H:%M:%SZ")})
         url = f"{self.account.api.url}{BIDS}/{rental.rental_id}"
         limit = _limit_of(rental.told or {})
-        pauses = {
+        requests: dict[str, Any] = {
             word: ["PATCH", url, {"paused": True, "limit_price": price_text(limit + number / 100)}]
             for number, word in _PAUSES.items()
         }
-        return {
-            "headers": {"Authorization": f"Bearer {key['secret']}"},
-            "pause": pauses,
-            "keep": plan.keep,
-        }
+        requests["collected"] = ["DELETE", url, None]
+        headers = {"Authorization": f"Bearer {key['secret']}"}
+        return {"headers": headers, "requests": requests, "keep": plan.keep}
 
     def way_to(self, rental: Rental, machine: Machine) -> Channel:
         """By ssh; its host key is pinned for the task."""
@@ -430,6 +428,14 @@ def _limit_of(bid: Mapping[str, Any]) -> float:
     """The limit price that a bid was made with."""
     made_for = _mark_of(bid)
     return int(made_for.words[0]) / 100 if made_for and made_for.words else dollars(bid.get("limit_price")) or 0.0
+
+
+def _key_seconds(plan: Plan) -> float:
+    """How long the key of a plan's machines is to be good for."""
+    if plan.limit_seconds is None:
+        return _KEY_SECONDS
+    elements = len(plan.elements.indices) if plan.elements else 1  # which may have to run one after the other
+    return min(plan.limit_seconds * elements + _KEY_SLACK_SECONDS, _KEY_MOST_SECONDS)
 
 
 def _mark_of(bid: Mapping[str, Any]) -> Mark | None:
