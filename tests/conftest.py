@@ -164,6 +164,20 @@ def cloud(cloud_at: Cloud) -> Iterator[Cloud]:
     cloud_at.reset()
 
 
+@pytest.fixture(scope="session")
+def cloud_aws_at(cloud_at: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
+    with aws_server(tmp_path_factory.mktemp("cloud-aws"), host=cloud_at.gateway) as server:
+        yield server
+
+
+@pytest.fixture
+def cloud_aws(cloud_aws_at: Aws) -> Iterator[Aws]:
+    """As `aws`, where the machines of `cloud` reach it too."""
+    cloud_aws_at.reset()
+    yield cloud_aws_at
+    cloud_aws_at.reset()
+
+
 @pytest.fixture
 def quick_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An `ssh` that soon gives up a machine that is gone, as when its client was killed."""

@@ -52,6 +52,8 @@ READS_NODE = (
     "flow.providers.local",
     "flow.providers.slurm",
     "flow.providers.rented",
+    "flow.providers.copied",
+    "flow.secret_files",
     "flow.providers.ssh",
     "flow.remote",
     "flow.attend",
@@ -163,7 +165,7 @@ def test_commands_do_not_import_each_other() -> None:
 
 
 def test_a_provider_imports_only_what_it_is_built_on() -> None:
-    base = {"rented": {"ssh", "startup"}}  # machines of a cloud are hosts, once they are there
+    base = {"rented": {"ssh", "startup", "copied"}}  # machines of a cloud are hosts, once they are there
     clouds = {"mithril"}
 
     def provider(module: str) -> str | None:

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,25 +10,14 @@ import pytest
 from flow.client import Flow
 from flow.errors import QuotaExceededError, ValidationError
 from flow.task import Task
-from tests.support.faults import DOOM
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import refusal, reset, taken_then, taken_then_reset
-from tests.support.mithril_cloud.records import Bid
 from tests.support.processes import wait_until
-
-WAIT = "until [ -e /tmp/go ]; do sleep 0.05; done"
 
 
 @pytest.fixture
 def client(at_mithril: Flow) -> Flow:
     return at_mithril
-
-
-def _attendant(client: Flow) -> int:
-    """The process that sees to tasks, once there is one."""
-    lock = client.home / "attend.lock"
-    assert wait_until(lambda: lock.exists() and lock.read_text() != "", seconds=30)
-    return int(lock.read_text())
 
 
 def _run(client: Flow, command: str, **fields: Any) -> Task:
@@ -68,79 +50,6 @@ def test_a_preempted_task_goes_on_when_it_has_a_machine_again(client: Flow, clou
     ]
     lines = [line for line in task.logs().splitlines() if "No such file" not in line and line != "Terminated"]
     assert lines == ["run 1", "saved", "run 2 1", "kept"]
-
-
-def test_what_ends_while_no_client_is_there_is_paused_and_then_collected(
-    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
-    away = Flow()
-    task = _run(away, f"echo worked; {WAIT}")
-    assert wait_until(lambda: task.refresh().status == "running", seconds=60)
-    os.kill(_attendant(away), signal.SIGKILL)
-    cloud.host(task.task_id).run("touch /tmp/go")
-    cloud.await_bid(task.task_id, "Paused")
-    assert cloud.billed() == []
-    assert away.tasks(refresh=True)[0].reason == (
-        "completed, and not collected yet; its machine goes on for that at $1.25/h"
-    )
-    task = Flow().get_task(task.task_id)
-    assert task.wait(timeout=90) == "completed"
-    assert (task.logs(), task.exit_code) == ("worked\n", 0)
-    assert wait_until(lambda: away.held() == [], seconds=60)
-    assert cloud.bid(task.task_id).status == "Terminated"
-
-
-@contextmanager
-def _no_attendant(client: Flow) -> Iterator[None]:
-    """End the one that there is; no other comes meanwhile."""
-    with (client.home / "attend.lock").open("a") as lock:
-        os.kill(_attendant(client), signal.SIGKILL)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _die(where: str, *words: str) -> None:
-    """A `flow` command that is killed where it first comes there."""
-    command = [sys.executable, str(DOOM), "client", where, *words]
-    died = subprocess.run(command, env={**os.environ, "DEATHS": os.devnull}, capture_output=True, timeout=90)
-    assert died.returncode == -signal.SIGKILL, died
-
-
-def _own_secrets(cloud: Cloud, task: Task) -> set[str]:
-    """The keys that were made for the task's machines."""
-    return {one.secret for one in cloud.api_keys.values() if one.name.startswith(f"flow-{task}-")}
-
-
-def _who_deleted(cloud: Cloud, bid: Bid) -> list[str]:
-    """The keys by which that was asked for."""
-    asked = [one for one in cloud.requests if one.line == f"DELETE /v2/spot/bids/{bid.fid}"]
-    return [one.headers["Authorization"].removeprefix("Bearer ") for one in asked]
-
-
-def test_a_machine_ends_its_bid_once_its_task_was_collected_though_the_client_dies(client: Flow, cloud: Cloud) -> None:
-    task = _run(client, f"echo worked; {WAIT}", num_instances=2)
-    assert wait_until(lambda: task.refresh().status == "running", seconds=60)
-    with _no_attendant(client):
-        for rank in (0, 1):
-            cloud.host(task.task_id, rank).run("touch /tmp/go")
-        _die("_give_back:0", "wait", task.task_id)
-        bid = cloud.await_bid(task.task_id, "Terminated")
-        assert _own_secrets(cloud, task).issuperset(_who_deleted(cloud, bid))
-    task = Flow().get_task(task.task_id)
-    assert (task.status, task.logs()) == ("completed", "worked\nworked\n")
-
-
-@pytest.mark.parametrize(
-    ("fields", "hours"), [({"max_run_time_hours": 2}, 74), ({}, 168), ({"max_run_time_hours": 9e4}, 364 * 24)]
-)
-def test_the_key_of_a_machine_expires_by_itself(
-    client: Flow, cloud: Cloud, fields: dict[str, Any], hours: float
-) -> None:
-    task = _run(client, "sleep 1000", **fields)
-    assert wait_until(lambda: task.refresh().status == "running", seconds=60)
-    (key,) = [one for one in cloud.api_keys.values() if one.name.startswith(f"flow-{task}-")]
-    assert (key.expires - cloud.clock.now()) / 3600 == pytest.approx(hours, abs=0.1)
 
 
 def test_nothing_is_left_that_costs_and_no_key_is_anywhere(client: Flow, cloud: Cloud) -> None:

@@ -66,6 +66,7 @@ def test_each_layer_overrides_the_one_below_and_is_named(machine: Machine) -> No
     } == {
         "provider": ("flag", "--provider"),
         "upload_limit_mb": (3.5, "FLOW_UPLOAD_LIMIT_MB"),
+        "records": (None, "default"),
         "local.strict": (False, "default"),
         "local.cpus": (2, f"{machine.project_file}:1"),
         "local.gpus": (1, f"{machine.user_file}:4"),

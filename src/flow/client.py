@@ -191,7 +191,7 @@ class Flow:
 
     def _secret_files(self, plan: Plan) -> dict[str, bytes]:
         """What is to be brought to the machines and seen by nobody else, by name."""
-        if not (plan.image or plan.mounts):
+        if not (plan.image or plan.mounts or plan.records):
             return {}
         from flow.secret_files import secret_files
 
@@ -203,6 +203,12 @@ class Flow:
 
         provider = self.provider(self._chosen(config.provider))
         submitter = Submitter(current_folder(), dict(os.environ), self._find, self._provider_of, self._unfinished)
+        records = self.settings.get("records")
+        if records and provider.capabilities.rents and not config.keep:
+            from flow.mounts import records_source
+
+            plan = resolve(config, provider, submitter, task_id=task_id)
+            return replace(plan, records=records_source(records))
         file = self.settings.get("slurm.modules") if config.batch else None
         if file is None or provider.capabilities.own_numbers:  # a Slurm cluster has modules of its own
             return resolve(config, provider, submitter, task_id=task_id)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from flow.errors import ValidationError
 
 VOLUME, S3 = "volume", "s3"
 DOCKER_CACHE = "/var/lib/docker"  # where a volume keeps images between machines
@@ -31,6 +34,14 @@ class Mount:
 def mount_from_dict(values: Mapping[str, Any]) -> Mount:
     """The Mount whose fields these are. Raises TypeError on anything else."""
     return Mount(**values)
+
+
+def records_source(text: str) -> str:
+    """`s3://bucket/path` -> "bucket/path", where records are copied to. Raises ValidationError for anything else."""
+    found = re.fullmatch(r"s3://([A-Za-z0-9][A-Za-z0-9._-]+(?:/[^/\s]+)*)/*", text)
+    if not found:
+        raise ValidationError(f"`records` is `{text}`", suggestions=["write `s3://bucket/path`"])
+    return found[1]
 
 
 def parse_source(source: str) -> tuple[str, str]:

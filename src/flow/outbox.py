@@ -9,6 +9,7 @@ from pathlib import Path
 from flow.durable import private, write_durably
 
 _FOLDER = "outbox"
+RECORDS = "records.json"  # which is for machines alone, no task: by what they copy records to S3
 
 
 def fill_outbox(record: Path, files: Mapping[str, bytes]) -> None:

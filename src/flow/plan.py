@@ -90,6 +90,7 @@ class Plan:
     price_per_hour: float | None = None  # of all nodes together, US dollars
     max_price_per_hour: float | None = None  # of all nodes together
     keep: bool = False  # machines that cost money are kept after its end
+    records: str = ""  # where such copy what it left, to end then: the bucket of S3 and a path in it, "bucket/path"
     limit_seconds: float | None = None  # summed over attempts
     grace_seconds: float = 30.0
     signal: SignalBefore | None = None

@@ -67,6 +67,13 @@ class Setting(NamedTuple):
 SETTINGS: tuple[Known, ...] = (
     Known("provider", str, "local", "where tasks run; none: `mithril` where there is a key for it, else `local`"),
     Known("upload_limit_mb", float, None, "largest project taken, compressed, in MB; none: what the provider takes"),
+    Known(
+        "records",
+        str,
+        None,
+        "`s3://bucket/path` to which a machine that costs money copies what its task left, to end with no client there",
+        own=True,
+    ),
     Known("dev.instance_type", str, None, "kind of machine for `flow dev`; none: h100, or another with a GPU, or any"),
     Known("dev.image", str, None, "container image that `flow dev -c` runs in; none: on the machine itself"),
     Known("local.strict", bool, False, "refuse instance types that this machine lacks, instead of emulating them"),

@@ -65,9 +65,13 @@ class Aws:
         """How many requests there were since `reset`, as `GET /bucket/key` in a regular expression."""
         return len(re.findall(pattern, re.sub(r"\x1b\[\d+m", "", self.log.read_bytes()[self.earlier :].decode())))
 
+    def take_any_signature(self) -> None:
+        """From now on nobody is asked for his rights."""
+        self._post("reset-auth", b"inf")
+
     def reset(self) -> None:
         """Nothing is there any more, and any credentials are taken."""
-        self._post("reset-auth", b"inf")
+        self.take_any_signature()
         self._post("reset", b"")
         self.earlier = self.log.stat().st_size
 
@@ -77,7 +81,7 @@ class Aws:
 
 
 @contextmanager
-def aws_server(folder: Path) -> Iterator[Aws]:
+def aws_server(folder: Path, host: str = "127.0.0.1") -> Iterator[Aws]:
     """The server on a free port, its log in `folder`; leaves the test out where moto is not installed."""
     require("moto", "AWS is talked to over HTTP")
     log = folder / "moto.log"
@@ -88,11 +92,11 @@ def aws_server(folder: Path) -> Iterator[Aws]:
         "MOTO_ALLOW_NONEXISTENT_REGION": "1",
     }
     with log.open("wb") as file:
-        argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+        argv = [sys.executable, "-m", "moto.server", "-H", host, "-p", "0"]
         server = subprocess.Popen(argv, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment)
     try:
         assert wait_until(lambda: "Running on" in log.read_text(), seconds=60), log.read_text()
-        found = re.search(r"Running on (http://127\.0\.0\.1:\d+)", log.read_text())
+        found = re.search(r"Running on (http://[\d.]+:\d+)", log.read_text())
         assert found
         yield Aws(found[1], log)
     finally:

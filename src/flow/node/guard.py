@@ -25,6 +25,8 @@ OPEN = RUN + "/open"  # while it is there, tasks get their turn
 LOOK_SECONDS = 1.0
 DEVICE_SECONDS = 120.0  # for a volume's device to appear
 HTTP_SECONDS = 30.0
+CLIENT_SECONDS = 15.0  # for one that is there to collect what the task left
+OTHERS, OTHERS_SECONDS = 3, 3600.0  # for the task's other machines to have copied theirs
 
 
 class Guard:
@@ -137,7 +139,14 @@ class Guard:
             return
         if bill.get("keep"):
             return
-        if self.lasts("ended", self.machine["grace_seconds"]):
+        grace = self.machine["grace_seconds"]
+        if bill.get("records") and self.lasts("ended", min(CLIENT_SECONDS, grace)):
+            copied = self.copy(bill["records"])
+            if copied == 0:
+                self.pay_no_more(bill, "collected")
+                return
+            grace += OTHERS_SECONDS if copied == OTHERS else 0
+        if self.lasts("ended", grace):
             codes = [_json(os.path.join(folder, "status.json")).get("code") for folder in self.ranks()]
             self.pay_no_more(bill, "failed" if any(codes) or not codes else "completed")
 
@@ -168,6 +177,13 @@ class Guard:
         if tools and is_open and not _is_locked(os.path.join(self.root, "keeper.lock")):
             question = json.dumps(["keep", self.root]) + "\n"
             self.as_user("python3", os.path.join(tools, "host.py"), given=question)
+
+    def copy(self, records: dict[str, Any]) -> int:
+        """Have the task's record copied to S3: what `record_copy.py` ends with."""
+        given = json.dumps({**records, "tasks": os.path.join(self.root, "tasks")})
+        done = self.as_user("python3", os.path.join(self.tools(), "record_copy.py"), given=given)
+        _say(f"copied: {done.returncode} {done.stderr[-300:]}")
+        return done.returncode
 
     def tools(self) -> str:
         """The newest of what was sent to run tasks with; "" before it is whole."""
@@ -209,9 +225,9 @@ class Guard:
             found += [os.path.join(at, rank) for rank in _listed(at) if rank.isdigit()] if at else []
         return found
 
-    def as_user(self, *argv: str, given: str = "") -> None:
+    def as_user(self, *argv: str, given: str = "") -> subprocess.CompletedProcess[str]:
         """Run as the login user."""
-        _run("runuser", "-u", self.user.pw_name, "--", *argv, given=given)
+        return _run("runuser", "-u", self.user.pw_name, "--", *argv, given=given)
 
 
 def _is_blank(device: str) -> bool:

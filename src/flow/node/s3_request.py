@@ -1,4 +1,4 @@
-"""One signed question to S3 before anything is mounted: is there something at this path, and in which region.
+"""Signed questions to S3; before anything is mounted: is there something at this path, and in which region.
 
 So that whatever is wrong is told in a sentence, not by a mount that shows an empty folder. Standard library, Python 3.8
 and up.
@@ -40,7 +40,10 @@ WHY = {
 }
 
 
-class _Refused(Exception):  # noqa: N818
+BROKEN = (OSError, http.client.HTTPException, ET.ParseError, ValueError)  # what is raised where there is no answer
+
+
+class Refused(Exception):  # noqa: N818
     """S3's answer that is none: status, method, code, message, and the bucket's region where it tells that."""
 
 
@@ -49,85 +52,108 @@ def find(source: str, access: dict[str, str]) -> Place:
 
     An empty bucket will do, an empty path will not. Raises CannotMount.
     """
+    place = place_of(source, access)
+    bucket, path = place.bucket, place.prefix.rstrip("/")
+    try:
+        keys, place = first_keys(place, place.prefix, access)
+        if keys:
+            _check_readable(place, access, keys[0])  # s3fs shows what may not be read as empty files
+        if keys or not path:
+            return place
+        if path in first_keys(place, path, access)[0]:
+            folder = path.rpartition("/")[0]
+            raise CannotMount(f"that is an object, not a folder; mount `s3://{bucket}/{folder}` and read it there")
+    except Refused as refusal:
+        raise CannotMount(reason(place, access, refusal)) from None
+    except CannotMount:
+        raise
+    except BROKEN as error:
+        raise CannotMount(unreachable(place, error)) from None
+    raise CannotMount(f"there is nothing at that path in the bucket `{bucket}`")
+
+
+def place_of(source: str, access: dict[str, str]) -> Place:
+    """The place of `source`, in the region that `access` says. Raises CannotMount where no bucket is called so."""
     bucket, _, path = source.partition("/")
     path = path.strip("/")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{1,254}", bucket):
         raise CannotMount(WHY["InvalidBucketName"].format(bucket=bucket))
     endpoint = access.get("AWS_ENDPOINT_URL", "").rstrip("/")
-    place: Place = _beside("s3_place").Place(
-        bucket, path and path + "/", endpoint, access.get("AWS_REGION") or "us-east-1"
-    )
+    region = access.get("AWS_REGION") or "us-east-1"
+    return _beside("s3_place").Place(bucket, path and path + "/", endpoint, region)  # type: ignore[no-any-return]
+
+
+def _check_readable(place: Place, access: dict[str, str], key: str) -> None:
     try:
-        keys, place = _first_keys(place, place.prefix, access)
-        if keys:
-            _ask(place, access, "HEAD", object_url(place, keys[0]))  # s3fs shows what may not be read as empty files
-        if keys or not path:
-            return place
-        if path in _first_keys(place, path, access)[0]:
-            folder = path.rpartition("/")[0]
-            raise CannotMount(f"that is an object, not a folder; mount `s3://{bucket}/{folder}` and read it there")
-    except _Refused as refusal:
-        raise CannotMount(_reason(place, access, refusal)) from None
-    except CannotMount:
-        raise
-    except (OSError, http.client.HTTPException, ET.ParseError, ValueError) as error:
-        raise CannotMount(f"cannot reach {place.url}: {getattr(error, 'reason', None) or error}") from None
-    raise CannotMount(f"there is nothing at that path in the bucket `{bucket}`")
+        ask(place, access, "HEAD", object_url(place, key))
+    except Refused as refusal:
+        if refusal.args[0] != 404:  # else it was there a moment ago
+            raise
 
 
-def _reason(place: Place, access: dict[str, str], refusal: _Refused) -> str:
+def unreachable(place: Place, error: Exception) -> str:
+    """Why there was no answer."""
+    return f"cannot reach {place.url}: {getattr(error, 'reason', None) or error}"
+
+
+def reason(place: Place, access: dict[str, str], refusal: Refused) -> str:
+    """What an answer that is none means, in a sentence."""
     status, method, code, message, _ = refusal.args
     denied = {"GET": "list `s3://{bucket}/{prefix}` (permission s3:ListBucket)"}
     denied["HEAD"] = "read what is in `s3://{bucket}/{prefix}` (permission s3:GetObject)"
+    denied["PUT"] = "write to `s3://{bucket}/{prefix}` (permission s3:PutObject)"
     who = "who has no credentials" if access.get("AWS_NO_SIGN_REQUEST") else "who has these credentials"
     sentence = WHY.get(code) or "{where} answers {status} {code} {message}"
     if status == 403 and code not in WHY:
-        sentence = f"{who} may not {denied[method]}"
+        sentence = f"{who} may not {denied['PUT' if method == 'POST' else method]}"
     told = {"where": place.url, "status": status, "code": code, "message": message}
     return sentence.format(**place._asdict(), **told).strip()
 
 
-def _first_keys(place: Place, prefix: str, access: dict[str, str]) -> tuple[list[str], Place]:
-    """The first keys that begin with `prefix`, and the place with its true region. Raises _Refused, OSError."""
+def first_keys(place: Place, prefix: str, access: dict[str, str]) -> tuple[list[str], Place]:
+    """The first keys that begin with `prefix`, and the place with its true region. Raises Refused, OSError."""
     try:
-        text = _ask(place, access, "GET", list_url(place, prefix))
-    except _Refused as refusal:
+        text = ask(place, access, "GET", list_url(place, prefix))[0]
+    except Refused as refusal:
         region = refusal.args[-1]
         if not region or region == place.region:
             raise
         place = place._replace(region=region)  # S3 answers 301 or 400 where the bucket is elsewhere
-        text = _ask(place, access, "GET", list_url(place, prefix))
+        text = ask(place, access, "GET", list_url(place, prefix))[0]
     tree = ET.fromstring(text)
     if not tree.tag.endswith("ListBucketResult"):
         raise ValueError("it does not answer as S3 does")
     return [str(key.text) for key in tree.findall("{*}Contents/{*}Key")], place
 
 
-def _ask(place: Place, access: dict[str, str], method: str, url: str) -> bytes:
-    """The answer; where S3 is busy, again after a while."""
+def ask(place: Place, access: dict[str, str], method: str, url: str, body: bytes = b"") -> tuple[bytes, Any]:
+    """The answer and its headers; where S3 is busy, again after a while. Raises Refused, OSError."""
     for pause in (*PAUSES, None):
         try:
-            return _answer(place, access, method, url)
-        except _Refused as refusal:
+            with opened(place, access, method, url, body) as answer:
+                return bytes(answer.read()), answer.headers
+        except Refused as refusal:
             if refusal.args[0] < 500 or pause is None:
                 raise
             time.sleep(pause)
-    return b""
+    raise AssertionError
 
 
-def _answer(place: Place, access: dict[str, str], method: str, url: str) -> bytes:
-    headers = signed(method, url, place.region, access, now=time.gmtime())
-    request = urllib.request.Request(url, headers=headers, method=method)
+def opened(place: Place, access: dict[str, str], method: str, url: str, body: bytes = b"") -> Any:
+    """The answer, to be read. Raises Refused, OSError."""
+    headers = signed(method, url, place.region, access, now=time.gmtime(), body=body)
+    if method in ("PUT", "POST"):
+        headers["content-type"] = "application/octet-stream"
+    request = urllib.request.Request(
+        url, data=body if method in ("PUT", "POST") else None, headers=headers, method=method
+    )
     try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=SECONDS) as answer:
-            return bytes(answer.read())
+        return urllib.request.build_opener(_NoRedirect).open(request, timeout=SECONDS)
     except urllib.error.HTTPError as error:
-        if (method, error.code) == ("HEAD", 404):
-            return b""  # it was there a moment ago
         text = error.read().decode(errors="replace")
-        code, message = (_between(text, name) for name in ("Code", "Message"))
-        region = error.headers.get("x-amz-bucket-region") or _between(text, "Region")
-        raise _Refused(error.code, method, code, message, region) from None
+        code, message = (between(text, name) for name in ("Code", "Message"))
+        region = error.headers.get("x-amz-bucket-region") or between(text, "Region")
+        raise Refused(error.code, method, code, message, region) from None
 
 
 def list_url(place: Place, prefix: str) -> str:
@@ -146,21 +172,23 @@ def object_url(place: Place, key: str) -> str:
     return f"{scheme}://{host}{path}{quote(key, safe='/-_.~')}"
 
 
-def signed(method: str, url: str, region: str, access: dict[str, str], *, now: time.struct_time) -> dict[str, str]:
-    """The headers of a request without a body, whose query is in order and quoted as it must be; none without a key.
+def signed(
+    method: str, url: str, region: str, access: dict[str, str], *, now: time.struct_time, body: bytes = b""
+) -> dict[str, str]:
+    """The headers of a request whose query is in order and quoted as it must be; none without a key.
 
     Source: AWS, "Signature Version 4 signing process", with the payload's hash in a header as S3 asks.
     """
     if access.get("AWS_NO_SIGN_REQUEST"):
         return {}
     _, host, path, query, _ = urlsplit(url)
-    moment, empty = time.strftime("%Y%m%dT%H%M%SZ", now), hashlib.sha256(b"").hexdigest()
-    headers = {"host": host, "x-amz-content-sha256": empty, "x-amz-date": moment}
+    moment, payload = time.strftime("%Y%m%dT%H%M%SZ", now), hashlib.sha256(body).hexdigest()
+    headers = {"host": host, "x-amz-content-sha256": payload, "x-amz-date": moment}
     if access.get("AWS_SESSION_TOKEN"):
         headers["x-amz-security-token"] = access["AWS_SESSION_TOKEN"]
     names = ";".join(sorted(headers))
     lines = [f"{name}:{headers[name]}" for name in sorted(headers)]
-    canonical = "\n".join([method, path, query, *lines, "", names, empty])
+    canonical = "\n".join([method, path, query, *lines, "", names, payload])
     scope = [moment[:8], region, "s3", "aws4_request"]
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     key = ("AWS4" + access["AWS_SECRET_ACCESS_KEY"]).encode()
@@ -180,6 +208,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _between(text: str, name: str) -> str:
+def between(text: str, name: str) -> str:
+    """The text of an element of an answer; "" where it has none."""
     found = re.search(f"<{name}>(.*?)</{name}>", text, re.S)
     return found[1].strip() if found else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import time
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -189,8 +190,11 @@ class Rented(Ssh):
         if task_ids is None:
             return allocations
         by_id = {str(one.task_id): one for one in allocations}
-        for one in given - found.keys():
-            by_id[one] = self._unseen(one)
+        for one in (one for one in given if one not in found or found[one].state is Machines.GONE):
+            copied = self._copied(one)
+            if copied or one not in found:
+                by_id.pop(one, None)
+                by_id.update((str(each.task_id), each) for each in copied or [self._unseen(one)])
         asked = set(task_ids)
         whole = {one.partition("_")[0] for one in by_id if "_" not in one}  # arrays of which nothing is seen yet
         for one in asked:
@@ -214,6 +218,11 @@ class Rented(Ssh):
             if index and not has_ended:  # the others go on; what is not there yet is told when it comes
                 continue
             self._give_back(base, rental)
+
+    def channel(self, allocation: Allocation, rank: int = 0) -> Channel:
+        """The machine of that rank; this one, where its files were fetched to."""
+        (node,) = (one for one in allocation.nodes if one.rank == rank)
+        return Channel() if Path(node.instance_id).is_absolute() else super().channel(allocation, rank)
 
     def give_back(self, rental: Rental) -> None:
         """End it, whosever it is, with what was made for it if it is ours. Raises ProviderError while it is there."""
@@ -302,16 +311,40 @@ class Rented(Ssh):
         if failed:
             state = Machines.SILENT if attempt else Machines.STARTING
             return [replace(whole, machines=state, reason=failed[0].message if attempt else "its machines boot")]
-        found: dict[str, dict[str, Any]] = {}
-        for name, answer in answers.items():
-            for entry in answer["tasks"]:
-                found.setdefault(entry["id"], {})[name] = entry
-                self.sight.note_attempt(entry["id"], entry["attempt"])
+        found = self._by_unit(answers)
         if not found or any(len(entries) < len(answers) for entries in found.values() if not self._is_array(rental)):
             return [replace(whole, machines=Machines.STARTING, reason="its code is on the way")]
         clocks = {name: answer["ahead"] for name, answer in answers.items()}
         made = [allocation_of(unit, entries, clocks) for unit, entries in found.items()]
         return [replace(one, price_per_hour=rental.price_per_hour) for one in made]
+
+    def _by_unit(self, answers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """What each machine tells of a task, or of each element of an array."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, answer in answers.items():
+            for entry in answer["tasks"]:
+                found.setdefault(entry["id"], {})[name] = entry
+                self.sight.note_attempt(entry["id"], entry["attempt"])
+        return found
+
+    def _copied(self, task_id: str) -> list[Allocation]:
+        """Of machines that have ended themselves: by what they had copied to S3."""
+        records = Records(self.home)
+        try:
+            plan, want = records.get(task_id).plan, records.intent(task_id).want
+            if not plan.records or records.final(task_id):
+                return []
+            from flow.providers.copied import fetch  # which few tasks need
+
+            roots = fetch(plan, self._record(task_id), self._copies / task_id, os.environ)
+        except ResourceNotFoundError:
+            return []
+        except ProviderError as error:
+            attempt = max(self.sight.last_attempt(task_id), 1)
+            silent = Allocation(task_id, attempt, Machines.SILENT, reason=error.message)
+            return [] if want is Want.CANCEL else [silent]
+        found = self._by_unit({str(root): program.look(str(root), [task_id]) for root in roots})
+        return [allocation_of(unit, entries, dict.fromkeys(entries, 0.0)) for unit, entries in found.items()]
 
     def _unseen(self, task_id: str) -> Allocation:
         """Of what was asked for, and does not show: not yet, or not any more."""
@@ -361,8 +394,13 @@ class Rented(Ssh):
         if untold:
             if not (self._held / plan.task_id).exists():  # given back meanwhile by another: a key is to be revoked
                 self.note_answer(plan.task_id)
-            text = json.dumps(self.bill(plan, rental)).encode()
-            self._each(untold, lambda _, remote: _done(remote.channel.ask(_TAKE_BILL, stdin=text)))
+            bill, ranks = self.bill(plan, rental), {one.name: one.rank for one in rental.machines}
+
+            def tell(name: str, remote: Remote) -> None:
+                text = json.dumps({**bill, **self._copying(plan, ranks[name])}).encode()
+                _done(remote.channel.ask(_TAKE_BILL, stdin=text))
+
+            self._each(untold, tell)
         if any("ready" not in one for one in words.values()):
             return
         places = _spread(rental, len(plan.elements.indices) if plan.elements else 0)
@@ -377,6 +415,14 @@ class Rented(Ssh):
         if plan.nodes > 1:
             ranks = {name: own[0] for name, own in places.items()}
             gather(plan.task_id, ranks, self._record(plan.task_id), self._ask_each)
+
+    def _copying(self, plan: Plan, rank: int) -> dict[str, Any]:
+        """What of its bill says where a machine copies the task's record to."""
+        if not plan.records:
+            return {}
+        from flow.providers.copied import order
+
+        return {"records": order(plan, self._record(plan.task_id), rank)}
 
     # -- giving back
 
@@ -409,6 +455,7 @@ class Rented(Ssh):
         """Machines that were just reached end what they cost by themselves, whatever becomes of this client."""
         if names := self._machines.get(task_id):
             self.fleet.ask_each(names, lambda _, remote: remote.channel.ask(_TAKE_COLLECTED))
+            self._hang_up(task_id)
 
     def _give_back(self, task_id: str, rental: Rental | None) -> None:
         """And prove it gone; what may still appear, as it was asked for just now, is looked for again."""
@@ -421,6 +468,7 @@ class Rented(Ssh):
         if may_come or self._live(task_id) is not None:
             return
         self.forget_task(task_id)
+        shutil.rmtree(self._copies / task_id, ignore_errors=True)
         asked.unlink(missing_ok=True)
 
     def _hang_up(self, task_id: str) -> None:
@@ -454,6 +502,11 @@ class Rented(Ssh):
             return (self._held / task_id).read_bytes() != _MAKING
         except FileNotFoundError:
             return True
+
+    @property
+    def _copies(self) -> Path:
+        """Of what machines had that have ended themselves, until it is in the record."""
+        return self.home / self.name / "copied"
 
     @property
     def _held(self) -> Path:

@@ -99,6 +99,11 @@ class Cloud:
         self.server.requests.clear()
 
     @property
+    def gateway(self) -> str:
+        """The address here by which machines reach this machine."""
+        return self._fleet.gateway
+
+    @property
     def project(self) -> str:
         """The fid of the first."""
         return self.projects[0].fid

@@ -16,7 +16,7 @@ from flow.errors import FlowError, ProviderError, TaskNotFoundError, ValidationE
 from flow.gpus import Gpu
 from flow.job import runner_job, slurm_job
 from flow.machines import Allocation, Capabilities, Machines, Offer
-from flow.outbox import outbox_files
+from flow.outbox import RECORDS, outbox_files
 from flow.plan import Plan
 from flow.providers import Option, VolumeStore
 from flow.providers.ssh.fleet import Fleet
@@ -211,7 +211,8 @@ class Ssh:
     # -- what the hosts are asked
 
     def _submit(self, remote: Remote, plan: Plan, part: Part) -> None:
-        secrets = {name: text.decode() for name, text in outbox_files(self._record(plan.task_id)).items()}
+        files = outbox_files(self._record(plan.task_id))
+        secrets = {name: text.decode() for name, text in files.items() if name != RECORDS}
         request = {
             "task_id": part.name,
             "bundle": plan.bundle,

@@ -1,0 +1,247 @@
+"""The end of a task at Mithril: who collects it, who ends its bid, and what becomes of it with nobody there."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from flow.client import Flow
+from flow.errors import ValidationError
+from flow.task import Task
+from tests.support.aws import Aws
+from tests.support.faults import DOOM
+from tests.support.mithril_cloud import Cloud
+from tests.support.mithril_cloud.records import Bid
+from tests.support.processes import wait_until
+
+WAIT = "until [ -e /tmp/go ]; do sleep 0.05; done"
+SECRET = "wJalr-a-secret-that-nobody-may-see"
+
+
+@pytest.fixture
+def client(at_mithril: Flow) -> Flow:
+    return at_mithril
+
+
+@pytest.fixture
+def bucket(cloud_aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Machines copy records to `s3://bucket/some/path`, after two seconds; a boto3 client of S3."""
+    for name, value in {**cloud_aws.access, "AWS_SECRET_ACCESS_KEY": SECRET}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FLOW_RECORDS", "s3://bucket/some/path")
+    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
+    return cloud_aws.bucket("bucket", {})
+
+
+def _attendant(client: Flow) -> int:
+    """The process that sees to tasks, once there is one."""
+    lock = client.home / "attend.lock"
+    assert wait_until(lambda: lock.exists() and lock.read_text() != "", seconds=30)
+    return int(lock.read_text())
+
+
+def _run(client: Flow, command: str, **fields: Any) -> Task:
+    task = client.run(command, upload_code=False, **fields)
+    assert wait_until(lambda: task.refresh().status == "running", seconds=60)
+    return task
+
+
+@contextmanager
+def _no_attendant(client: Flow) -> Iterator[None]:
+    """End the one that there is; no other comes meanwhile."""
+    with (client.home / "attend.lock").open("a") as lock:
+        os.kill(_attendant(client), signal.SIGKILL)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _die(where: str, *words: str) -> None:
+    """A `flow` command that is killed where it first comes there."""
+    command = [sys.executable, str(DOOM), "client", where, *words]
+    died = subprocess.run(command, env={**os.environ, "DEATHS": os.devnull}, capture_output=True, timeout=90)
+    assert died.returncode == -signal.SIGKILL, died
+
+
+def _own_secrets(cloud: Cloud, task: Task) -> set[str]:
+    """The keys that were made for the task's machines."""
+    return {one.secret for one in cloud.api_keys.values() if one.name.startswith(f"flow-{task}-")}
+
+
+def _who_deleted(cloud: Cloud, bid: Bid) -> list[str]:
+    """The keys by which that was asked for."""
+    asked = [one for one in cloud.requests if one.line == f"DELETE /v2/spot/bids/{bid.fid}"]
+    return [one.headers["Authorization"].removeprefix("Bearer ") for one in asked]
+
+
+def _go(cloud: Cloud, task: Task) -> None:
+    """Let its commands end."""
+    for rank in range(task.plan.nodes):
+        cloud.host(task.task_id, rank).run("touch /tmp/go")
+
+
+def test_what_ends_while_no_client_is_there_is_paused_and_then_collected(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
+    away = Flow()
+    task = _run(away, f"echo worked; {WAIT}")
+    os.kill(_attendant(away), signal.SIGKILL)
+    _go(cloud, task)
+    cloud.await_bid(task.task_id, "Paused")
+    assert cloud.billed() == []
+    assert away.tasks(refresh=True)[0].reason == (
+        "completed, and not collected yet; its machine goes on for that at $1.25/h"
+    )
+    task = Flow().get_task(task.task_id)
+    assert task.wait(timeout=90) == "completed"
+    assert (task.logs(), task.exit_code) == ("worked\n", 0)
+    assert wait_until(lambda: away.held() == [], seconds=60)
+    assert cloud.bid(task.task_id).status == "Terminated"
+
+
+def test_a_machine_ends_its_bid_once_its_task_was_collected_though_the_client_dies(client: Flow, cloud: Cloud) -> None:
+    task = _run(client, f"echo worked; {WAIT}", num_instances=2)
+    with _no_attendant(client):
+        _go(cloud, task)
+        _die("_give_back:0", "wait", task.task_id)
+        bid = cloud.await_bid(task.task_id, "Terminated")
+        assert _own_secrets(cloud, task).issuperset(_who_deleted(cloud, bid))
+    task = Flow().get_task(task.task_id)
+    assert (task.status, task.logs()) == ("completed", "worked\nworked\n")
+
+
+@pytest.mark.parametrize(
+    ("fields", "hours"), [({"max_run_time_hours": 2}, 74), ({}, 168), ({"max_run_time_hours": 9e4}, 364 * 24)]
+)
+def test_the_key_of_a_machine_expires_by_itself(
+    client: Flow, cloud: Cloud, fields: dict[str, Any], hours: float
+) -> None:
+    task = _run(client, "sleep 1000", **fields)
+    (key,) = [one for one in cloud.api_keys.values() if one.name.startswith(f"flow-{task}-")]
+    assert (key.expires - cloud.clock.now()) / 3600 == pytest.approx(hours, abs=0.1)
+
+
+# Records that machines copy to S3.
+
+
+def _ends_with_nobody_there(client: Flow, cloud: Cloud, task: Task) -> Bid:
+    with _no_attendant(client):
+        _go(cloud, task)
+        return cloud.await_bid(task.task_id, "Terminated")
+
+
+def test_a_machine_copies_the_record_ends_its_bid_and_the_next_command_has_it_all(
+    bucket: Any, client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = f"echo worked; echo but >&2; echo '{{\"loss\": 1}}' >$FLOW_OUTPUT/result.json; {WAIT}; exit 3"
+    task = _run(client, command, env={"SOME_TOKEN": "a-token"})
+    keys = {SECRET, cloud.key, *_own_secrets(cloud, task)}
+    bid = _ends_with_nobody_there(client, cloud, task)
+    assert (cloud.billed(), {*_who_deleted(cloud, bid)} <= keys - {cloud.key}) == ([], True)
+    (found,) = bucket.list_objects_v2(Bucket="bucket")["Contents"]
+    assert found["Key"] == f"some/path/{task}/0.tar.gz"
+    content = bucket.get_object(Bucket="bucket", Key=found["Key"])["Body"].read()
+    with tarfile.open(fileobj=io.BytesIO(content)) as copied:
+        names = copied.getnames()
+        texts = [file.read() for one in copied if (file := copied.extractfile(one))]
+    assert f"{task}/1/0/status.json" in names and f"{task}/1/0/output/result.json" in names
+    assert not [one for one in texts for secret in (*keys, "a-token") if secret.encode() in one]
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):  # it is known what it was made with
+        monkeypatch.delenv(name)
+    away = Flow()
+    task = away.get_task(task.task_id)
+    assert (task.status, task.exit_code, task.result()) == ("failed", 3, {"loss": 1})
+    assert sorted(task.logs().splitlines()) == ["but", "worked"]
+    assert wait_until(lambda: away.held() == [], seconds=60)
+    assert [one.name for one in cloud.api_keys.values() if not one.deactivated] == ["laptop"]
+    assert list(client.home.glob("mithril/copied/*")) == []
+    files = [path for path in client.home.rglob("*") if path.is_file()]
+    assert [path for path in files for key in keys if key.encode() in path.read_bytes()] == []
+    assert [place for key in keys for place in cloud.leaks(key)] == []
+
+
+def test_the_records_of_several_machines_and_of_an_array_are_copied(bucket: Any, client: Flow, cloud: Cloud) -> None:
+    pair = _run(client, f"echo node $FLOW_NODE_RANK; {WAIT}", num_instances=2)
+    array = _run(client, f"echo element $FLOW_ARRAY_INDEX; {WAIT}; [ $FLOW_ARRAY_INDEX != 2 ]", array="1-3")
+    for task in (pair, array):
+        _ends_with_nobody_there(client, cloud, task)
+    away = Flow()
+    task = away.get_task(pair.task_id)
+    assert (task.status, sorted(task.logs().splitlines())) == ("completed", ["node 0", "node 1"])
+    assert away.get_task(array.task_id).status == "failed"
+    ends = [(str(one.status), one.logs()) for one in (away.get_task(f"{array}_{n}") for n in (1, 2, 3))]
+    assert ends == [("completed", "element 1\n"), ("failed", "element 2\n"), ("completed", "element 3\n")]
+    assert wait_until(lambda: away.held() == [], seconds=60)
+
+
+def test_where_nothing_can_be_copied_the_machine_is_paused_and_collected(
+    bucket: Any, client: Flow, cloud: Cloud
+) -> None:
+    task = _run(client, f"echo worked; {WAIT}")
+    bucket.delete_bucket(Bucket="bucket")
+    with _no_attendant(client):
+        _go(cloud, task)
+        cloud.await_bid(task.task_id, "Paused")
+    task = Flow().get_task(task.task_id)
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n")
+
+
+def test_a_record_that_cannot_be_read_is_not_lost(bucket: Any, client: Flow, cloud: Cloud, cloud_aws: Aws) -> None:
+    task = _run(client, f"echo worked; {WAIT}")
+    _ends_with_nobody_there(client, cloud, task)
+    cloud_aws.ask_for_signatures("s3:*")
+    task = Flow().get_task(task.task_id)
+    assert task.status == "running"
+    assert task.reason.startswith("its record in `s3://bucket/some/path` cannot be read: "), task.reason
+    cloud_aws.take_any_signature()
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n")
+
+
+def test_who_is_there_collects_before_anything_is_copied(
+    bucket: Any, client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLOW_MITHRIL_GRACE_MINUTES")
+    task = Flow().run("echo worked", upload_code=False)
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n")
+    assert "Contents" not in bucket.list_objects_v2(Bucket="bucket")
+
+
+@pytest.mark.parametrize(
+    ("records", "told"),
+    [
+        ("bucket/path", "`records` is `bucket/path`"),
+        ("volume://data", "`records` is `volume://data`"),
+        ("s3://", "`records` is `s3://`"),
+        ("s3://nothing/path", "`records` cannot be written to `s3://nothing/path`: there is no bucket `nothing`"),
+    ],
+)
+def test_a_place_where_nothing_can_be_copied_to_is_told_before_anything_is_submitted(
+    bucket: Any, client: Flow, monkeypatch: pytest.MonkeyPatch, records: str, told: str
+) -> None:
+    monkeypatch.setenv("FLOW_RECORDS", records)
+    away = Flow()
+    with pytest.raises(ValidationError) as refused:
+        away.run("true", upload_code=False)
+    assert refused.value.message.startswith(told)
+    assert away.tasks() == []
+    assert away.run("true", provider="local", upload_code=False).wait(timeout=30) == "completed"
+
+
+def test_who_may_not_write_there_is_told_so(
+    bucket: Any, client: Flow, cloud_aws: Aws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cloud_aws.ask_for_signatures("s3:List*", "s3:Get*").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError, match=r"who has these credentials may not write to `s3://bucket/some/path/`"):
+        Flow().run("true", upload_code=False)
