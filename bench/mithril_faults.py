@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from tests.support.aws import aws_server
 from tests.support.mithril_cloud import serve
 from tests.support.mithril_faults import run_story
 
@@ -23,10 +24,15 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=0)
     given = parser.parse_args()
     violations, faults, tasks = [], Counter[str](), 0
-    with tempfile.TemporaryDirectory(prefix="flow-faults-") as folder, serve(Path(folder) / "cloud") as cloud:
+    with (
+        tempfile.TemporaryDirectory(prefix="flow-faults-") as folder,
+        serve(Path(folder) / "cloud") as cloud,
+        aws_server(Path(folder), host=cloud.gateway) as aws,
+    ):
         for seed in range(given.first_seed, given.first_seed + given.count):
-            verdict = run_story(seed, cloud, Path(folder) / f"story-{seed}")
+            verdict = run_story(seed, cloud, aws, Path(folder) / f"story-{seed}")
             cloud.reset()
+            aws.reset()
             faults.update(re.split(" |:", one)[0] for one in verdict.kills)
             tasks += verdict.tasks
             for violation in verdict.violations:

@@ -228,7 +228,7 @@ class Task:
         if not self.status.is_final:
             self._outcome = outcome
         capabilities = self._provider.capabilities
-        if capabilities.moves:
+        if capabilities.moves or capabilities.rents:
             from flow.attend import have_attended
 
             have_attended(self._records.home, capabilities, self.plan.nodes, outcome, allocations)

@@ -8,6 +8,7 @@ and no API key that was made for a task is left, and no key is where it may be r
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import random
@@ -30,6 +31,7 @@ from flow.client import Flow
 from flow.errors import FlowError
 from flow.node.remains import is_locked
 from flow.task import Task
+from tests.support.aws import Aws
 from tests.support.faults import DOOM, Kind, Verdict
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud import faults as wrong
@@ -68,15 +70,19 @@ _FAULTS = (
 )  # fmt: skip
 
 
-# Where a task is collected, its machines are told so, its bid is ended, and what was made for it is taken back.
-_END = ("collect", "set_final", "release", "_tell_collected", "_give_back", "end", "forget_task")
+# Where what a task left is fetched and collected, machines are told so, bids end, and what was made for them goes.
+_END = (
+    "fetch", "_unpack", "collect", "set_final", "release", "_tell_collected", "_give_back", "end", "forget_task",
+)  # fmt: skip
+_AWS_SECRET = "wJalr-a-secret-that-nobody-may-see"
 
 
-def run_story(seed: int, cloud: Cloud, folder: Path) -> Verdict:
-    """Tell the story of `seed` on a cloud that is as new, in the empty folder `folder`: about five seconds."""
+def run_story(seed: int, cloud: Cloud, aws: Aws, folder: Path) -> Verdict:
+    """Tell the story of `seed` on a cloud and an S3 that are as new, in the empty `folder`: about ten seconds."""
+    aws.bucket("bucket", {})
     settings = {"FLOW_MITHRIL_API_URL": cloud.url, "MITHRIL_API_KEY": cloud.key, "FLOW_MITHRIL_REGION": REGION}
     with far_surroundings(folder, FLOW_PROVIDER="mithril", **settings):
-        story = _Story(seed, cloud, folder)
+        story = _Story(seed, cloud, aws, folder)
         try:
             story.tell()
             story.judge()
@@ -88,9 +94,10 @@ def run_story(seed: int, cloud: Cloud, folder: Path) -> Verdict:
 
 
 class _Story:
-    def __init__(self, seed: int, cloud: Cloud, folder: Path) -> None:
+    def __init__(self, seed: int, cloud: Cloud, aws: Aws, folder: Path) -> None:
         self.random = random.Random(seed)
-        self.cloud, self.folder, self.home = cloud, folder, folder / "flow"
+        self.cloud, self.aws, self.folder, self.home = cloud, aws, folder, folder / "flow"
+        self.absent = 1.0
         self.known: dict[str, Kind] = {}
         self.asked: dict[str, Kind] = {}  # by `flow run`; by idempotency key
         self.faults: list[str] = []
@@ -103,8 +110,12 @@ class _Story:
 
     def tell(self) -> None:
         """Everything at its moment, then what was cut short is asked again, until nothing is left to be done."""
-        if self.random.random() < 0.5:  # nobody there when it ends: machines pause themselves
+        self.absent = self.random.random()
+        if self.absent < 0.7:  # nobody there when it ends: machines pause themselves, or copy what tasks left and end
             os.environ["FLOW_MITHRIL_GRACE_MINUTES"] = "0.03"
+        if self.absent < 0.4:
+            keys = {**self.aws.access, "AWS_SECRET_ACCESS_KEY": _AWS_SECRET}
+            os.environ.update(keys, FLOW_RECORDS="s3://bucket/records")
         began = time.monotonic()
         for fault, route in self.random.choices(_FAULTS, k=self.random.randint(2, 5)):
             self.cloud.faults.play(fault, route, probability=self.random.choice((0.1, 0.3, 1)), times=2)
@@ -119,6 +130,7 @@ class _Story:
                 done.result()
         self.faults += [f"api {line.partition('?')[0]}" for line in self.cloud.faults.played]
         self.cloud.faults.clear()
+        self.aws.take_any_signature()
         for name, process in self.processes.items():
             if name.startswith("attendant"):  # it goes when nothing is left to be done
                 continue
@@ -151,6 +163,10 @@ class _Story:
             acts.append((moment(1, 6), partial(self._start_doomed, f"look {number}", *words)))
         if self.random.random() < 0.3:
             acts.append((moment(1, 4), partial(self._preempt, moment(0.5, 2))))
+        if self.absent < 0.7:
+            acts.append((moment(1, 3), partial(self._be_away, moment(3, 6))))
+        if self.random.random() < 0.2:
+            acts.append((moment(0.5, 4), self._refuse_to_copy))
         acts += [(moment(1.5, 5), self._cancel_all_that_should)]
         return acts
 
@@ -213,13 +229,36 @@ class _Story:
         lane.price_cents = before
         self.faults.append("preempted")
 
-    def _kill_attendant(self) -> None:
+    def _refuse_to_copy(self) -> None:
+        """S3 takes nothing and gives nothing, for the rest of the story."""
+        self.aws.ask_for_signatures("s3:*")
+        self.faults.append("s3")
+
+    def _be_away(self, seconds: float) -> None:
+        """No attendant is there."""
+        self.home.mkdir(mode=0o700, exist_ok=True)
+        with (self.home / "attend.lock").open("a") as lock:
+
+            def is_alone() -> bool:
+                self._kill_attendant(followed=False)
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return True
+                return False
+
+            if wait_until(is_alone, seconds=2):
+                lock.truncate(0)  # it names nobody
+                self.faults.append("away")
+                time.sleep(seconds)
+
+    def _kill_attendant(self, *, followed: bool = True) -> None:
         lock = self.home / "attend.lock"
         with contextlib.suppress(ValueError, ProcessLookupError):  # it is about to say its number
             if is_locked(lock):
                 os.kill(int(lock.read_text()), signal.SIGKILL)
                 self.faults.append("attendant")
-                self._start(f"attendant {len(self.processes)}", str(DOOM), "attendant", self._moment())
+                if followed:
+                    self._start(f"attendant {len(self.processes)}", str(DOOM), "attendant", self._moment())
 
     def _kill_process(self, name: str) -> None:
         process = self.processes.get(name)
@@ -297,7 +336,7 @@ class _Story:
 
     def _judge_secrets(self) -> None:
         """No key in a script, a request, a log or a file here, whatever kind of file it is."""
-        keys = [one.secret for one in self.cloud.api_keys.values()]
+        keys = [_AWS_SECRET, *(one.secret for one in self.cloud.api_keys.values())]
         files = [path for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink()]
         texts = {path: path.read_bytes() for path in files}
         for key in keys:

@@ -77,7 +77,8 @@ def opened(place: Place, access: dict[str, str], key: str, *, method: str = "GET
         except request.Refused as refusal:
             if refusal.args[0] == 404 and refusal.args[2] != "NoSuchBucket":
                 return None
-            raise
+            status, _, *said = refusal.args
+            raise request.Refused(status, "HEAD", *said) from None  # to read one object is another right than to list
 
 
 def _place_of(source: str, access: dict[str, str]) -> Place:
