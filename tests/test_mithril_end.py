@@ -52,7 +52,7 @@ def _attendant(client: Flow) -> int:
 
 def _run(client: Flow, command: str, **fields: Any) -> Task:
     task = client.run(command, upload_code=False, **fields)
-    assert wait_until(lambda: task.refresh().status == "running", seconds=60)
+    assert wait_until(lambda: task.refresh().status == "running", seconds=60), (task.status, task.reason)
     return task
 
 

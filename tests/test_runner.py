@@ -463,6 +463,10 @@ def test_the_time_limit_is_kept(run: Any) -> None:
     assert 0.36 <= status["ran_seconds"] < 20
 
 
+def test_a_time_limit_may_be_years(run: Any) -> None:
+    assert end_of(run("true", limit_seconds=9e8).wait()) == ended(0, None, "exit", "")
+
+
 def test_a_warning_signal_comes_before_the_limit(run: Any) -> None:
     script = "trap 'echo warned' USR1; trap 'echo asked; exit 7' TERM; echo up; while :; do sleep 0.01; done"
     one = run("sh", "-c", script, limit_seconds=2, signal={"number": 10, "before_seconds": 1})

@@ -8,6 +8,8 @@ import signal
 import time
 from typing import Any, Callable, Iterable
 
+MOST_SECONDS = 86400.0  # of one wait: the kernel takes no more than 24 days
+
 
 class Loop:
     """What is waited for: descriptors and points in time, each with what to do then."""
@@ -41,7 +43,7 @@ class Loop:
     def step(self, most: float | None = None) -> None:
         """Wait for the next thing, at most `most` seconds, and do what is to be done."""
         waits = [when - time.monotonic() for when, _ in self.times.values()] + ([] if most is None else [most])
-        for key, _ in self.selector.select(max(0, min(waits)) if waits else None):
+        for key, _ in self.selector.select(max(0, min(*waits, MOST_SECONDS)) if waits else None):
             if self.selector.get_map().get(key.fd) == key:  # not taken out by what was done before it
                 key.data()
         now = time.monotonic()
