@@ -121,7 +121,7 @@ class Volumes:
         """Its bid's end lets go of it."""
 
     def forget_task(self, task_id: str, *, is_refused: bool, is_unknown: bool) -> None:
-        """Remove what was to go with a task, and what was made for one that never got machines.
+        """Remove what was to go with a task, and what was made for one that was refused machines.
 
         is_unknown: who made them died before there was a task. Raises FlowError while the cloud still holds it.
         """

@@ -220,6 +220,7 @@ class Ssh:
                 **runner_job(plan),
                 "rank": part.rank,
                 "first_attempt": part.first_attempt,
+                "free_attempts": part.free_attempts,
                 "needs": [f"inbox/{name}" for name in secrets],
                 "slurm": slurm_job(plan) if plan.batch else None,
                 "mounts": self._mounts(plan),
@@ -283,6 +284,7 @@ class Part(NamedTuple):
     indices: list[int]
     at_once: int | None
     first_attempt: int
+    free_attempts: int = 0  # of those before, which count for nothing against `retries`
 
 
 def _first_part(plan: Plan, places: Places, host: str) -> Part:
