@@ -52,12 +52,18 @@ class Losses:
         """Whether a task that was lost in this attempt is to run again."""
         records = Records(self._home)
         try:
-            plan, want = records.get(task_id).plan, records.intent(task_id).want
+            plan = records.get(task_id).plan
         except TaskNotFoundError:  # allocated by who keeps no records
             return False
         tries = attempt - len(self.free(task_id, attempt))
-        is_over = want is Want.CANCEL or records.final(task_id) is not None
+        is_over = self.is_cancelled(task_id) or records.final(task_id) is not None
         return tries <= plan.retries and not is_over and plan.elements is None
+
+    def is_cancelled(self, task_id: str) -> bool:
+        """Whether it was."""
+        with suppress(TaskNotFoundError):
+            return Records(self._home).intent(task_id).want is Want.CANCEL
+        return False
 
     def note(self, plan: Plan, lost: Allocation, rentals: Collection[str]) -> None:
         """Put on record that this was lost with these, unless somebody else did; that is on disk first."""
@@ -77,6 +83,20 @@ class Losses:
                 with suppress(FileExistsError):
                     create_durably(folder / "status.json", json.dumps(end).encode())
 
+    def last_seen(self, task_id: str) -> int:
+        """The attempt in which the task, or any of its elements, was last seen on its machines; 0 before the first."""
+        try:
+            return int((self._seen(task_id) / task_id).read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def note_seen(self, task_id: str, attempt: int) -> None:
+        """It was, in this one."""
+        if attempt > self.last_seen(task_id):
+            with suppress(OSError):  # a home that can only be read
+                self._seen(task_id).mkdir(mode=0o700, exist_ok=True)
+                write_durably(self._seen(task_id) / task_id, str(attempt).encode())
+
     def free(self, task_id: str, attempt: float = math.inf) -> list[int]:
         """The attempts up to this one that count for nothing, as far as that was seen."""
         with suppress(OSError, ValueError):
@@ -87,11 +107,14 @@ class Losses:
         """These are: all that are known by now."""
         if sorted(attempts) != self.free(task_id):
             with suppress(OSError):  # a home that can only be read
-                self._free(task_id).parent.mkdir(mode=0o700, exist_ok=True)
+                self._seen(task_id).mkdir(mode=0o700, exist_ok=True)
                 write_durably(self._free(task_id), json.dumps(sorted(attempts)).encode())
 
     def _free(self, task_id: str) -> Path:
-        return self._record(task_id) / "seen" / f"{task_id}.free"
+        return self._seen(task_id) / f"{task_id}.free"
+
+    def _seen(self, task_id: str) -> Path:
+        return self._record(task_id) / "seen"
 
     def _places(self, task_id: str) -> Places:
         return Places(self._record(task_id))

@@ -39,7 +39,7 @@ _BOOT_SECONDS = 3600.0  # after which a machine is not waited for any more; 20 m
 _STOP_SECONDS = 10.0  # beside a task's own grace time
 _LATE_SECONDS = 120.0  # within which a request that was never answered may still show
 _DEAD_SECONDS = 120.0  # after which a machine that its cloud calls dead is taken to be lost
-_TRUSTED_SECONDS = 3.0  # how long machines that are up are taken to be, while they answer
+_TRUSTED_SECONDS = 3.0  # how long what the cloud told of machines is taken to hold, of those that are up or come
 _ANSWERED, _MAKING = b"answered", b"volumes"  # of a task that is held; nothing: machines were asked for
 _STATE = f"test -e {READY} && echo ready; test -e {ROOT}/bill.json && echo told; test -d {ROOT} && echo guarded; :"
 _TAKE_BILL = f"sudo -n sh -c 'umask 077; cat > {ROOT}/bill.new && mv {ROOT}/bill.new {ROOT}/bill.json'"
@@ -178,7 +178,8 @@ class Rented(Ssh):
         """
         if attempt > 1:
             self._give_up(plan, attempt)
-        rental = self._live(plan.task_id)
+        seen = (one for one in self._just_seen(plan.task_id) if one.state is not Machines.GONE)
+        rental = next(seen, None) or self._live(plan.task_id)
         if rental and self._is_left(rental):
             self._end_left(rental)
             rental = self._live(plan.task_id)
@@ -273,15 +274,18 @@ class Rented(Ssh):
 
     def _rentals(self, task_ids: list[str] | None) -> list[Rental]:
         """What the cloud tells; of one task whose machines were up a moment ago only those are asked."""
-        if task_ids is None or len(task_ids) != 1:
-            return self.rentals(task_ids)
-        since, known = self._seen.get(task_ids[0], (0.0, []))
-        if time.monotonic() - since > _TRUSTED_SECONDS:
-            known = self.rentals(task_ids)
-            self._seen.pop(task_ids[0], None)
-            if known and known[0].state is Machines.UP:
-                self._seen[task_ids[0]] = (time.monotonic(), known)
-        return known
+        known = self._just_seen(task_ids[0]) if task_ids and len(task_ids) == 1 else []
+        if known and known[0].state is Machines.UP:
+            return known
+        found = self.rentals(task_ids)
+        for one in task_ids or ():
+            self._seen[one] = (time.monotonic(), [rental for rental in found if rental.name == one])
+        return found
+
+    def _just_seen(self, task_id: str) -> list[Rental]:
+        """What the cloud told of a task a moment ago; nothing where it was not asked."""
+        since, known = self._seen.get(task_id, (0.0, []))
+        return known if time.monotonic() - since <= _TRUSTED_SECONDS else []
 
     def _live(self, task_id: str) -> Rental | None:
         """The newest one of a task that is not gone."""
@@ -305,7 +309,7 @@ class Rented(Ssh):
 
     def _allocations(self, rental: Rental, told: Mapping[str, Any]) -> list[Allocation]:
         task_id, first = str(rental.task_id), rental.attempt
-        attempt = self.sight.last_attempt(task_id) if rental.task_id else 0
+        attempt = self.losses.last_seen(task_id) if rental.task_id else 0
         attempt, was_seen = max(attempt, first - 1), attempt >= first
         whole = Allocation(
             rental.task_id,
@@ -316,9 +320,9 @@ class Rented(Ssh):
             price_per_hour=rental.price_per_hour,
             plan_hash=rental.plan_hash,
         )
-        if why := self._why_lost(rental, told, was_seen=was_seen):
-            lost = self._lost(replace(whole, attempt=max(attempt, first), reason=why))
-            return [lost if lost.machines is Machines.LOST or rental.state is not Machines.GONE else whole]
+        if why := self._why_lost(rental, told, attempt):
+            is_cancelled = rental.state is Machines.GONE and self.losses.is_cancelled(task_id)
+            return [whole if is_cancelled else self._lost(replace(whole, attempt=max(attempt, first), reason=why))]
         if rental.state is Machines.QUEUED and attempt:
             whole = replace(whole, machines=Machines.PREEMPTED)
         if whole.machines is Machines.PREEMPTED and was_seen and rental.home_id == self.home_id:
@@ -347,12 +351,11 @@ class Rented(Ssh):
     def _note_attempt(self, entry: Mapping[str, Any], first: int) -> None:
         """Of a task or element on a machine that was rented for the attempt `first`."""
         unit, attempt = entry["id"], entry["attempt"]
-        self.sight.note_attempt(unit, attempt)
-        if attempt > first or first > 1:
+        self.losses.note_seen(unit.partition("_")[0], attempt)
+        reports = map(report_from_json, entry["reports"].values())
+        is_free = any(one is not None and one.cause == "requeue" for one in reports)
+        if is_free or attempt > 1:
             before = [one for one in self.losses.free(unit) if one < first]
-            is_free = any(
-                one.cause == "requeue" for text in entry["reports"].values() if (one := report_from_json(text))
-            )
             self.losses.note_free(unit, {*before, *entry["free"], *([attempt] if is_free else [])})
 
     def _unseen(self, task_id: str) -> Allocation:
@@ -361,18 +364,19 @@ class Rented(Ssh):
         if self._is_new(task_id):
             reason = "is asked for, and does not show yet"
             return Allocation(task_id, move.attempt - 1 if move else 0, Machines.QUEUED, reason=reason)
-        attempt = max(self.sight.last_attempt(task_id), move.attempt if move else 1)
+        attempt = max(self.losses.last_seen(task_id), move.attempt if move else 1)
         return self._lost(Allocation(task_id, attempt, Machines.GONE, reason="its machines are gone"))
 
     # -- what is lost
 
-    def _why_lost(self, rental: Rental, told: Mapping[str, Any], *, was_seen: bool) -> str:
-        """Why its machines are given up, or were; "" where they are not."""
+    def _why_lost(self, rental: Rental, told: Mapping[str, Any], attempt: int) -> str:
+        """Why its machines are given up, or were; "" where they are not. attempt: the last that was seen."""
+        was_seen = attempt >= rental.attempt
         if rental.home_id != self.home_id:
             return ""
         if rental.state is Machines.GONE:
             return rental.reason
-        may_run_again = self.losses.may_run_again(str(rental.task_id), self.sight.last_attempt(str(rental.task_id)))
+        may_run_again = self.losses.may_run_again(str(rental.task_id), max(attempt, rental.attempt))
         most = self.fleet.lost_after_seconds
         if rental.state is Machines.LOST:  # its disk may hold what nobody collected: that is not given up at once
             patience = min(_DEAD_SECONDS, most) if may_run_again or not was_seen else most
