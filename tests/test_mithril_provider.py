@@ -12,6 +12,7 @@ import pytest
 from flow.client import Flow
 from flow.errors import QuotaExceededError, ValidationError
 from flow.task import Task
+from tests.support.commands import flow
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import refusal, reset, taken_then, taken_then_reset
 from tests.support.processes import wait_until
@@ -133,3 +134,27 @@ def test_what_was_made_for_a_bid_that_is_refused_goes(client: Flow, cloud: Cloud
         _run(client, "true", volumes=[{"name": "scratch", "size_gb": 10, "mount_path": "/scratch"}])
     assert [one.status for one in client.tasks()] == ["failed"]
     assert client.volumes() == [] and client.held() == []
+
+
+def test_a_task_whose_profile_was_removed_is_shown_with_what_to_do(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = client.home / "config.yaml"
+    file.parent.mkdir(exist_ok=True)
+    profile = f"profiles: {{work: {{provider: fcp, api_key: {cloud.key}}}}}\n"
+    file.write_text(profile)
+    monkeypatch.setenv("FLOW_PROFILE", "work")
+    task = _run(Flow(), "sleep 1000")
+    assert task.provider == "mithril@work"
+    monkeypatch.delenv("FLOW_PROFILE")
+    file.write_text("")
+    ended = flow("status")
+    assert ended.returncode == 0 and f"{task.task_id}  sleep" in ended.stdout, ended.stdout
+    assert "not known: no profile `work` in the settings" in ended.stdout
+    assert "make it with `flow --profile work init`" in ended.stderr
+    assert flow("cancel", task.task_id, "--yes").returncode == 2
+    file.write_text(profile)
+    client = Flow()
+    client.cancel(task)
+    assert client.get_task(task.task_id).wait(timeout=90) == "cancelled"
+    assert wait_until(lambda: client.held() == [], seconds=60)

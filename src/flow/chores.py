@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from flow.attend import Do, Duty, next_duty, start_attendant
 from flow.dependencies import PAIRED, Fact, met_at
-from flow.errors import FlowError
+from flow.errors import FlowError, UnknownProfileError
 from flow.machines import Allocation, Machines
 from flow.plan import Dependency, Plan
 from flow.status import Outcome, TaskStatus, Want
@@ -69,14 +69,16 @@ def attend(client: Flow, plans: dict[str, Plan]) -> bool:
 
 def _give_back(client: Flow) -> bool:
     """See that nothing is rented for tasks that have ended, or are not known any more; whether more is."""
-    held = client.held()
-    for name, task_id in held:
-        records = client.records
-        is_over = records.final(task_id) or not records.rows_of([task_id])
-        if is_over or records.intent(task_id).want is Want.CANCEL:  # also where the first request failed
-            with suppress(FlowError):  # it is asked for again
-                client.provider(name).release(task_id)
-    return bool(held)
+    is_needed = False
+    for name, task_id in client.held():
+        with suppress(UnknownProfileError):  # nobody can, while it is not there
+            provider, records = client.provider(name), client.records
+            is_needed = True
+            is_over = records.final(task_id) or not records.rows_of([task_id])
+            if is_over or records.intent(task_id).want is Want.CANCEL:  # also where the first request failed
+                with suppress(FlowError):  # it is asked for again
+                    provider.release(task_id)
+    return is_needed
 
 
 def _needs_client(client: Flow, plan: Plan) -> bool:
