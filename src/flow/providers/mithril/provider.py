@@ -87,7 +87,8 @@ class Mithril(Rented):
     @property
     def volumes(self) -> Volumes:
         """Its volumes."""
-        return Volumes(self.account, self.home, self._region, self.note_making)
+        made = self.home / self.name / "made"
+        return Volumes(self.account, self.home, self._region, made=made, note=self.note_making)
 
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:
         """Spot machines, those in the settings' region first; what can be had now, then the cheapest first."""
