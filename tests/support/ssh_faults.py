@@ -312,8 +312,9 @@ class _Story:
             self.faults.append("client")
 
     def _start(self, name: str, *words: str) -> None:
-        with (self.folder / name.replace(" ", "-")).open("wb") as output:
-            self.processes[name] = subprocess.Popen([sys.executable, *words], stdout=output, stderr=subprocess.DEVNULL)
+        own = self.folder / name.replace(" ", "-")
+        with own.open("wb") as output, own.with_name(f"{own.name}.errors").open("wb") as errors:
+            self.processes[name] = subprocess.Popen([sys.executable, *words], stdout=output, stderr=errors)
 
     def _flow(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "flow", *words], capture_output=True, text=True, timeout=60)
@@ -416,7 +417,8 @@ class _Story:
                 Counter(whole) - Counter(seen) if self._records("moves/*.json") else sorted(seen) != sorted(whole)
             )
             if is_wrong:  # more than that was seen of what went with its host
-                self._wrong(f"{task_id}: the follower saw {seen}, written was {whole}")
+                code, said = self.processes[name].returncode, (self.folder / f"{name}.errors").read_text()
+                self._wrong(f"{task_id}: the follower saw {seen}, written was {whole}; it ended with {code}: {said}")
 
     def _wrong(self, what: str) -> None:
         self.violations.append(what)
