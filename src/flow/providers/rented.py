@@ -341,11 +341,14 @@ class Rented(Ssh):
             for entry in answer["tasks"]:
                 found.setdefault(entry["id"], {})[name] = entry
                 self._note_attempt(entry, first)
-        if not found or any(len(entries) < len(answers) for entries in found.values() if not self._is_array(rental)):
+        elements = self._elements(task_id)
+        if not found or (not elements and any(len(entries) < len(answers) for entries in found.values())):
             return [replace(whole, machines=Machines.STARTING, reason="its code is on the way")]
+        missing = [one for one in elements if one not in found]
         clocks = {name: answer["ahead"] for name, answer in answers.items()}
         move = self.losses.last(task_id)
         made = [allocation_of(unit, entries, clocks, move) for unit, entries in found.items()]
+        made += [Allocation(one, 0, Machines.QUEUED, reason="its code is on the way") for one in missing]
         return [replace(one, price_per_hour=rental.price_per_hour) for one in made]
 
     def _note_attempt(self, entry: Mapping[str, Any], first: int) -> None:
@@ -418,11 +421,13 @@ class Rented(Ssh):
         self._hang_up(str(rental.task_id))
         self.end(rental)
 
-    def _is_array(self, rental: Rental) -> bool:
+    def _elements(self, task_id: str) -> list[str]:
+        """Those of an array."""
         try:
-            return Records(self.home).get(str(rental.task_id)).plan.elements is not None
+            elements = Records(self.home).get(task_id).plan.elements
         except ResourceNotFoundError:
-            return False
+            return []
+        return [f"{task_id}_{one}" for one in elements.indices] if elements else []
 
     def _parts(self, task_id: str) -> dict[str, list[str]]:
         """By machine, what they call it, once they can be reached."""
@@ -469,7 +474,8 @@ class Rented(Ssh):
             rank, elements = (0, [indices[one] for one in own]) if indices else (own[0], [])
             first = rental.attempt
             free = len(self.losses.free(plan.task_id, first - 1))
-            part = Part(plan.task_id, rank, elements, at_once=None, first_attempt=first, free_attempts=free)
+            at_once = 1 if plan.elements and plan.elements.at_once else None
+            part = Part(plan.task_id, rank, elements, at_once=at_once, first_attempt=first, free_attempts=free)
             self._submit(remote, plan, part)
 
         self._each(list(places), submit)

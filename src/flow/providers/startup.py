@@ -94,6 +94,7 @@ def startup_script(
         "task_id": plan.task_id,
         "user": user,
         "notice": notice,
+        "machines": plan.machines,
         "docker": plan.image is not None,
         "volumes": list(volumes),
         "grace_seconds": grace_seconds,

@@ -144,7 +144,7 @@ class Mithril(Rented):
             "region": plan.region,
             "instance_type": self._type_id(plan),
             "limit_price": price_text(limit),
-            "instance_quantity": plan.nodes,
+            "instance_quantity": plan.machines,
             "name": plan.task_id,
             "launch_specification": {"volumes": volumes, "ssh_keys": list(keys.key_ids), "startup_script": script},
         }
@@ -315,7 +315,7 @@ class Mithril(Rented):
 
     def _limit(self, plan: Plan) -> float:
         """Of one machine: what is given, down to a cent."""
-        limit = (plan.max_price_per_hour or 0.0) / plan.nodes
+        limit = (plan.max_price_per_hour or 0.0) / plan.machines
         return int(round(limit * 100, 6)) / 100
 
     def _has_come(self, plan: Plan, attempt: int) -> bool:
