@@ -1,8 +1,9 @@
 """Seeded stories of tasks on the stand-in cloud whose clients and attendants are killed, while its API fails.
 
 Once a `flow` command has run again and things have settled: no bid lives that no unfinished task owns, none was made
-twice but where the cloud had ended the first, every acknowledged task has its true end and its whole output and ran once for each recorded attempt, no volume
-and no API key that was made for a task is left, and no key is where it may be read.
+twice but where the cloud had ended the first, every acknowledged task has its true end and its whole output and ran
+once for each recorded attempt, no volume and no API key that was made for a task is left, and no key is where it may
+be read.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ cat <&3 >/dev/null'
 """
 _WORK = "seq 20000; sleep 0.1; seq 20000 | tac"
 OUTPUT = hashlib.sha256("".join(f"{n}\n" for n in [*range(1, 20001), *range(20000, 0, -1)]).encode()).hexdigest()
+_AGAIN = "works again"  # also where its bid is ended
 KINDS = (
     Kind("works", _WORK, ("completed",)),
     Kind("works longer", f"{_WORK}; sleep 1.5", ("completed",)),
@@ -57,7 +59,7 @@ KINDS = (
         {"volumes": [{"mount_path": "/data", "size_gb": 1, "ephemeral": True}]},
     ),
     Kind("second try", f"{_WORK}; [ $FLOW_ATTEMPT -ge 2 ]", ("completed",), {"retries": 1}),
-    Kind("works again", f"{_WORK}; sleep 1", ("completed",), {"retries": 3}),
+    Kind(_AGAIN, f"{_WORK}; sleep 1", ("completed",), {"retries": 3}),
     Kind("cancelled", "sleep 300", ("cancelled",), is_cancelled=True),
 )  # fmt: skip
 _FAULTS = (
@@ -132,8 +134,10 @@ class _Story:
     def _acts(self) -> list[tuple[float, Callable[[], object]]]:
         moment = self.random.uniform
         acts: list[tuple[float, Callable[[], object]]] = []
+        is_lossy = self.random.random() < 0.25
+        kinds = [one for one in KINDS if one.name == _AGAIN] if is_lossy else KINDS
         for number in range(self.random.randint(2, 3)):
-            begin, name, kind = moment(0, 0.5), f"run {number}", self.random.choice(KINDS)
+            begin, name, kind = moment(0, 0.5), f"run {number}", self.random.choice(kinds)
             dies = self.random.random()
             line = int(10 ** moment(2.5, 4.8)) if dies < 0.5 else None
             self.asked[name] = kind
@@ -147,7 +151,7 @@ class _Story:
             acts.append((moment(1, 6), partial(self._start_doomed, f"look {number}", *words)))
         if self.random.random() < 0.3:
             acts.append((moment(1, 4), partial(self._preempt, moment(0.5, 2))))
-        if self.random.random() < 0.5:
+        if is_lossy:
             acts += [(moment(1, 6), self._end_bid) for _ in range(self.random.randint(1, 2))]
         acts += [(moment(1.5, 5), self._cancel_all_that_should)]
         return acts
@@ -215,7 +219,7 @@ class _Story:
             self.faults.append("ended")
 
     def _may_be_lost(self, task_id: str) -> bool:
-        return Flow().records.get(task_id).plan.name == "works-again"
+        return Flow().records.get(task_id).plan.name == _AGAIN.replace(" ", "-")
 
     def _kill_attendant(self) -> None:
         lock = self.home / "attend.lock"
