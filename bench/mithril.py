@@ -94,21 +94,21 @@ def _status(cloud: Cloud, count: int) -> list[Figure]:
 
 
 def _look(cloud: Cloud) -> list[Figure]:
-    """What the attendant asks at each look while tasks wait, and while their machines boot."""
+    """What the attendant asks at each look, for one task that waits for machines and for ten, and while those boot."""
     figures = []
     with _client(cloud) as client:
-        for state, capacity in (("waiting", 0), ("booting", 10**4)):
+        for count, state, capacity in ((1, "waits", 0), (10, "wait", 0), (10, "boot", 10**4)):
+            while len(client.records.rows(unfinished=True)) < count:
+                client.run("true", upload_code=False, region=_REGION, gpu="a100")
             cloud.lane(_TYPE, _REGION).capacity = capacity
-            for count in (1, 10):
-                while len(client.records.rows(unfinished=True)) < count:
-                    client.run("true", upload_code=False, region=_REGION, gpu="a100")
-                time.sleep(0.2)
-                calls = []
-                for _ in range(5):
-                    before = len(cloud.requests)
-                    attend(client, {})
-                    calls.append(len(cloud.requests) - before)
-                figures.append(Figure(f"attendant: calls of a look, {count} tasks {state}", median(calls), "", aim=6))
+            time.sleep(0.2)
+            calls = []
+            for _ in range(5):
+                before = len(cloud.requests)
+                attend(client, {})
+                calls.append(len(cloud.requests) - before)
+            tasks = "1 task" if count == 1 else f"{count} tasks"
+            figures.append(Figure(f"attendant: calls of a look while {tasks} {state}", median(calls), "", aim=6))
     return figures
 
 
