@@ -187,3 +187,35 @@ def test_who_is_killed_over_it_is_followed_by_another(client: Flow, cloud: Cloud
     assert wait_until(lambda: [again.tasks(), again.get_task(task.task_id)][1].status == "completed", seconds=_SECONDS)
     assert attempts(again.get_task(task.task_id)) == [(1, "lost"), (2, "completed")]
     assert Counter(bids(cloud, task)) == {("1", False): 1, ("2", False): 1}
+
+
+def tried(client: Flow, array: Task, index: int) -> list[tuple[int, str]]:
+    return attempts(client.get_task(f"{array}_{index}"))
+
+
+def test_of_an_array_what_has_ended_stays_and_the_rest_runs_again(client: Flow, cloud: Cloud) -> None:
+    command = "echo $FLOW_ARRAY_INDEX.$FLOW_ATTEMPT; [ $FLOW_ARRAY_INDEX.$FLOW_ATTEMPT != 2.1 ] || sleep 1000"
+    array = client.run(command, array="1-3", retries=1, gpu="a100", upload_code=False, grace_seconds=0.5)
+    assert wait_until(lambda: array.logs() == "1.1\n2.1\n", seconds=_SECONDS, every=0.2), array.refresh().reason
+    assert wait_until(lambda: client.records.final(f"{array}_1") is not None, seconds=30)
+    cloud.end_bid(array.task_id)
+    assert array.wait(timeout=_SECONDS) == "completed", array.reason
+    again = [(1, "lost"), (2, "completed")]  # nobody knows that the third had not begun
+    assert [tried(client, array, n) for n in (1, 2, 3)] == [[(1, "completed")], again, again]
+    assert array.logs() == "1.1\n2.2\n3.2\n"
+    assert [one[0] for one in bids(cloud, array)] == ["1", "2"]
+    assert is_given_back(client, cloud)
+
+
+def test_an_element_without_a_try_left_is_lost_and_spares_the_others(client: Flow, cloud: Cloud) -> None:
+    which = "$FLOW_ARRAY_INDEX.$FLOW_ATTEMPT"
+    command = f"echo {which}; case {which} in 1.1) exit 3;; 1.2|2.1) sleep 1000;; esac"
+    array = client.run(command, array="1-3%2", retries=1, gpu="a100", upload_code=False, grace_seconds=0.5)
+    assert wait_until(lambda: {"1.2", "2.1"} <= set(array.logs().split()), seconds=_SECONDS, every=0.2)
+    assert wait_until(lambda: client.get_task(f"{array}_1").outcome.attempt == 2, seconds=30)
+    cloud.crash(array.task_id, 1)
+    assert (array.wait(timeout=_SECONDS), array.reason.partition(":")[0]) == ("lost", "1 of 3 lost")
+    assert tried(client, array, 1) == [(1, "lost"), (2, "lost")]
+    assert [tried(client, array, n)[-1] for n in (2, 3)] == [(3, "completed"), (3, "completed")]
+    assert [one.quantity for one in cloud.spot.bids.values() if one.name == array.task_id] == [2, 2]
+    assert is_given_back(client, cloud)

@@ -71,9 +71,8 @@ class Turn:
         if end["cause"] == asked.REQUEUE:
             return False
         is_done = end["cause"] == "exit" and end["code"] == 0
-        before = (
-            self.task["first_attempt"] - 1 - self.task.get("free_attempts", 0)
-        )  # those that were lost elsewhere count
+        free = self.task.get("free_attempts", {}).get("" if self.index is None else str(self.index), 0)
+        before = self.task["first_attempt"] - 1 - free  # those that were lost elsewhere count
         return is_done or end["cause"] in ("timeout", "cancel") or before + len(counted) > self.task["retries"]
 
     def note_loss(self) -> None:

@@ -14,6 +14,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from flow.providers.ssh.states import allocation_of
 from flow.providers.startup import READY, ROOT, RUN
 from flow.record import Records
 from flow.remote import Remote
-from flow.status import Want, report_from_json
+from flow.status import Want, read_report, report_from_json
 
 _FOLDER = "~/.flow-host"  # for tasks, on each machine
 _BOOT_SECONDS = 3600.0  # after which a machine is not waited for any more; 20 minutes are common
@@ -134,8 +135,8 @@ class Rented(Ssh):
         """Everything that costs the project money, without its machines."""
 
     @abstractmethod
-    def rent(self, plan: Plan, attempt: int) -> None:
-        """Ask for the plan's machines, unless they are there."""
+    def rent(self, plan: Plan, attempt: int, machines: int) -> None:
+        """Ask for so many machines of the plan's kind, unless they are there."""
 
     @abstractmethod
     def end(self, rental: Rental) -> None:
@@ -224,7 +225,7 @@ class Rented(Ssh):
         for one in asked:
             base = one.partition("_")[0]
             if one != base and base in whole:
-                by_id[one] = replace(by_id[base], task_id=one)
+                by_id[one] = self._on_record(one) or replace(by_id[base], task_id=one)
         return [by_id[one] for one in by_id if one in asked or one.partition("_")[0] in asked]
 
     def release(self, *task_ids: str) -> None:
@@ -326,7 +327,7 @@ class Rented(Ssh):
         if rental.state is Machines.QUEUED and attempt:
             whole = replace(whole, machines=Machines.PREEMPTED)
         if whole.machines is Machines.PREEMPTED and was_seen and rental.home_id == self.home_id:
-            self.losses.note_free(task_id, {*self.losses.free(task_id), attempt})
+            self.losses.note_preempted(task_id)
         answers = {one.name: told[one.name] for one in rental.machines if one.name in told}
         if rental.state is Machines.LOST:
             return [replace(whole, machines=Machines.SILENT if was_seen else Machines.STARTING)]
@@ -341,20 +342,24 @@ class Rented(Ssh):
             for entry in answer["tasks"]:
                 found.setdefault(entry["id"], {})[name] = entry
                 self._note_attempt(entry, first)
-        elements = self._elements(task_id)
+        plan = self._array(task_id)
+        elements = [f"{task_id}_{one}" for one in self.losses.elements(plan)] if plan else []
         if not found or (not elements and any(len(entries) < len(answers) for entries in found.values())):
             return [replace(whole, machines=Machines.STARTING, reason="its code is on the way")]
         missing = [one for one in elements if one not in found]
         clocks = {name: answer["ahead"] for name, answer in answers.items()}
         move = self.losses.last(task_id)
         made = [allocation_of(unit, entries, clocks, move) for unit, entries in found.items()]
-        made += [Allocation(one, 0, Machines.QUEUED, reason="its code is on the way") for one in missing]
+        made += [Allocation(one, first - 1, Machines.QUEUED, reason="its code is on the way") for one in missing]
+        ended = [f"{task_id}_{one}" for one in plan.elements.indices] if plan and plan.elements and first > 1 else []
+        made += [one for unit in ended if unit not in elements and (one := self._on_record(unit))]
         return [replace(one, price_per_hour=rental.price_per_hour) for one in made]
 
     def _note_attempt(self, entry: Mapping[str, Any], first: int) -> None:
         """Of a task or element on a machine that was rented for the attempt `first`."""
         unit, attempt = entry["id"], entry["attempt"]
-        self.losses.note_seen(unit.partition("_")[0], attempt)
+        if attempt >= first:
+            self.losses.note_seen(unit, attempt)
         reports = map(report_from_json, entry["reports"].values())
         is_free = any(one is not None and one.cause == "requeue" for one in reports)
         if is_free or attempt > 1:
@@ -379,10 +384,9 @@ class Rented(Ssh):
             return ""
         if rental.state is Machines.GONE:
             return rental.reason
-        may_run_again = self.losses.may_run_again(str(rental.task_id), max(attempt, rental.attempt))
-        most = self.fleet.lost_after_seconds
+        may_run_again, most = partial(self.losses.may_run_again, str(rental.task_id)), self.fleet.lost_after_seconds
         if rental.state is Machines.LOST:  # its disk may hold what nobody collected: that is not given up at once
-            patience = min(_DEAD_SECONDS, most) if may_run_again or not was_seen else most
+            patience = min(_DEAD_SECONDS, most) if not was_seen or may_run_again() else most
             return rental.reason if self.fleet.dead_seconds(rental.rental_id) >= patience else ""
         self.fleet.note_life(rental.rental_id)
         answers = {one.name: told.get(one.name) for one in rental.machines}
@@ -394,12 +398,12 @@ class Rented(Ssh):
             return f"its machine did not boot within {_BOOT_SECONDS / 60:g} minutes" if is_late else ""
         since = min((at for name in silent if (at := self.fleet.silent_since(name))), default=time.time())
         # what runs where it cannot be asked is given up only for another attempt
-        is_late = time.time() - since >= most and rental.state is Machines.UP and may_run_again
+        is_late = time.time() - since >= most and rental.state is Machines.UP and may_run_again()
         return f"its machine was out of reach for {most / 60:g} minutes" if is_late else ""
 
     def _lost(self, whole: Allocation) -> Allocation:
         """Lost for good, or with an attempt to follow."""
-        may_run_again = self.losses.may_run_again(str(whole.task_id), whole.attempt)
+        may_run_again = self.losses.may_run_again(str(whole.task_id))
         return replace(whole, machines=Machines.LOST if may_run_again else Machines.GONE)
 
     def _give_up(self, plan: Plan, attempt: int) -> None:
@@ -421,13 +425,23 @@ class Rented(Ssh):
         self._hang_up(str(rental.task_id))
         self.end(rental)
 
-    def _elements(self, task_id: str) -> list[str]:
-        """Those of an array."""
+    def _array(self, task_id: str) -> Plan | None:
+        """The plan of an array."""
         try:
-            elements = Records(self.home).get(task_id).plan.elements
+            plan = Records(self.home).get(task_id).plan
         except ResourceNotFoundError:
-            return []
-        return [f"{task_id}_{one}" for one in elements.indices] if elements else []
+            return None
+        return plan if plan.elements else None
+
+    def _on_record(self, unit: str) -> Allocation | None:
+        """Of an element whose end is on record: its machines may be gone."""
+        records = Records(self.home)
+        final = records.final(unit)
+        if final is None:
+            return None
+        report = read_report(records.folder(unit, final.attempt, 0))
+        reports = {0: report} if report else {}
+        return Allocation(unit, final.attempt, Machines.GONE, reason=final.reason, reports=reports)
 
     def _parts(self, task_id: str) -> dict[str, list[str]]:
         """By machine, what they call it, once they can be reached."""
@@ -442,7 +456,8 @@ class Rented(Ssh):
         move = self.losses.last(plan.task_id)
         self._hold_open(plan.task_id)
         try:
-            self.rent(plan, move.attempt if move else 1)
+            most = len(self.losses.elements(plan)) if plan.elements else plan.machines
+            self.rent(plan, move.attempt if move else 1, min(plan.machines, most))
         except (ValidationError, QuotaExceededError):  # refused, so that there is nothing to come
             self.forget_task(plan.task_id, is_refused=move is None)
             (self._held / plan.task_id).unlink(missing_ok=True)
@@ -466,17 +481,20 @@ class Rented(Ssh):
             self._each(untold, lambda _, remote: _done(remote.channel.ask(_TAKE_BILL, stdin=text)))
         if any("ready" not in one for one in words.values()):
             return
-        places = _spread(rental, len(plan.elements.indices) if plan.elements else 0)
-        indices = plan.elements.indices if plan.elements else ()
+        indices = self.losses.elements(plan)
+        places = _spread(rental, len(indices))
 
         def submit(name: str, remote: Remote) -> None:
             own = places[name]
             rank, elements = (0, [indices[one] for one in own]) if indices else (own[0], [])
-            first = rental.attempt
-            free = len(self.losses.free(plan.task_id, first - 1))
             at_once = 1 if plan.elements and plan.elements.at_once else None
-            part = Part(plan.task_id, rank, elements, at_once=at_once, first_attempt=first, free_attempts=free)
-            self._submit(remote, plan, part)
+            units = {str(one): f"{plan.task_id}_{one}" for one in elements} or {"": plan.task_id}
+            free = (
+                {one: self.losses.free_attempts(unit, rental.attempt) for one, unit in units.items()}
+                if rental.attempt > 1
+                else {}
+            )
+            self._submit(remote, plan, Part(plan.task_id, rank, elements, at_once, rental.attempt, free))
 
         self._each(list(places), submit)
         if plan.nodes > 1:

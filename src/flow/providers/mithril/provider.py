@@ -127,12 +127,13 @@ class Mithril(Rented):
         prices = self._prices() if bids else {}
         return [self._rental(one, [], prices) for one in bids]
 
-    def rent(self, plan: Plan, attempt: int) -> None:
-        """Bid for the plan's machines; a bid of this name that is ours already is left alone."""
+    def rent(self, plan: Plan, attempt: int, machines: int) -> None:
+        """Bid for them; a bid of this name that is ours already is left alone."""
         keys, limit = self._login, self._limit(plan)
         volumes = [one.source for one in plan.mounts if one.kind == VOLUME]
         script = startup_script(
             plan,
+            machines=machines,
             mark=Mark(plan.task_id, attempt, plan.hash, self.home_id, (str(round(limit * 100)),)),
             user=_USER,
             notice=_NOTICE,
@@ -144,7 +145,7 @@ class Mithril(Rented):
             "region": plan.region,
             "instance_type": self._type_id(plan),
             "limit_price": price_text(limit),
-            "instance_quantity": plan.machines,
+            "instance_quantity": machines,
             "name": plan.task_id,
             "launch_specification": {"volumes": volumes, "ssh_keys": list(keys.key_ids), "startup_script": script},
         }
