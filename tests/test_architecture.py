@@ -165,7 +165,7 @@ def test_commands_do_not_import_each_other() -> None:
 
 
 def test_a_provider_imports_only_what_it_is_built_on() -> None:
-    base = {"rented": {"ssh", "startup", "copied"}}  # machines of a cloud are hosts, once they are there
+    base = {"rented": {"ssh", "startup", "losses", "copied"}, "losses": {"ssh"}}  # machines are hosts
     clouds = {"mithril"}
 
     def provider(module: str) -> str | None:

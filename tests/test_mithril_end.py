@@ -149,7 +149,7 @@ def test_a_machine_copies_the_record_ends_its_bid_and_the_next_command_has_it_al
     bid = _ends_with_nobody_there(client, cloud, task)
     assert (cloud.billed(), {*_who_deleted(cloud, bid)} <= keys - {cloud.key}) == ([], True)
     (found,) = bucket.list_objects_v2(Bucket="bucket")["Contents"]
-    assert found["Key"] == f"some/path/{task}/0.tar.gz"
+    assert found["Key"] == f"some/path/{task}/1/0.tar.gz"
     content = bucket.get_object(Bucket="bucket", Key=found["Key"])["Body"].read()
     with tarfile.open(fileobj=io.BytesIO(content)) as copied:
         names = copied.getnames()

@@ -24,7 +24,7 @@ from flow.errors import TimeoutError as FlowTimeoutError
 from flow.machines import Allocation, Machines, Offer
 from flow.node import session
 from flow.remote import NODE, packed_program
-from flow.status import Want
+from flow.status import TaskStatus, Want
 
 if TYPE_CHECKING:
     from flow.code_upload import Reading, Upload
@@ -142,8 +142,9 @@ class DevMachine:
         return count
 
     def sessions(self) -> list[Session]:
-        """What runs on it, besides."""
-        self._found()
+        """What runs on it, besides; nothing while it is not there yet."""
+        if self._found().status is not TaskStatus.RUNNING:
+            return []
         keys = ("pid", "what", "is_fresh", "started")
         return [Session(*(one[key] for key in keys)) for one in self._ask("list")]
 

@@ -13,8 +13,10 @@ from flow.cli import follow, output, times
 from flow.cli.confirm import confirmed
 from flow.cli.group import FlowCommand, UsageError, attach
 from flow.errors import FlowError, ProviderError
+from flow.status import TaskStatus
 
 if TYPE_CHECKING:
+    from flow.client import Flow
     from flow.dev import DevMachine, Session
     from flow.task import Task
 
@@ -85,7 +87,7 @@ def dev(
         output.say(f"{count} command{'' if count == 1 else 's'} ended; the files are as they were")
         return 0
     if do_stop:
-        return _stop(machine, yes=yes)
+        return _stop(client, machine, yes=yes)
     if not no_upload and _is_project(Path.cwd()):
         machine.read_ahead()
     task = machine.start(instance_type=instance_type, idle_stop_seconds=idle_seconds, upload=not no_upload)
@@ -153,8 +155,12 @@ def _show(machine: DevMachine) -> int:
     task = machine.task
     idle = idle_stop_seconds(task)
     click.echo(f"{output.line_of(task)}{output.GAP}{output.status_word(task)}")
+    if task.status is not TaskStatus.RUNNING:
+        click.echo(task.reason)
+        return 0
     end = f"when idle for {times.span(idle)}" if idle else "by `flow dev --stop`"
-    click.echo(f"{machine.host}, up {times.span(task.run_seconds or 0)}, ends {end}")
+    cost = f", {task.total_cost} so far" if task.price_per_hour else ""
+    click.echo(f"{machine.host}, up {times.span(task.run_seconds or 0)}{cost}, ends {end}")
     if sessions:
         click.echo("\n".join(output.table(_COLUMNS, [_row(one) for one in sessions])))
     return 0
@@ -164,7 +170,7 @@ def _row(one: Session) -> tuple[str, str, str]:
     return str(one.pid), times.age(time.time() - one.started), one.what
 
 
-def _stop(machine: DevMachine, *, yes: bool) -> int:
+def _stop(client: Flow, machine: DevMachine, *, yes: bool) -> int:
     try:
         sessions = machine.sessions()
     except ProviderError:  # out of reach: nobody knows what runs there
@@ -180,6 +186,9 @@ def _stop(machine: DevMachine, *, yes: bool) -> int:
     told = "is to end, as the first `flow` command will tell it that finds its host to answer again"
     told = told if machine.is_silent else "is told to end"
     output.say(f"`{task}` has ended" if task.status.is_final else f"`{task}` {told}")
+    if client.provider(task.provider).capabilities.rents and not machine.is_silent:
+        follow.until_ended(task)
+        follow.until_given_back(client, [task])
     return 0
 
 

@@ -19,27 +19,32 @@ from flow.outbox import RECORDS, outbox_files
 from flow.plan import Plan
 
 
-def order(plan: Plan, record: Path, rank: int) -> dict[str, Any] | None:
+def names(task_id: str, attempt: int, count: int) -> list[str]:
+    """Of the objects that so many machines make, by rank. attempt: the first that they were rented for."""
+    return [f"{task_id}/{attempt}/{rank}.tar.gz" for rank in range(count)]
+
+
+def order(plan: Plan, record: Path, names: list[str], rank: int) -> dict[str, Any] | None:
     """What the guard of a machine is to ask of `node/record_copy.py`; None where it is cancelled already."""
     found = outbox_files(record).get(RECORDS)
     if found is None:
         return None
     access = json.loads(found)
-    return {"task_id": plan.task_id, "source": plan.records, "access": access, "names": _names(plan), "own": rank}
+    return {"task_id": plan.task_id, "source": plan.records, "access": access, "names": names, "own": rank}
 
 
-def fetch(plan: Plan, record: Path, into: Path, environ: Mapping[str, str]) -> list[Path]:
+def fetch(plan: Plan, names: list[str], record: Path, into: Path, environ: Mapping[str, str]) -> list[Path]:
     """The folder of tasks of each of its machines, as it was there, below `into`; none while not all were copied.
 
     Raises ProviderError where S3 does not tell.
     """
-    roots = [into / str(rank) for rank in range(plan.nodes)]
+    roots = [into / str(rank) for rank in range(len(names))]
     if into.is_dir():
         return roots
     with writing(into.parent):
         into.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=into.parent, prefix=".fetching-", ignore_cleanup_errors=True) as part:
-            if not _fetch_all(plan, Path(part), list(_accesses(plan, record, environ))):
+            if not _fetch_all(plan, names, Path(part), list(_accesses(plan, record, environ))):
                 return []
             with suppress(OSError):  # another client has
                 Path(part).rename(into)
@@ -47,15 +52,15 @@ def fetch(plan: Plan, record: Path, into: Path, environ: Mapping[str, str]) -> l
     return roots
 
 
-def _fetch_all(plan: Plan, part: Path, accesses: list[dict[str, str]]) -> bool:
+def _fetch_all(plan: Plan, names: list[str], part: Path, accesses: list[dict[str, str]]) -> bool:
     """Whether they were there. By the first credentials that will do: those it was submitted with may have expired."""
     failed = f"no credentials for `s3://{plan.records}`"
     for access in accesses:
         try:
             place = objects.locate(plan.records, access)
-            if not all(objects.is_there(place, access, name) for name in _names(plan)):
+            if not all(objects.is_there(place, access, name) for name in names):
                 return False
-            for rank, name in enumerate(_names(plan)):
+            for rank, name in enumerate(names):
                 _unpack(objects.opened(place, access, name), part / str(rank) / "tasks")
             return True
         except objects.Failed as error:
@@ -77,11 +82,6 @@ def _unpack(source: Any, folder: Path) -> None:
         said = here.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
     if here.returncode:
         raise objects.Failed(said)
-
-
-def _names(plan: Plan) -> list[str]:
-    """Of the object that each machine makes, by rank."""
-    return [f"{plan.task_id}/{rank}.tar.gz" for rank in range(plan.nodes)]
 
 
 def _accesses(plan: Plan, record: Path, environ: Mapping[str, str]) -> Iterator[dict[str, str]]:

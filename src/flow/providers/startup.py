@@ -78,6 +78,7 @@ def read_mark(script: str) -> Mark | None:
 def startup_script(
     plan: Plan,
     *,
+    machines: int = 1,
     mark: Mark,
     user: str,
     notice: str,
@@ -94,6 +95,7 @@ def startup_script(
         "task_id": plan.task_id,
         "user": user,
         "notice": notice,
+        "machines": machines,
         "docker": plan.image is not None,
         "volumes": list(volumes),
         "grace_seconds": grace_seconds,
