@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import time
 from typing import Any
@@ -100,19 +99,6 @@ def test_a_machine_that_never_boots_is_given_back(client: Flow, cloud: Cloud) ->
     assert task.wait(timeout=90) == "lost"
     assert task.reason == "its machine did not boot within 60 minutes"
     assert wait_until(lambda: cloud.bid(task.task_id).status == "Terminated", seconds=60)
-
-
-def test_a_machine_whose_first_boot_was_cut_short_gets_its_guard(client: Flow, cloud: Cloud) -> None:
-    client.home.mkdir(mode=0o700, exist_ok=True)
-    with (client.home / "attend.lock").open("a") as lock:  # nobody brings its code yet
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        task = _run(client, "echo worked")
-        cloud.await_bid(task.task_id, "Allocated")
-        host = cloud.host(task.task_id)
-        assert wait_until(lambda: host.run("test -e /run/flow/open", check=False).returncode == 0, seconds=30)
-        unit = "/etc/systemd/system/flow-guard.service"
-        host.run(f"systemctl disable --now flow-guard; rm -r /opt/flow/guard.py /run/flow {unit}")
-    assert (task.wait(timeout=120), task.logs()) == ("completed", "worked\n")
 
 
 def test_what_was_made_for_a_bid_that_is_refused_goes(client: Flow, cloud: Cloud) -> None:

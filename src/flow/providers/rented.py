@@ -43,11 +43,7 @@ _LATE_SECONDS = 120.0  # within which a request that was never answered may stil
 _DEAD_SECONDS = 120.0  # after which a machine that its cloud calls dead is taken to be lost
 _TRUSTED_SECONDS = 3.0  # how long what the cloud told of machines is taken to hold, of those that are up or come
 _ANSWERED, _MAKING = b"answered", b"volumes"  # of a task that is held; nothing: machines were asked for
-_CUT_SECONDS = (
-    30.0  # after which a machine that answers, and whose guard does not live, was cut short at its first boot
-)
-_STATE = f"test -e {READY} && echo ready; test -e {ROOT}/bill.json && echo told; test -d {ROOT} && echo guarded; "
-_STATE += f"test -d {RUN} && echo alive; :"
+_STATE = f"test -e {READY} && echo ready; test -e {ROOT}/bill.json && echo told; test -d {ROOT} && echo guarded; :"
 _TAKE_COLLECTED = f"sudo -n touch {ROOT}/collected"
 _TAKE_BILL = f"sudo -n sh -c 'umask 077; cat > {ROOT}/bill.new && mv {ROOT}/bill.new {ROOT}/bill.json'"
 
@@ -83,7 +79,6 @@ class Rental:
     given: float | None = None  # when the last of its machines was, in seconds since the epoch
     price_per_hour: float | None = None  # US dollars, all machines together
     ended_with: str = ""
-    script: str = ""  # of the first boot
     told: Mapping[str, Any] | None = None  # the cloud's own words
 
 
@@ -130,7 +125,6 @@ class Rented(Ssh):
         self.fleet.see_again = lambda *_: None  # what is over there goes with the machine
         self._seen: dict[str, tuple[float, list[Rental]]] = {}  # by task: when, and what
         self._machines: dict[str, list[str]] = {}  # by task: to which there is a way
-        self._guardless: dict[str, float] = {}  # machines that answer, each since it was first seen without a guard
 
     # -- what each cloud does
 
@@ -532,7 +526,6 @@ class Rented(Ssh):
             [one.name for one in rental.machines], lambda _, remote: remote.channel.ask(_STATE).stdout.decode().split()
         )
         words = {name: one for name, one in states.items() if not isinstance(one, FlowError)}
-        self._begin_again([name for name, one in words.items() if "alive" not in one], rental)
         if len(words) < len(states) or any("guarded" not in one for one in words.values()):
             return  # it boots
         untold = [name for name, one in words.items() if "told" not in one]
@@ -567,13 +560,6 @@ class Rented(Ssh):
         if plan.nodes > 1:
             ranks = {name: own[0] for name, own in places.items()}
             gather(plan.task_id, ranks, self._record(plan.task_id), self._ask_each)
-
-    def _begin_again(self, names: list[str], rental: Rental) -> None:
-        """Run the script of the first boot where that was cut short: its cloud never does."""
-        now = time.monotonic()
-        since = {name: self._guardless.setdefault(name, now) for name in names}
-        late = [name for name, at in since.items() if now - at > _CUT_SECONDS]
-        self._each(late, lambda _, remote: _done(remote.channel.ask("sudo -n bash", stdin=rental.script.encode())))
 
     def _copying(self, plan: Plan, rank: int) -> dict[str, Any]:
         """What of its bill says where a machine copies the task's record to."""

@@ -388,7 +388,6 @@ class Mithril(Rented):
             given=max((at for one in instances if (at := moment(one.get("created_at")))), default=None),
             price_per_hour=price * quantity if price is not None and is_billed else 0.0 if not is_billed else None,
             ended_with=ended_with,
-            script=_script_of(bid),
             told=bid,
         )
 
@@ -449,11 +448,7 @@ def _key_seconds(plan: Plan) -> float:
 
 
 def _mark_of(bid: Mapping[str, Any]) -> Mark | None:
-    return read_mark(_script_of(bid))
-
-
-def _script_of(bid: Mapping[str, Any]) -> str:
-    return str((bid.get("launch_specification") or {}).get("startup_script") or "")
+    return read_mark(str((bid.get("launch_specification") or {}).get("startup_script") or ""))
 
 
 _OFF = ("STOPPED", "TERMINATED")  # of an instance whose bid is still allocated
