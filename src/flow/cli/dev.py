@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flow.task import Task
 
 _SECTIONS = {
-    "Machine": ("instance_type", "provider", "idle_stop", "show_status", "do_reset", "do_stop"),
+    "Machine": ("instance_type", "region", "provider", "idle_stop", "show_status", "do_reset", "do_stop"),
     "Command": ("command", "image", "environment", "no_upload", "watch"),
 }
 _COLUMNS = (output.Column("PID", right=True), output.Column("FOR", right=True), output.Column("RUNS", least=20))
@@ -27,6 +27,7 @@ _COLUMNS = (output.Column("PID", right=True), output.Column("FOR", right=True), 
 
 @click.command(cls=FlowCommand, sections=_SECTIONS)
 @click.option("-i", "--instance-type", metavar="TYPE", help="Kind of machine; by default an h100, or what there is.")
+@click.option("--region", metavar="REGION", help="Region of the provider, or host of a fleet; by default any.")
 @click.option("--provider", metavar="NAME", help="Where the machine is; `local` is this one.")
 @click.option("--idle-stop", metavar="TIME", help="End it when nobody was there so long: `2h`, or `off`.")
 @click.option("--status", "show_status", is_flag=True, help="Show the machine and what runs on it.")
@@ -43,6 +44,7 @@ _COLUMNS = (output.Column("PID", right=True), output.Column("FOR", right=True), 
 def dev(
     *,
     instance_type: str | None,
+    region: str | None,
     provider: str | None,
     idle_stop: str | None,
     show_status: bool,
@@ -66,7 +68,7 @@ def dev(
     _check(
         {"--status": show_status, "--reset": do_reset, "--stop": do_stop},
         {"-c": command is not None, "--image": image, "--env-name": environment, "--watch": watch,
-         "--no-upload": no_upload, "-i": instance_type, "--idle-stop": idle_stop},
+         "--no-upload": no_upload, "-i": instance_type, "--region": region, "--idle-stop": idle_stop},
     )  # fmt: skip
     if command is not None and not command.strip():
         raise UsageError("the command is empty", suggestions=["type `flow dev -c 'python train.py'`"])
@@ -86,7 +88,9 @@ def dev(
         return 0
     if do_stop:
         return _stop(machine, yes=yes)
-    task = machine.start(instance_type=instance_type, idle_stop_seconds=idle_seconds, upload=not no_upload)
+    task = machine.start(
+        instance_type=instance_type, region=region, idle_stop_seconds=idle_seconds, upload=not no_upload
+    )
     output.notes([*client.notes, *(task.plan.notes if machine.is_new else ())])
     if machine.is_new:
         _tell_start(task)
