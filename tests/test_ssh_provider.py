@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from tests.support.commands import flow
 from tests.support.contract import ProviderContract
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until
+from tests.support.terminal import Terminal
 
 
 @pytest.fixture
@@ -52,6 +54,25 @@ def test_gpus_are_given_in_part_and_never_twice(client: Flow) -> None:
     client.cancel(*tasks)
     assert waits.wait(timeout=60) == "completed"
     assert waits.logs() == "0,1,2,3\n"
+
+
+def test_a_submission_that_is_interrupted_goes_on(client: Flow, fleet: Fleet, project: Path) -> None:
+    (project / "weights").write_bytes(os.urandom(20_000_000))
+    fleet.hosts["gpu2"].slow(100)
+    terminal = Terminal("run", "wc -c <weights", "--provider", "ssh", "--region", "gpu2")
+    assert wait_until(lambda: bool(list(client.home.glob("record/*/hosts.json"))), seconds=60)
+    terminal.types("\x03")
+    assert terminal.end() == 130
+    (task,) = client.tasks()
+    assert terminal.screen.splitlines()[1:] == [
+        f"note: `{task}` goes on",
+        f"hint: come back with `flow logs {task} -f`",
+        f"hint: end it with `flow cancel {task}`",
+    ]
+    fleet.hosts["gpu2"].slow(0)
+    record = client.home / "record" / task.task_id / "allocated"
+    assert wait_until(record.exists, seconds=60), (client.home / "attend.log").read_text()
+    assert (task.wait(timeout=60), task.logs()) == ("completed", "20000000\n")
 
 
 def test_what_no_host_can_take_is_refused(client: Flow) -> None:

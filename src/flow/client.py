@@ -16,6 +16,7 @@ from flow.errors import (
     QuotaExceededError,
     ResourceNotFoundError,
     StorageError,
+    SubmissionInterrupted,
     ValidationError,
     did_you_mean,
 )
@@ -147,6 +148,11 @@ class Flow:
         if is_kept_there or submission.task_id in self.records.unallocated():
             try:
                 give(self, made)
+            except KeyboardInterrupt:
+                from flow.attend import start_attendant
+
+                start_attendant(self.home)  # which gives it
+                raise SubmissionInterrupted(made.task_id) from None
             except (ValidationError, QuotaExceededError):
                 raise  # and it has ended
             except FlowError as error:
