@@ -13,7 +13,7 @@ from urllib.request import urlopen
 import pytest
 
 from flow.client import Flow
-from flow.errors import ValidationError
+from flow.errors import ResourceNotFoundError, ValidationError
 from tests.support.commands import flow
 from tests.support.contract import ProviderContract
 from tests.support.fleet import Fleet
@@ -102,13 +102,21 @@ def test_only_changed_files_travel(client: Flow, fleet: Fleet, project: Path) ->
 def test_a_slurm_script_runs_on_hosts(client: Flow, project: Path) -> None:
     (project / "job.sh").write_text(
         "#!/bin/bash\n#SBATCH --job-name=far --gres=gpu:2 -N2\necho $SLURM_JOB_ID $SLURM_JOB_NAME\n"
-        "srun -l hostname | sort\n"
+        "srun -l hostname | sort\necho made >made; echo kept >$FLOW_OUTPUT/kept\n"
     )
     task = client.run("job.sh")
+    assert task.plan.notes == (
+        "runs in a copy of this folder: of what it writes, only what is in `$FLOW_OUTPUT` comes back",
+    )
     assert task.wait(timeout=60) == "completed", task.logs()
     first, *steps = task.logs().splitlines()
     assert first == f"{task.number} far"
     assert [line[:6] for line in steps] == ["0: gpu", "1: gpu"] and len({line[3:] for line in steps}) == 2
+    assert not (project / "made").exists()
+    assert task.copy_from("output/kept").read_text() == "kept\n"
+    with pytest.raises(ResourceNotFoundError) as raised:
+        task.copy_from("made")
+    assert raised.value.suggestions == (f"it has ended: what it left in `$FLOW_OUTPUT` is `{task}:output`",)
     (project / "array.sh").write_text("#!/bin/bash\n#SBATCH --array=3-4\necho $SLURM_ARRAY_TASK_ID $SLURM_JOB_ID\n")
     array = client.run("array.sh")
     assert array.wait(timeout=60) == "completed"
