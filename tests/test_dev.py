@@ -24,6 +24,7 @@ from tests.support.commands import flow
 from tests.support.fleet import Fleet
 from tests.support.processes import is_alive, wait_until
 from tests.support.slurm import Cluster
+from tests.support.terminal import Terminal
 
 FLOW = [sys.executable, "-u", "-m", "flow"]
 PLAIN = "no image is named: this runs as a plain process, with a {} of its own"
@@ -79,7 +80,10 @@ def test_the_first_call_starts_it_and_the_next_ones_use_it(project: Path) -> Non
     first = flow("dev", "-c", "cat; python3 train.py; exit 3", stdin=b"given\n")
     assert (first.returncode, first.stdout) == (3, "given\nstep\n")
     task_id = machine_of(first.stderr)
-    assert first.stderr.splitlines()[0] == f"{task_id}  dev  cpu  local"
+    assert first.stderr.splitlines()[:2] == [
+        f"{task_id}  dev  cpu  local",
+        "note: it stays until `flow dev --stop`",
+    ]
     again = flow("dev", "-c", "echo $FLOW_TASK_ID; echo oh >&2; kill -9 $$")
     assert (again.returncode, again.stdout, again.stderr) == (
         137,
@@ -325,6 +329,32 @@ def test_stop_asks_before_it_ends_what_runs(project: Path) -> None:
         4,
         "error: there is no development machine at local\n\nhint: start one with `flow dev`\n",
     )
+
+
+def test_one_that_waits_is_shown_left_waiting_and_given_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOW_LOCAL_CPUS", "1")
+    other = Flow().run("sleep 300", upload_code=False)
+    terminal = Terminal("dev")
+    assert terminal.shows("pending: ")
+    terminal.types("\x03")
+    assert terminal.end() == 130
+    assert terminal.screen.endswith("note: the machine is still asked for\nhint: give it up with `flow dev --stop`\n")
+    ended = flow("dev", "--status")
+    state, reason = ended.stdout.splitlines()
+    assert (ended.returncode, state.endswith("  dev  cpu  local  pending")) == (0, True), ended.stderr
+    assert reason.endswith(", ends by `flow dev --stop`")
+    ended = flow("dev", "--stop")
+    assert (ended.returncode, ended.stderr.endswith("` has ended\n")) == (0, True), ended.stderr
+    other.cancel()
+
+
+def test_who_is_on_it_is_told_of_its_end(project: Path) -> None:
+    dev("true")
+    terminal = Terminal("dev", "-c", "echo ready; sleep 300")
+    assert terminal.shows("ready\n")
+    assert flow("dev", "--stop", "--yes").returncode == 0
+    assert terminal.end() == 143
+    assert terminal.screen.endswith("note: the development machine has ended\n")
 
 
 def test_it_ends_by_itself_when_nobody_was_there(project: Path) -> None:

@@ -24,7 +24,7 @@ from flow.errors import TimeoutError as FlowTimeoutError
 from flow.machines import Allocation, Machines, Offer
 from flow.node import session
 from flow.remote import NODE, packed_program
-from flow.status import Want
+from flow.status import TaskStatus, Want
 
 if TYPE_CHECKING:
     from flow.code_upload import Upload
@@ -133,8 +133,8 @@ class DevMachine:
         One that is out of reach is told so by the first `flow` command that finds it to answer again.
         """
         task = self.task
+        self.client.records.set_intent(task.task_id, Want.CANCEL)  # who is on it sees why
         if self.is_silent:
-            self.client.records.set_intent(task.task_id, Want.CANCEL)
             with suppress(ProviderError):
                 self._provider.release(task.task_id)
             return task
@@ -152,8 +152,9 @@ class DevMachine:
         return count
 
     def sessions(self) -> list[Session]:
-        """What runs on it, besides."""
-        self._found()
+        """What runs on it, besides; nothing while it waits itself."""
+        if self._found().status is not TaskStatus.RUNNING:
+            return []
         keys = ("pid", "what", "is_fresh", "started")
         return [Session(*(one[key] for key in keys)) for one in self._ask("list")]
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from flow.cli import follow, output, times
+from flow.cli import follow, listing, output, times
 from flow.cli.confirm import confirmed
 from flow.cli.group import FlowCommand, UsageError, attach
 from flow.errors import FlowError, ProviderError
+from flow.status import TaskStatus
 
 if TYPE_CHECKING:
     from flow.dev import DevMachine, Session
     from flow.task import Task
 
+_SIGNALLED = 128  # an exit code above it tells of a signal
 _SECTIONS = {
     "Machine": ("instance_type", "region", "provider", "idle_stop", "show_status", "do_reset", "do_stop"),
     "Command": ("command", "image", "environment", "no_upload", "watch"),
@@ -94,7 +97,13 @@ def dev(
     output.notes([*client.notes, *(task.plan.notes if machine.is_new else ())])
     if machine.is_new:
         _tell_start(task)
-    follow.until_started(task)
+    try:
+        follow.until_started(task)
+    except KeyboardInterrupt:
+        output.say("")
+        output.note("the machine is still asked for")
+        output.hint("give it up with `flow dev --stop`")
+        raise click.exceptions.Exit(130) from None
     if task.status.is_final:
         raise FlowError(f"the development machine ended: {task.reason}", suggestions=[f"see `flow logs {task}`"])
     if watch:
@@ -103,7 +112,12 @@ def dev(
     if not no_upload and (environment or not machine.is_new):
         _sync(machine)
     attach()
-    return machine.run(command, image=image)
+    code = machine.run(command, image=image)
+    if code > _SIGNALLED:
+        with suppress(FlowError):  # it cannot be asked
+            if machine.find() is None:
+                output.note("the development machine has ended")
+    return code
 
 
 def _check(verbs: dict[str, bool], others: dict[str, object]) -> None:
@@ -140,8 +154,8 @@ def _tell_start(task: Task) -> None:
     idle = idle_stop_seconds(task)
     if idle:
         output.note(f"it ends by itself when nobody was on it for {times.span(idle)} (`--idle-stop off` to keep it)")
-    elif task.price_per_hour:
-        output.note("it costs money until `flow dev --stop`")
+    else:
+        output.note(f"it {'costs money' if task.price_per_hour else 'stays'} until `flow dev --stop`")
 
 
 def _show(machine: DevMachine) -> int:
@@ -152,7 +166,9 @@ def _show(machine: DevMachine) -> int:
     idle = idle_stop_seconds(task)
     click.echo(f"{output.line_of(task)}{output.GAP}{output.status_word(task)}")
     end = f"when idle for {times.span(idle)}" if idle else "by `flow dev --stop`"
-    click.echo(f"{machine.host}, up {times.span(task.run_seconds or 0)}, ends {end}")
+    is_up = task.status is TaskStatus.RUNNING
+    where = f"{machine.host}, up {times.span(task.run_seconds or 0)}" if is_up else listing.reason(task)
+    click.echo(", ".join(part for part in (where, f"ends {end}") if part))
     if sessions:
         click.echo("\n".join(output.table(_COLUMNS, [_row(one) for one in sessions])))
     return 0
