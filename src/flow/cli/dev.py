@@ -99,13 +99,7 @@ def dev(
     output.notes([*client.notes, *(task.plan.notes if machine.is_new else ())])
     if machine.is_new:
         _tell_start(task)
-    try:
-        follow.until_started(task)
-    except KeyboardInterrupt:
-        output.say("")
-        output.note("the machine is still asked for")
-        output.hint("give it up with `flow dev --stop`")
-        raise click.exceptions.Exit(130) from None
+    _until_started(task)
     if task.status.is_final:
         raise FlowError(f"the development machine ended: {task.reason}", suggestions=[f"see `flow logs {task}`"])
     if watch:
@@ -114,12 +108,7 @@ def dev(
     if not no_upload and (environment or not machine.is_new):
         _sync(machine)
     attach()
-    code = machine.run(command, image=image)
-    if code > _SIGNALLED:
-        with suppress(FlowError):  # it cannot be asked
-            if machine.find() is None:
-                output.note("the development machine has ended")
-    return code
+    return _run(machine, command, image)
 
 
 def _check(verbs: dict[str, bool], others: dict[str, object]) -> None:
@@ -164,6 +153,16 @@ def _tell_start(task: Task) -> None:
         output.note(f"it {'costs money' if task.price_per_hour else 'stays'} until `flow dev --stop`")
 
 
+def _until_started(task: Task) -> None:
+    try:
+        follow.until_started(task)
+    except KeyboardInterrupt:
+        output.say("")
+        output.note("the machine is still asked for")
+        output.hint("give it up with `flow dev --stop`")
+        raise click.exceptions.Exit(130) from None
+
+
 def _show(machine: DevMachine) -> int:
     from flow.dev import idle_stop_seconds
 
@@ -201,6 +200,15 @@ def _stop(machine: DevMachine, *, yes: bool) -> int:
     told = told if machine.is_silent else "is told to end"
     output.say(f"`{task}` has ended" if task.status.is_final else f"`{task}` {told}")
     return 0
+
+
+def _run(machine: DevMachine, command: str | None, image: str | None) -> int:
+    code = machine.run(command, image=image)
+    if code > _SIGNALLED:
+        with suppress(FlowError):  # it cannot be asked
+            if machine.find() is None:
+                output.note("the development machine has ended")
+    return code
 
 
 def _watch(machine: DevMachine, command: str, image: str | None) -> int:
