@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,21 @@ def test_a_submission_that_is_interrupted_goes_on(client: Flow, fleet: Fleet, pr
     record = client.home / "record" / task.task_id / "allocated"
     assert wait_until(record.exists, seconds=60), (client.home / "attend.log").read_text()
     assert (task.wait(timeout=60), task.logs()) == ("completed", "20000000\n")
+
+
+def test_a_call_that_is_interrupted_while_it_is_submitted_is_ended(client: Flow, fleet: Fleet, project: Path) -> None:
+    (project / "weights").write_bytes(os.urandom(20_000_000))
+    fields = "provider='ssh', region='gpu2'"
+    (project / "app.py").write_text(f"from flow import function\n@function({fields})\ndef f(): pass\nf.remote()\n")
+    fleet.hosts["gpu2"].slow(100)
+    with subprocess.Popen([sys.executable, "app.py"], stderr=subprocess.PIPE, text=True) as program:
+        assert wait_until(lambda: bool(list(client.home.glob("record/*/hosts.json"))), seconds=60)
+        program.send_signal(signal.SIGINT)
+        said = program.communicate(timeout=60)[1]
+    fleet.hosts["gpu2"].slow(0)
+    assert said.endswith("KeyboardInterrupt\n"), said
+    (task,) = client.tasks()
+    assert task.wait(timeout=60) == "cancelled"
 
 
 def test_what_no_host_can_take_is_refused(client: Flow) -> None:
