@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import math
 import os
 import signal
@@ -150,19 +151,20 @@ def test_a_task_whose_profile_was_removed_is_shown_with_what_to_do(
     profile = f"profiles: {{work: {{provider: fcp, api_key: {cloud.key}}}}}\n"
     file.write_text(profile)
     monkeypatch.setenv("FLOW_PROFILE", "work")
-    task = _run(Flow(), "sleep 1000")
+    task, array = _run(Flow(), "sleep 1000"), _run(Flow(), "sleep 1000", array="1-2", name="sweep")
     assert task.provider == "mithril@work"
     monkeypatch.delenv("FLOW_PROFILE")
     file.write_text("")
     ended = flow("status")
     assert ended.returncode == 0 and f"{task.task_id}  sleep" in ended.stdout, ended.stdout
-    assert "not known: no profile `work` in the settings" in ended.stdout
+    assert ended.stdout.count("not known: no profile `work` in the settings") == 2
+    assert json.loads(flow("status", "--json").stdout)["tasks"][0]["name"] == "sweep"
     assert "make it with `flow --profile work init`" in ended.stderr
     assert flow("cancel", task.task_id, "--yes").returncode == 2
     file.write_text(profile)
     client = Flow()
-    client.cancel(task)
-    assert client.get_task(task.task_id).wait(timeout=90) == "cancelled"
+    client.cancel(task, array)
+    assert [client.get_task(one.task_id).wait(timeout=90) for one in (task, array)] == ["cancelled"] * 2
     assert wait_until(lambda: client.held() == [], seconds=60)
 
 

@@ -355,7 +355,7 @@ class Rented(Ssh):
         clocks = {name: answer["ahead"] for name, answer in answers.items()}
         move = self.losses.last(task_id)
         made = [allocation_of(unit, entries, clocks, move) for unit, entries in found.items()]
-        made += [Allocation(one, first - 1, Machines.QUEUED, reason="its code is on the way") for one in missing]
+        made += [Allocation(one, first - 1, Machines.STARTING, reason="its code is on the way") for one in missing]
         ended = [f"{task_id}_{one}" for one in plan.elements.indices] if plan and plan.elements and first > 1 else []
         made += [one for unit in ended if unit not in elements and (one := self._on_record(unit))]
         return [replace(one, price_per_hour=rental.price_per_hour) for one in made]
