@@ -23,6 +23,7 @@ from flow.errors import (
 from flow.importing import refuse_while_importing
 from flow.observe import Look, observe
 from flow.providers import Priced, Provider, RestartsToMount
+from flow.providers.absent import Absent
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
@@ -462,12 +463,21 @@ class Flow:
         return f"{name}@{self.settings.profile}" if is_ours else name
 
     def task_of(self, task_id: str, submission: Submission | None = None, row: Row | None = None) -> Task:
-        """The task of an id, as it was last seen. Raises TaskNotFoundError."""
+        """The task of an id, as it was last seen; also where its provider is not set up any more.
+
+        Raises TaskNotFoundError.
+        """
         submission = submission or self.records.get(task_id)
-        task = Task(submission, self.records, self.provider(submission.plan.provider), task_id=task_id)
+        try:
+            provider, why = self.provider(submission.plan.provider), ""
+        except ValidationError as error:  # as its profile was removed
+            absent = Absent(error)
+            provider, why = absent, absent.why
+        task = Task(submission, self.records, provider, task_id=task_id)
         row = row or next(iter(self.records.rows_of([task_id])), None)
         if row:
-            task.recall(row.outcome)
+            is_open = why and not row.outcome.state.is_final
+            task.recall(replace(row.outcome, reason=why) if is_open else row.outcome)
         return task
 
     def _find(self, reference: str, *, unfinished: bool = False) -> str:
@@ -504,7 +514,7 @@ class Flow:
                 for allocation in provider.allocations(list(asked)):
                     found[(allocation.task_id or "").partition("_")[0]].append(allocation)
             except FlowError as error:  # of one provider, or a damaged record: the others are told of
-                self.notes.append(error.message)
+                self.notes.append("; ".join((error.message, *error.suggestions[-1:])))
                 continue
             for task_id, allocations in found.items():
                 try:

@@ -105,6 +105,12 @@ SETTINGS: tuple[Known, ...] = (
     Known(
         "mithril.grace_minutes", float, 10.0, "how long a machine waits to have its task collected, before it is paused"
     ),
+    Known(
+        "mithril.lost_after_minutes",
+        float,
+        30.0,
+        "how long a machine may be out of reach, or dead, before it is given up",
+    ),
 )
 _KNOWN = {known.name: known for known in SETTINGS}
 _SECTIONS = {name.partition(".")[0] for name in _KNOWN if "." in name}

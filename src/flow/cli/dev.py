@@ -173,7 +173,8 @@ def _show(machine: DevMachine) -> int:
     end = f"when idle for {times.span(idle)}" if idle else "by `flow dev --stop`"
     is_up = task.status is TaskStatus.RUNNING
     where = f"{machine.host}, up {times.span(task.run_seconds or 0)}" if is_up else listing.reason(task)
-    click.echo(", ".join(part for part in (where, f"ends {end}") if part))
+    cost = f"{task.total_cost} so far" if task.price_per_hour else ""
+    click.echo(", ".join(part for part in (where, cost, f"ends {end}") if part))
     if sessions:
         click.echo("\n".join(output.table(_COLUMNS, [_row(one) for one in sessions])))
     return 0
@@ -199,6 +200,9 @@ def _stop(machine: DevMachine, *, yes: bool) -> int:
     told = "is to end, as the first `flow` command will tell it that finds its host to answer again"
     told = told if machine.is_silent else "is told to end"
     output.say(f"`{task}` has ended" if task.status.is_final else f"`{task}` {told}")
+    if machine.client.provider(task.provider).capabilities.rents and not machine.is_silent:
+        follow.until_ended(task)
+        follow.until_given_back(machine.client, [task])
     return 0
 
 
