@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import math
 import time
 from typing import Any
 
 import pytest
 
+from flow.chores import attend
 from flow.client import Flow
 from flow.errors import QuotaExceededError, ValidationError
+from flow.providers.startup import LASTING, READY, ROOT
 from flow.record import Submission
 from flow.task import Task
 from flow.task_volumes import make_volumes, store_of
@@ -117,19 +121,20 @@ def test_a_task_whose_profile_was_removed_is_shown_with_what_to_do(
     profile = f"profiles: {{work: {{provider: fcp, api_key: {cloud.key}}}}}\n"
     file.write_text(profile)
     monkeypatch.setenv("FLOW_PROFILE", "work")
-    task = _run(Flow(), "sleep 1000")
+    task, array = _run(Flow(), "sleep 1000"), _run(Flow(), "sleep 1000", array="1-2", name="sweep")
     assert task.provider == "mithril@work"
     monkeypatch.delenv("FLOW_PROFILE")
     file.write_text("")
     ended = flow("status")
     assert ended.returncode == 0 and f"{task.task_id}  sleep" in ended.stdout, ended.stdout
-    assert "not known: no profile `work` in the settings" in ended.stdout
+    assert ended.stdout.count("not known: no profile `work` in the settings") == 2
+    assert json.loads(flow("status", "--json").stdout)["tasks"][0]["name"] == "sweep"
     assert "make it with `flow --profile work init`" in ended.stderr
     assert flow("cancel", task.task_id, "--yes").returncode == 2
     file.write_text(profile)
     client = Flow()
-    client.cancel(task)
-    assert client.get_task(task.task_id).wait(timeout=90) == "cancelled"
+    client.cancel(task, array)
+    assert [client.get_task(one.task_id).wait(timeout=90) for one in (task, array)] == ["cancelled"] * 2
     assert wait_until(lambda: client.held() == [], seconds=60)
 
 
@@ -161,3 +166,24 @@ def test_a_volume_that_was_there_before_stays_where_a_task_is_refused(client: Fl
     with pytest.raises(QuotaExceededError):
         client.task_of(plan.task_id).allocate()
     assert [one.name for one in client.volumes()] == ["shared"]
+
+
+def test_a_machine_whose_first_boot_was_cut_off_is_made_ready(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cloud runs a startup script at the first boot only; a preemption may come in the middle of it."""
+    monkeypatch.setattr("flow.providers.rented._CUT_SECONDS", 0.5)
+    client.home.mkdir(exist_ok=True)
+    with (client.home / "attend.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # this process is the attendant
+        task = _run(client, "echo made it")
+        bid = cloud.await_bid(task.task_id, "Allocated")
+        host = cloud.host(task.task_id)
+        assert wait_until(lambda: host.run(f"test -e {READY}", check=False).returncode == 0, seconds=30)
+        host.run(f"systemctl stop flow-guard; rm -r {LASTING} {ROOT}/guard.py")
+        cloud.preempt(task.task_id)
+        cloud.advance(600)
+        assert cloud.await_bid(task.task_id, "Open")
+        cloud.lane(bid.instance_type, bid.region).price_cents = 125
+        assert wait_until(lambda: not attend(client, {}) or task.refresh().status.is_final, seconds=60)
+    assert (task.refresh().status, task.logs()) == ("completed", "made it\n")

@@ -125,7 +125,8 @@ def _see_to_rented(client: Flow, task: Task, found: Collection[Allocation]) -> b
     client.records.note_outcomes({task.task_id: task.outcome})
     if task.status.is_final:
         return False
-    one = next(iter(found), None)
+    # of an array some may still have to be brought to their machine
+    one = next((each for each in found if each.machines is Machines.STARTING), next(iter(found), None))
     _do(client, task, next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=one, rents=True))
     return True
 

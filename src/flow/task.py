@@ -17,6 +17,7 @@ from flow.observe import instances, observe
 from flow.patience import Patience
 from flow.plan import Plan
 from flow.providers import Provider, VolumeStore
+from flow.providers.absent import Absent
 from flow.record import Records, Submission
 from flow.status import HELD, Outcome, TaskStatus, Want
 
@@ -511,7 +512,7 @@ class Task:
         return next(own, None) if self.status is TaskStatus.RUNNING else None
 
     def _element_outcomes(self) -> Collection[Outcome]:
-        if not self._elements:
+        if not self._elements and not isinstance(self._provider, Absent):
             self.see(self._provider.allocations([self.task_id]))
         return self._elements.values()
 

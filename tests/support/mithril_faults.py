@@ -49,7 +49,7 @@ cat <&3 >/dev/null'
 """
 _WORK = "seq 20000; sleep 0.1; seq 20000 | tac"
 OUTPUT = hashlib.sha256("".join(f"{n}\n" for n in [*range(1, 20001), *range(20000, 0, -1)]).encode()).hexdigest()
-_AGAIN = "works again"  # also where its bid is ended
+_AGAIN = ("works again", "array again")  # also where its bid is ended
 KINDS = (
     Kind("works", _WORK, ("completed",)),
     Kind("works longer", f"{_WORK}; sleep 1.5", ("completed",)),
@@ -61,7 +61,8 @@ KINDS = (
         {"volumes": [{"mount_path": "/data", "size_gb": 1, "ephemeral": True}]},
     ),
     Kind("second try", f"{_WORK}; [ $FLOW_ATTEMPT -ge 2 ]", ("completed",), {"retries": 1}),
-    Kind(_AGAIN, f"{_WORK}; sleep 1", ("completed",), {"retries": 3}),
+    Kind(_AGAIN[0], f"{_WORK}; sleep 1", ("completed",), {"retries": 3}),
+    Kind(_AGAIN[1], f"{_WORK}; sleep 0.5", ("completed",), {"retries": 3, "array": "1-4%2"}),
     Kind("cancelled", "sleep 300", ("cancelled",), is_cancelled=True),
 )  # fmt: skip
 _FAULTS = (
@@ -153,7 +154,7 @@ class _Story:
         moment = self.random.uniform
         acts: list[tuple[float, Callable[[], object]]] = []
         is_lossy = self.random.random() < 0.25
-        kinds = [one for one in KINDS if one.name == _AGAIN] if is_lossy else KINDS
+        kinds = [one for one in KINDS if one.name in _AGAIN] if is_lossy else KINDS
         for number in range(self.random.randint(2, 3)):
             begin, name, kind = moment(0, 0.5), f"run {number}", self.random.choice(kinds)
             dies = self.random.random()
@@ -269,7 +270,7 @@ class _Story:
             self.faults.append("ended")
 
     def _may_be_lost(self, task_id: str) -> bool:
-        return Flow().records.get(task_id).plan.name == _AGAIN.replace(" ", "-")
+        return Flow().records.get(task_id).plan.name.replace("-", " ") in _AGAIN
 
     def _kill_attendant(self, *, followed: bool = True) -> None:
         lock = self.home / "attend.lock"

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from flow.channel import Channel
 from flow.durable import create_durably, write_durably
@@ -31,7 +31,7 @@ from flow.providers.ssh.gathering import gather
 from flow.providers.ssh.provider import Part, Ssh
 from flow.providers.ssh.sight import Sight, look
 from flow.providers.ssh.states import allocation_of
-from flow.providers.startup import READY, ROOT, RUN
+from flow.providers.startup import LASTING, READY, ROOT, RUN
 from flow.record import Records
 from flow.remote import Remote
 from flow.status import Want, read_report, report_from_json
@@ -43,8 +43,10 @@ _LATE_SECONDS = 120.0  # within which a request that was never answered may stil
 _DEAD_SECONDS = 120.0  # after which a machine that its cloud calls dead is taken to be lost
 _TRUSTED_SECONDS = 3.0  # how long what the cloud told of machines is taken to hold, of those that are up or come
 _ANSWERED, _MAKING = b"answered", b"volumes"  # of a task that is held; nothing: machines were asked for
-_STATE = f"test -e {READY} && echo ready; test -e {ROOT}/bill.json && echo told; test -d {ROOT} && echo guarded; :"
 _TAKE_COLLECTED = f"sudo -n touch {ROOT}/collected"
+_CUT_SECONDS = 60.0  # after which a startup script is taken to be cut off: it takes one or two
+_SIGNS = {"lasting": LASTING, "ready": READY, "told": f"{ROOT}/bill.json", "guarded": ROOT}
+_STATE = "".join(f"test -e {path} && echo {word}; " for word, path in _SIGNS.items()) + ":"
 _TAKE_BILL = f"sudo -n sh -c 'umask 077; cat > {ROOT}/bill.new && mv {ROOT}/bill.new {ROOT}/bill.json'"
 
 
@@ -116,7 +118,9 @@ class RentedFleet(Fleet):
 
 
 class Rented(Ssh):
-    """Tasks on machines that a cloud rents out."""
+    """Tasks on machines that a cloud rents out. startup_copy: where a machine has its startup script."""
+
+    startup_copy: ClassVar[str]
 
     def __init__(self, home: Path, options: Mapping[str, object]) -> None:
         super().__init__(home, options)
@@ -124,6 +128,7 @@ class Rented(Ssh):
         self.sight, self.losses = Sight(home, self.fleet), Losses(home)
         self.fleet.see_again = lambda *_: None  # what is over there goes with the machine
         self._seen: dict[str, tuple[float, list[Rental]]] = {}  # by task: when, and what
+        self._unready: dict[str, float] = {}  # machines whose startup script has not ended, since when
         self._machines: dict[str, list[str]] = {}  # by task: to which there is a way
 
     # -- what each cloud does
@@ -358,7 +363,7 @@ class Rented(Ssh):
         clocks = {name: answer["ahead"] for name, answer in answers.items()}
         move = self.losses.last(task_id)
         made = [allocation_of(unit, entries, clocks, move) for unit, entries in found.items()]
-        made += [Allocation(one, first - 1, Machines.QUEUED, reason="its code is on the way") for one in missing]
+        made += [Allocation(one, first - 1, Machines.STARTING, reason="its code is on the way") for one in missing]
         made += self._ended_before(plan, elements) if plan else []
         return [replace(one, price_per_hour=rental.price_per_hour) for one in made]
 
@@ -526,6 +531,9 @@ class Rented(Ssh):
             [one.name for one in rental.machines], lambda _, remote: remote.channel.ask(_STATE).stdout.decode().split()
         )
         words = {name: one for name, one in states.items() if not isinstance(one, FlowError)}
+        cut = [name for name, one in words.items() if "lasting" not in one and self._is_cut(name)]
+        if cut:  # as by a preemption: the cloud runs it at the first boot only
+            self._each(cut, lambda _, remote: _done(remote.channel.ask(f"sudo -n bash {self.startup_copy}")))
         if len(words) < len(states) or any("guarded" not in one for one in words.values()):
             return  # it boots
         untold = [name for name, one in words.items() if "told" not in one]
@@ -568,6 +576,10 @@ class Rented(Ssh):
         from flow.providers.copied import order
 
         return {"records": order(plan, self._record(plan.task_id), self._copy_names(plan), rank)}
+
+    def _is_cut(self, name: str) -> bool:
+        """Whether a machine has been up for so long without being ready for its next boot."""
+        return time.monotonic() - self._unready.setdefault(name, time.monotonic()) > _CUT_SECONDS
 
     # -- giving back
 

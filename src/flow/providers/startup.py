@@ -17,6 +17,7 @@ from flow.plan import Plan
 
 ROOT = "/opt/flow"
 RUN = "/run/flow"
+LASTING = "/etc/systemd/system/multi-user.target.wants/flow-guard.service"  # the last that the script makes
 READY = f"{RUN}/open"  # there once the machine is ready for its task; gone after a boot
 _GUARD = Path(__file__).parents[1] / "node" / "guard.py"
 _SCRIPT = """\

@@ -46,6 +46,7 @@ class Mithril(Rented):
     """`home` is the folder that holds the records."""
 
     name: ClassVar[str] = "mithril"
+    startup_copy: ClassVar[str] = "/var/lib/foundry/startup_script.sh"
     options: ClassVar[tuple[Option, ...]] = (
         Option("api_key", str, "key of the API", environment="MITHRIL_API_KEY", secret=True),
         Option("project", str, "project, by name or id", environment="MITHRIL_PROJECT"),
