@@ -69,7 +69,7 @@ def _fetch_all(plan: Plan, names: list[str], part: Path, accesses: list[dict[str
 
 
 def _unpack(source: Any, folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     words = ["tar", "-x", "-z", "-f", "-", "-C", str(folder), "--no-same-owner"]
     with source, subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as here:
         assert here.stdin and here.stderr
