@@ -20,6 +20,7 @@ from flow.attend import start_attendant
 from flow.client import Flow
 from flow.errors import ProviderError, StorageError
 from flow.task import Task
+from tests.support.commands import flow
 from tests.support.fleet import Fleet, Host
 from tests.support.processes import wait_until
 from tests.support.ssh_faults import end_attendant, race, run_story
@@ -164,6 +165,28 @@ def test_a_link_is_cut_while_tasks_run_and_end(client: Flow, fleet: Fleet) -> No
     host.heal()
     assert (task.wait(timeout=_SECONDS), task.exit_code, task.logs()) == ("failed", 5, "up\nover\n")
     assert waiting.wait(timeout=_SECONDS) == "completed"
+
+
+def test_a_command_waits_once_for_a_host_that_is_away(
+    client: Flow, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_PROVIDER", "ssh")
+    one = running(client, "sleep 1000", "gpu1", name="one")
+    submitted(client, "sleep 1000", "gpu1", name="two")
+    submitted(client, "sleep 1000", name="array", array="1-8")
+    assert flow("status").returncode == 0
+    fleet.hosts["gpu1"].cut()
+    quick, tries = tmp_path / "bin" / "ssh", tmp_path / "tries"
+    check = "*PreferredAuthentications=none*) ;;"  # beside a question over a connection that was kept
+    count = f'case "$*" in {check} *" -- gpu1 "*) echo >>{tries} ;; esac\n'
+    quick.write_text(quick.read_text().replace("exec ", f"{count}exec "))
+    for words in (["logs", "one"], ["ssh", "one", "--", "true"], ["cancel", "one", "two", "array"]):
+        tries.write_text("")
+        told = flow(*words)
+        assert "gpu1` cannot be reached" in told.stdout + told.stderr, words
+        assert tries.read_text() == "\n", words
+    fleet.hosts["gpu1"].heal()
+    assert one.wait(timeout=_SECONDS) == "cancelled"
 
 
 def test_a_host_that_was_given_up_ends_what_it_runs_when_it_is_back(
