@@ -127,6 +127,7 @@ class Fleet:
             began = time.monotonic()
             until, failure = self._failures.get(name, (0.0, None))
             if failure and began < until:
+                self._note_silence(name)  # or, had this machine slept since, it would be taken for a long one
                 return copy(failure)  # as who gets it may add advice
             try:
                 answer = question(name, self.remote(name))
