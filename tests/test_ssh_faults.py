@@ -148,6 +148,29 @@ def test_a_host_is_rebooted(client: Flow, fleet: Fleet) -> None:
     assert again.logs() == "up\nup\nagain\n"
 
 
+def test_a_loss_is_noted_though_there_is_no_room_with_the_last_sign_of_life_as_its_end(
+    client: Flow, fleet: Fleet
+) -> None:
+    host = fleet.hosts["gpu1"]
+    lost = running(client, "sleep 1000", "gpu1", gpu="a100:1")
+    again = running(client, "sleep 1000", "gpu1", gpu="a100:1", retries=1)
+    wide = submitted(client, "sleep 1000", "gpu1", gpu="a100:4", priority=100)  # has all of them next
+    for task in (lost, again):  # it ran for an hour, and nobody has seen it alive for another
+        folder = host_folder(host, task) / "1" / "0"
+        facts = json.loads((folder / "status.json").read_text())
+        (folder / "status.json").write_text(json.dumps({**facts, "started": time.time() - 7200}))
+        for path in folder.iterdir():
+            os.utime(path, (time.time() - 3600,) * 2)
+    host.reboot()
+    assert lost.wait(timeout=_SECONDS) == "lost"
+    becomes(again, "preempted")
+    becomes(wide, "running")
+    assert (again.refresh().status, again.reason) == ("preempted", "waits for its turn on gpu1, after 1 other")
+    assert lost.run_seconds and round(lost.run_seconds / 100) == 36
+    client.cancel(again, wide)
+    assert [task.wait(timeout=_SECONDS).is_final for task in (again, wide)] == [True, True]
+
+
 def host_folder(host: Host, task: Task) -> Path:
     return host.folder / "root" / host.home.lstrip("/") / ".flow-host" / "tasks" / task.task_id
 

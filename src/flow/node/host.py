@@ -206,13 +206,19 @@ def _entry(tasks: str, unit: str, meta: dict[str, Any], queue: _Turns) -> dict[s
     starts, ranks = answers.attempts(folder), _ranks(folder)
     one: dict[str, Any] = {"id": unit, "hash": meta["hash"], "created": meta["created"], "folder": folder}
     one.update(attempt=starts[-1] if starts else meta["first_attempt"] - 1, ended=bool(answers.read(folder, "ended")))
-    one.update(reports={os.path.basename(rank): answers.read(rank, "status.json") for rank in ranks})
+    one.update(reports=_reports(ranks))
     one.update(cancelled=is_noted(folder, "cancel"), held=is_noted(folder, "hold"))
     one["leased"] = os.path.exists(os.path.join(folder, "lease"))
     one["runs"] = not one["ended"] and any(remains.is_alive(rank) for rank in ranks)
+    if not one["ended"] and not one["runs"] and any('"waiting"' not in text for text in one["reports"].values()):
+        one.update(ended=bool(answers.read(folder, "ended")), reports=_reports(ranks))  # it may have ended just now
     if not one["ended"] and not one["runs"]:
         one.update(before=queue.before(meta), waits_until=meta["not_before"])
     return one
+
+
+def _reports(ranks: Sequence[str]) -> dict[str, str]:
+    return {os.path.basename(rank): answers.read(rank, "status.json") for rank in ranks}
 
 
 def is_noted(folder: str, name: str) -> bool:
