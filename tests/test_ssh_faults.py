@@ -171,6 +171,24 @@ def test_a_loss_is_noted_though_there_is_no_room_with_the_last_sign_of_life_as_i
     assert [task.wait(timeout=_SECONDS).is_final for task in (again, wide)] == [True, True]
 
 
+def test_what_any_look_has_seen_running_does_not_wait_again_when_its_host_is_away(
+    client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_PROVIDER", "ssh")
+    host = fleet.hosts["gpu1"]
+    one, other = (submitted(client, "sleep 1000", "gpu1") for _ in range(2))
+    array = submitted(client, "sleep 1000", "gpu1", array="3-4")
+    assert wait_until(lambda: len(processes_on(host).split()) == 2, seconds=_SECONDS)
+    assert flow("info", str(one)).returncode == flow("ssh", str(other), "--", "true").returncode == 0
+    other.cancel()
+    assert other.wait(timeout=_SECONDS) == "cancelled"
+    assert wait_until(lambda: flow("info", f"{array}_3").stdout.count("running") > 0, seconds=_SECONDS)
+    host.cut()
+    assert [str(task.status) for task in Flow("ssh").tasks()] == ["running", "cancelled", "running"]
+    host.heal()
+    client.cancel(one, array)
+
+
 def host_folder(host: Host, task: Task) -> Path:
     return host.folder / "root" / host.home.lstrip("/") / ".flow-host" / "tasks" / task.task_id
 

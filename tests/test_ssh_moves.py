@@ -229,7 +229,7 @@ def test_a_host_that_is_back_before_anything_moved_goes_on(client: Flow, fleet: 
     gone.cut()
     assert wait_until(lambda: is_lost(client, task), seconds=_SECONDS)
     gone.heal()
-    client.provider().allocate(task.plan, 2)
+    Flow("ssh").provider().allocate(task.plan, 2)  # which has not just heard that it is away
     assert task.refresh().status == "running" and not moves(client, task)
     gone.run("touch /tmp/go")
     assert task.wait(timeout=_SECONDS) == "completed"

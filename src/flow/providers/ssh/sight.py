@@ -216,20 +216,26 @@ class Sight:
     # -- which attempt it was
 
     def note_attempt(self, unit: str, attempt: int) -> None:
-        """The attempt that it was seen in: the next one elsewhere must be another."""
-        if attempt > max(self._attempts.get(unit, 0), 1):
-            file = self._noted(unit)
+        """The attempt that it was seen in: the next one elsewhere must be another, and what ran does not wait again.
+
+        Of first attempts it is noted once for all of an array, as each look would cost a file for each element.
+        """
+        name = unit if attempt > 1 else unit.partition("_")[0]
+        if attempt > self._attempts.get(name, 0):
+            file = self._noted(name)
             with suppress(OSError):  # a home that can only be read
-                if file.parents[1].is_dir() and _number_in(file) != attempt:
+                if file.parents[1].is_dir() and _number_in(file) < attempt:
                     file.parent.mkdir(mode=0o700, exist_ok=True)
                     file.write_text(str(attempt))
+            self._attempts[name] = attempt
         self._attempts[unit] = attempt
 
     def last_attempt(self, unit: str) -> int:
-        """The attempt that it was last seen in; 0 before the first."""
-        rows = Records(self._home).rows_of([unit.partition("_")[0]]) if unit not in self._attempts else []
-        seen = min(rows[0].outcome.attempt, 1) if rows else self._attempts.get(unit, 1)
-        return max(seen, _number_in(self._noted(unit)))
+        """The attempt that it was last seen in, whoever looked; 0 before the first, as far as that is known."""
+        base = unit.partition("_")[0]
+        unknown = 0 if self._record(base).exists() else 1
+        first = min(_number_in(self._noted(base)), 1)
+        return max(self._attempts.get(unit, unknown), _number_in(self._noted(unit)), first)
 
     def _noted(self, unit: str) -> Path:
         return self._record(unit.partition("_")[0]) / "seen" / unit
