@@ -295,7 +295,7 @@ def _check_same(task: Task, instance_type: str | None, idle: float | None) -> No
     advice = ["end it first with `flow dev --stop`", "or leave that option out"]
     if instance_type and not standing.is_kind(task, instance_type):
         raise ValidationError(
-            f"the development machine is a `{task.instance_type}`, not a `{instance_type}`", suggestions=advice
+            f"the development machine is of type `{task.instance_type}`, not `{instance_type}`", suggestions=advice
         )
     if idle is not None and math.ceil(idle) != idle_stop_seconds(task):
         told = f"after {idle_stop_seconds(task)} idle seconds" if idle_stop_seconds(task) else "never"

@@ -37,7 +37,7 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     if not owner:
         answers.write(root, "host", os.uname().nodename)
     for folder in (os.path.join(base, "inbox"), os.path.join(root, "queue"), os.path.join(root, "asked")):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        answers.make_private(folder)
     with open(os.path.join(base, "lock"), "w") as lock:
         answers.lock(lock)
         known = json.loads(answers.read(base, "meta.json") or "{}")

@@ -180,7 +180,7 @@ class Turn:
             if mount["kind"] == "s3":
                 mount["cache"] = os.path.join(os.path.dirname(os.path.dirname(self.base)), "cache")
         if task["image"]:
-            task["engine"] = next((one for one in facts.ENGINES if shutil.which(one)), None)
+            task["engine"] = facts.engine()
         os.makedirs(os.path.join(folder, "inbox"), mode=0o700, exist_ok=True)
         for name in task["needs"]:
             shutil.copy(os.path.join(self.base, name), os.path.join(folder, name))

@@ -38,7 +38,7 @@ def volumes(root: str) -> dict[str, Any]:
 def make(root: str, values: dict[str, Any]) -> dict[str, Any]:
     """An empty volume; the one of its name, where that is here already."""
     folder = _folder(root)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    answers.make_private(folder)
     with _alone(folder):
         for one in _all(folder):
             if one["name"] == values["name"]:

@@ -52,7 +52,11 @@ class Ssh:
     @property
     def capabilities(self) -> Capabilities:
         """What the hosts do by themselves."""
+        hosts = 0
+        with suppress(ValidationError):  # of a line that cannot be read: who asks the hosts is told
+            hosts = len(self.fleet.hosts)
         return Capabilities(
+            max_nodes=hosts or None,
             volumes=True,
             containers=True,
             arrays=True,
