@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flow.channel import Channel
-from flow.collect import collect
+from flow.collect import collect, is_collected
 from flow.errors import FlowError, ProviderError, StorageError
 from flow.machines import Allocation, Machines, Report
 from flow.providers import Provider
@@ -33,9 +33,13 @@ def observe(
         outcome = final or derive(records.intent(task_id), None, {}, nodes)
         if outcome.state is TaskStatus.PENDING and not outcome.reason:
             outcome = replace(outcome, reason=records.wait_reason(task_id.partition("_")[0]))
-    if outcome.state.is_final and not provider.capabilities.same_machine:
+    if not outcome.state.is_final and not provider.capabilities.same_machine:
+        ended = [one for one in allocations if (own := outcomes.get(one.task_id or "")) and own.state.is_final]
+        with contextlib.suppress(FlowError):  # there is time until all have ended
+            collect(provider, records, [one for one in ended if not is_collected(records, one)])
+    elif not provider.capabilities.same_machine:
         try:
-            collect(provider, records, allocations)
+            collect(provider, records, [one for one in allocations if not is_collected(records, one)])
         except ProviderError:  # somebody else has, perhaps, and let go of the machines
             final = records.final(task_id)
             if final is None:

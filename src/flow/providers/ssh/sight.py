@@ -11,13 +11,14 @@ from typing import Any
 
 from flow.errors import FlowError, TaskNotFoundError
 from flow.machines import Allocation, Machines
+from flow.node import answers
 from flow.providers.ssh.fleet import Fleet
 from flow.providers.ssh.gathering import last_meeting
 from flow.providers.ssh.places import Places, unit_of
 from flow.providers.ssh.states import allocation_of
 from flow.record import Records
 from flow.remote import Remote
-from flow.status import Want
+from flow.status import Want, read_report
 
 
 @dataclass(slots=True)
@@ -163,6 +164,8 @@ class Sight:
     ) -> Allocation:
         of_task = places.get(unit.partition("_")[0])
         move = of_task.move_of(unit) if of_task else None
+        if (seen.lost or seen.silent) and (end := self._end_on_record(unit)):
+            return end
         if of_task and seen.lost:
             attempt = max(self.last_attempt(unit), move.attempt if move else 1, last_meeting(self._record(unit)))
             machines = (
@@ -178,6 +181,14 @@ class Sight:
             reason = next(iter(seen.silent.values()))
             return Allocation(unit, self.last_attempt(unit), Machines.SILENT, reason=reason)
         return allocation_of(unit, seen.entries, clocks, move)
+
+    def _end_on_record(self, unit: str) -> Allocation | None:
+        """Of an element that was seen to have ended, with what it left copied here: whatever is with its host now."""
+        number = max(answers.attempts(str(self._record(unit))), default=0) if "_" in unit else 0
+        report = read_report(self._record(unit) / str(number) / "0") if number else None
+        if report is None or report.phase != "ended" or report.cause in ("lost", "requeue"):
+            return None
+        return Allocation(unit, number, Machines.GONE, reports={0: report})
 
     def _may_move(self, unit: str, attempt: int, gone: Collection[str]) -> bool:
         """Whether a task or element that was lost in this attempt may run again on other hosts than these."""
