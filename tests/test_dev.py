@@ -336,6 +336,11 @@ def test_from_python(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert machine.sync(project).updated == ("file",)
     assert machine.run("cat file; exit 2") == 2
     assert capfd.readouterr().out == "here"
+    (project / "file").write_text("as it was read")
+    machine.read_ahead(project)
+    assert (machine.start(), machine.sync(project).updated) == (task, ("file",))
+    (project / "other").write_text("later")
+    assert machine.sync(project).updated == ("other",)
     assert (machine.sessions(), machine.reset()) == ([], 0)
     assert machine.stop().status == "cancelled"
 

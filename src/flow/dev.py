@@ -27,7 +27,7 @@ from flow.remote import NODE, packed_program
 from flow.status import Want
 
 if TYPE_CHECKING:
-    from flow.code_upload import Upload
+    from flow.code_upload import Reading, Upload
     from flow.task import Task
 
 NAME, LABEL = "dev", "flow.dev"  # the label's value: how many seconds it may be idle, 0 for ever
@@ -84,6 +84,7 @@ class DevMachine:
         self._provider = self.client.provider()
         self._task: Task | None = None
         self._allocation: Allocation | None = None
+        self._reading: Reading | None = None
 
     # -- the machine
 
@@ -163,6 +164,14 @@ class DevMachine:
 
     # -- on the machine
 
+    def read_ahead(self, source: str | Path = ".") -> None:
+        """Begin to read the project while the machine is looked for: the next `sync` of it brings it as it is now."""
+        from flow.code_upload import Reading
+
+        if self.client.records.rows(unfinished=True, name_pattern=NAME):  # else it is submitted, and read for that
+            self._reading = Reading(Path(source).absolute(), self.client.home)
+            self._reading.start()
+
     def sync(self, source: str | Path = ".") -> Upload:
         """Bring its workspace to the state of the project in `source`, as `Task.upload_code` does."""
         from flow.code_upload import upload_code
@@ -172,7 +181,10 @@ class DevMachine:
         if self.environment:
             own = self._ask("prepare", self.environment)
             allocation = replace(allocation, nodes=(replace(place.node, folder=own), *allocation.nodes[1:]))
-        return upload_code(self.task, allocation, self.client.home, Path(source).absolute(), node=0)
+        source = Path(source).absolute()
+        reading, self._reading = self._reading, None
+        reading = reading if reading and reading.source == source else None
+        return upload_code(self.task, allocation, self.client.home, source, node=0, reading=reading)
 
     def run(self, command: str | None = None, *, image: str | None = None) -> int:
         """A shell command, or a shell, in the workspace before the user, to its end: its exit code.

@@ -86,6 +86,8 @@ def dev(
         return 0
     if do_stop:
         return _stop(machine, yes=yes)
+    if not no_upload and _is_project(Path.cwd()):
+        machine.read_ahead()
     task = machine.start(instance_type=instance_type, idle_stop_seconds=idle_seconds, upload=not no_upload)
     output.notes([*client.notes, *(task.plan.notes if machine.is_new else ())])
     if machine.is_new:
@@ -120,13 +122,17 @@ def _idle_seconds(text: str) -> float:
 
 def _sync(machine: DevMachine) -> None:
     here = Path.cwd()
-    if here in (Path.home(), Path(here.anchor)):
+    if not _is_project(here):
         output.note(f"`{here}` is not uploaded: run from a project's folder to have your code there")
         return
     done = machine.sync(here)
     output.notes(done.notes)
     for name in done.kept:
         output.note(f"`{name}` is kept, as it was changed there")
+
+
+def _is_project(here: Path) -> bool:
+    return here not in (Path.home(), Path(here.anchor))
 
 
 def _tell_start(task: Task) -> None:
