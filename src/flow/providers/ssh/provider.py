@@ -183,7 +183,7 @@ class Ssh:
             able, near, _ = self._volumes.hosts_for(plan, facts, missing)
             for move in moves(plan, places, new, gone, (able, near, missing)):
                 places.add(move)
-            places = self._places(plan.task_id)
+        places = self._places(plan.task_id)  # also with what somebody else has moved meanwhile
         for one in lost:
             if move := places.move_of(str(one.task_id)):
                 self._note_loss(move, plan.nodes)
