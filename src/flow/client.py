@@ -16,6 +16,7 @@ from flow.errors import (
     QuotaExceededError,
     ResourceNotFoundError,
     StorageError,
+    SubmissionInterrupted,
     ValidationError,
     did_you_mean,
 )
@@ -148,6 +149,11 @@ class Flow:
         if is_kept_there or submission.task_id in self.records.unallocated():
             try:
                 give(self, made)
+            except KeyboardInterrupt:
+                from flow.attend import start_attendant
+
+                start_attendant(self.home)  # which gives it
+                raise SubmissionInterrupted(made.task_id) from None
             except (ValidationError, QuotaExceededError):
                 raise  # and it has ended
             except FlowError as error:
@@ -215,10 +221,14 @@ class Flow:
 
     # -- finding
 
-    def get_task(self, reference: str) -> Task:
-        """The task that an id, a unique prefix, a number, a name, `:1` or `@last` names. Raises TaskNotFoundError."""
+    def get_task(self, reference: str, *, unfinished: bool = False) -> Task:
+        """The task that an id, a unique prefix, a number, a name, `:1` or `@last` names.
+
+        A name means its newest task; or the one that is `unfinished`, where there is one.
+        Raises TaskNotFoundError, ValidationError where several are meant.
+        """
         self.finish_interrupted()
-        task = self.task_of(self._find(reference))
+        task = self.task_of(self._find(reference, unfinished=unfinished))
         try:
             task.refresh()
         except StorageError as error:  # part of its record is damaged: it can still be seen, and cancelled
@@ -263,13 +273,16 @@ class Flow:
         return tasks
 
     def cancel(self, *tasks: str | Task) -> None:
-        """Ask for the end of tasks; durable when it returns. One for which that fails does not spare the others."""
+        """Ask for the end of tasks; durable when it returns. One for which that fails does not spare the others.
+
+        A name means the one task of that name that has not ended.
+        """
         failed: list[FlowError] = []
         task_ids: list[str] = []
         self.finish_interrupted()
         for one in tasks:
             try:
-                task_ids.append(one.task_id if isinstance(one, Task) else self._find(one))
+                task_ids.append(one.task_id if isinstance(one, Task) else self._find(one, unfinished=True))
             except FlowError as error:
                 failed.append(error)
         try:
@@ -467,8 +480,9 @@ class Flow:
             task.recall(replace(row.outcome, reason=why) if is_open else row.outcome)
         return task
 
-    def _find(self, reference: str) -> str:
-        task_id = self.records.find(reference.encode(errors="backslashreplace").decode())  # the index holds text only
+    def _find(self, reference: str, *, unfinished: bool = False) -> str:
+        reference = reference.encode(errors="backslashreplace").decode()  # the index holds text only
+        task_id = self.records.find(reference, unfinished=self._unfinished if unfinished else None)
         self._take_notes()
         return task_id
 

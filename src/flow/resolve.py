@@ -101,7 +101,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         labels=config.labels,
         submit_dir=here,
         in_place=in_place,
-        batch=_batch(config, provider, notes),
+        batch=_batch(config, provider, notes, in_place=in_place),
         notes=tuple(notes),
         options=config.options,
     )
@@ -234,13 +234,15 @@ def _check_abilities(config: TaskConfig, provider: Provider) -> None:
         )
 
 
-def _batch(config: TaskConfig, provider: Provider, notes: list[str]) -> Batch | None:
+def _batch(config: TaskConfig, provider: Provider, notes: list[str], *, in_place: bool) -> Batch | None:
     given = config.batch
     if not given:
         return None
     idle = [] if provider.capabilities.own_numbers else submitting.cluster_only(given.options)
     if idle:
         notes.append(f"recorded, and of no effect without Slurm: {', '.join(idle)}")
+    if not in_place:
+        notes.append("runs in a copy of this folder: of what it writes, only what is in `$FLOW_OUTPUT` comes back")
     variables = submitting.variables_of(given.variables, name=config.name, nodes=config.num_instances)
     return Batch(given.file or "", tuple(given.options), variables)
 

@@ -27,7 +27,7 @@ UNFINISHED = frozenset(TaskStatus) - FINAL
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def cancel(references: tuple[str, ...], *, name_pattern: str | None, everything: bool, yes: bool, as_json: bool) -> int:
-    """End each TASK, and wait until it has ended.
+    """End each TASK, and wait until it has ended. A name means the one task of that name that has not ended yet.
 
     Example:
       flow cancel --name-pattern 'dev-*' --yes
@@ -59,7 +59,7 @@ def cancel(references: tuple[str, ...], *, name_pattern: str | None, everything:
 
 def _chosen(client: Flow, references: tuple[str, ...], name_pattern: str | None) -> list[Task]:
     if references:
-        return [client.get_task(reference) for reference in references]
+        return [client.get_task(reference, unfinished=True) for reference in references]
     return client.tasks(states=UNFINISHED, limit=None, name_pattern=name_pattern)
 
 

@@ -44,11 +44,16 @@ def attached(task: Task) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        output.say("")
-        output.note(f"`{task.task_id}` goes on")
-        output.hint(f"come back with `flow logs {task.task_id} -f`")
-        output.hint(f"end it with `flow cancel {task.task_id}`")
+        tell_going_on(task.task_id)
         raise click.exceptions.Exit(130) from None
+
+
+def tell_going_on(task_id: str) -> None:
+    """Below the line that shows ^C: what the command leaves, and how to come back to it."""
+    output.say("")
+    output.note(f"`{task_id}` goes on")
+    output.hint(f"come back with `flow logs {task_id} -f`")
+    output.hint(f"end it with `flow cancel {task_id}`")
 
 
 def until_started(task: Task) -> None:
