@@ -542,8 +542,7 @@ class Flow:
 
     def held(self) -> list[tuple[str, str]]:
         """Provider and task of everything that is rented, or was, and is not known to be given back."""
-        found = self.home.glob("*/held/[!.]*")  # a file that was being written by who was killed begins with a dot
-        return sorted((one.parent.parent.name, one.name) for one in found)
+        return sorted((one.parent.parent.name, one.name) for one in self.home.glob("*/held/[!.]*"))
 
     def _record_ends(self) -> None:
         """Write down the ends that only a provider has told so far: what may go must be on record as ended."""

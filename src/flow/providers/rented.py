@@ -272,7 +272,8 @@ class Rented(Ssh):
 
     def held(self) -> list[str]:
         """The tasks for which something may be rented, or was made, that is not known to be gone."""
-        return sorted(one.name for one in self._held.glob("[!.]*"))
+        folder = self._held
+        return sorted(one.name for one in folder.glob("[!.]*"))  # others are what a killed client was writing
 
     # -- stopping for a while
 
