@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flow.client import Flow
-from flow.errors import QuotaExceededError, ValidationError
+from flow.errors import QuotaExceededError, ResourceNotFoundError, ValidationError
 from flow.task import Task
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import refusal, reset, taken_then, taken_then_reset
@@ -116,6 +117,20 @@ def test_what_cannot_be_had_is_refused_with_what_can(client: Flow) -> None:
     with pytest.raises(ValidationError, match="no instance type `8xt4` at mithril"):
         _run(client, "true", gpu="8xt4")
     assert client.tasks() == []
+
+
+@pytest.mark.parametrize("named", ["~/.ssh/id_ed25518", "id_ed25518"])
+def test_a_key_that_is_not_there_is_not_made(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    (Path.home() / ".ssh").mkdir()
+    (Path.home() / ".ssh/id_ed25519.pub").write_text("ssh-ed25519 AAAA me\n")
+    monkeypatch.setenv("FLOW_MITHRIL_SSH_KEY", named)
+    with pytest.raises(ResourceNotFoundError, match=r"no SSH key `.*id_ed25518`") as refused:
+        _run(Flow(), "true")
+    assert refused.value.suggestions[0] == f"did you mean `{Path.home()}/.ssh/id_ed25519`?"
+    assert cloud.spot.ssh_keys == {} and cloud.spot.bids == {}
+    assert len(list((Path.home() / ".ssh").iterdir())) == 1
 
 
 def test_a_machine_that_never_boots_is_given_back(client: Flow, cloud: Cloud) -> None:
