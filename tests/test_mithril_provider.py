@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from flow.client import Flow
 from flow.errors import QuotaExceededError, ResourceNotFoundError, ValidationError
 from flow.task import Task
+from tests.support.containers import IMAGE
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import refusal, reset, taken_then, taken_then_reset
 from tests.support.processes import wait_until
@@ -148,3 +150,24 @@ def test_what_was_made_for_a_bid_that_is_refused_goes(client: Flow, cloud: Cloud
         _run(client, "true", volumes=[{"name": "scratch", "size_gb": 10, "mount_path": "/scratch"}])
     assert [one.status for one in client.tasks()] == ["failed"]
     assert client.volumes() == [] and client.held() == []
+
+
+def test_what_a_machine_does_not_have_is_a_failure_and_no_endless_bill(client: Flow, cloud: Cloud) -> None:
+    cloud.machines.lacks_gpus = True
+    task = _run(client, "true", gpu="8xa100")
+    assert task.wait(timeout=90) == "failed"
+    assert re.fullmatch(r"the machine has \d+ CPUs, .* GB and 0 GPUs: 1 CPUs, 8 GPUs are asked for", task.reason)
+    assert wait_until(lambda: client.held() == [], seconds=60)
+
+
+def test_a_volume_that_holds_something_else_is_left_as_it_is(client: Flow, cloud: Cloud) -> None:
+    made = client.create_volume(name="data", size_gb=1)
+    backing = cloud.spot.volumes[made.volume_id].backing
+    with backing.open("r+b") as file:
+        file.write(b"precious")
+    for image in (None, IMAGE):
+        cloud.give_docker()
+        task = _run(client, "true", image=image, volumes=[{"mount_path": "/data", "name": "data"}])
+        assert task.wait(timeout=90) == "failed"
+        assert "holds data and no file system: it is left as it is" in task.reason
+    assert backing.read_bytes()[:8] == b"precious"

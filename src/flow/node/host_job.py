@@ -22,10 +22,10 @@ runner, host, asked = (importlib.import_module(_PACKAGE + one) for one in ("runn
 TELL_SECONDS = 5.0  # that another machine may take to hear of a loss
 
 
-def run(tasks: str, folder: str, index: int | None, gpus: list[int] | None, *, umask: int) -> None:
+def run(tasks: str, folder: str, index: int | None, gpus: list[int] | None, *, umask: int, lacks: str = "") -> None:
     """Run the next attempt of the task or element in `folder`, and note that it has ended where none follows.
 
-    gpus: those it is to see; None where the host has none. umask: that of its command.
+    gpus: those it is to see; None where the host has none. umask: that of its command. lacks: why it cannot run here.
 
     Must be alone in its process.
     """
@@ -34,7 +34,7 @@ def run(tasks: str, folder: str, index: int | None, gpus: list[int] | None, *, u
         return
     job.note_loss()
     if not job.is_over():
-        job.attempt(gpus, umask=umask)
+        job.attempt(gpus, umask=umask, lacks=lacks)
     if job.is_over():
         os.makedirs(folder, mode=0o700, exist_ok=True)  # of an element that never had a turn
         answers.write(folder, "ended", json.dumps({"code": job.last().get("code")}), durably=True)
@@ -96,7 +96,7 @@ class Turn:
         if self.rank and cause == "lost":
             _tell_main(json.loads(answers.read(folder, "task.json")), reason)
 
-    def attempt(self, gpus: list[int] | None, *, umask: int) -> None:
+    def attempt(self, gpus: list[int] | None, *, umask: int, lacks: str) -> None:
         """Run it, in this process."""
         number = (answers.attempts(self.folder) or [self.task["first_attempt"] - 1])[-1] + 1
         folder = os.path.join(self.folder, str(number), str(self.rank))
@@ -117,6 +117,12 @@ class Turn:
                 number = meeting["attempt"]
                 folder = os.path.join(self.folder, str(number), str(self.rank))
         self._write_task(folder, number, gpus, meeting)
+        if lacks:
+            end = {"v": 1, "phase": "ended", "cause": "start", "reason": lacks, "code": 126, "signal": None}
+            answers.write(
+                folder, "status.json", json.dumps({**end, "started": None, "ended": time.time()}), durably=True
+            )
+            return
         os.umask(umask)  # what the runner makes has modes of its own, or lies where nobody else gets to
         runner.run(folder, lock_fd=own_lock, keep=gpu_locks)
 
@@ -160,6 +166,8 @@ class Turn:
         task["env"] = {"MASTER_PORT": str(master), **task["env"]}
         if task["slurm"] and self.index is not None:
             task["slurm"]["number"] = task["numbers"][str(self.index)]
+        if task.get("scratch") and os.path.isdir(task["scratch"]):
+            _use_scratch(task)
         if gpus is not None and "CUDA_VISIBLE_DEVICES" not in task["env"]:
             task["gpu_ids"] = gpus
         task["private_mounts"] = os.geteuid() == 0 or task.get("private_mounts", False)
@@ -172,6 +180,14 @@ class Turn:
         for name in task["needs"]:
             shutil.copy(os.path.join(self.base, name), os.path.join(folder, name))
         answers.write(folder, "task.json", json.dumps(task))
+
+
+def _use_scratch(task: dict[str, Any]) -> None:
+    """Have what the command's programs keep for later on a disk of the machine's own."""
+    task["env"] = {"XDG_CACHE_HOME": os.path.join(task["scratch"], "cache"), **task["env"]}
+    task["user_env"] = ["XDG_CACHE_HOME", *task["user_env"]]
+    if task["image"]:
+        task["mounts"] = [*task["mounts"], {"kind": "folder", "source": task["scratch"], "target": task["scratch"]}]
 
 
 def _tell_main(task: dict[str, Any], reason: str) -> None:

@@ -24,6 +24,7 @@ host, host_job, facts = (importlib.import_module(_PACKAGE + one) for one in ("ho
 importlib.import_module(_PACKAGE + "runner")  # loaded once for all that are forked
 
 LINGER_SECONDS = 10
+LACK_SECONDS = 20.0  # for what a rented machine was bought with to show
 LOOK_SECONDS = 1.0  # between looks at runners that another keeper started, and at what waits for a time
 AGAIN_SECONDS = 5.0  # before a start is tried again that came to nothing, as on a full disk
 
@@ -37,6 +38,7 @@ class Unit:
         self.runs = False
         self.gpus: list[int] = []  # that it has while it runs
         self.not_before: float = meta["not_before"]
+        self.lacks = ""  # what it fails for, instead of starting
         self.again_at = 0.0  # after a start that came to nothing
 
     @property
@@ -77,7 +79,7 @@ class Keeper:
         self.machine = inventory.read_inventory()
         self.gate = answers.read(root, "gate").strip()  # a file without which nothing starts
         self.lent: set[int] = set()  # GPUs that other users' tasks have
-        self.idle_since = time.monotonic()
+        self.began = self.idle_since = time.monotonic()
         try:
             os.mkfifo(os.path.join(root, "wake"), 0o600)
         except FileExistsError:
@@ -194,7 +196,8 @@ class Keeper:
             if not is_cancelled and self._waits(unit, running[array_of(name)]):
                 continue
             fits, gpus = room.take(unit.meta)
-            if fits or is_cancelled:
+            unit.lacks = "" if fits or is_cancelled else self._lacks(unit.meta)
+            if fits or is_cancelled or unit.lacks:
                 unit.gpus = gpus
                 self._start(unit)
                 running[array_of(name)] += 1
@@ -210,6 +213,17 @@ class Keeper:
             if unit.runs:
                 room.take({**unit.meta, "gpus": 0})
         return room
+
+    def _lacks(self, meta: dict[str, Any]) -> str:
+        """What a rented machine will never have for its task, so that it is not paid for in vain; "" for none."""
+        if not self.gate or Room(self.machine, set()).take(meta)[0]:
+            return ""
+        self.machine = inventory.read_inventory()  # a driver may come late
+        if time.monotonic() - self.began < LACK_SECONDS or Room(self.machine, set()).take(meta)[0]:
+            return ""
+        memory = f"{meta['memory_gb']:g} GB, " if meta["memory_gb"] else ""
+        has = f"{self.machine.cpus:g} CPUs, {self.machine.memory_gb:g} GB and {len(self.machine.cards)} GPUs"
+        return f"the machine has {has}: {meta['cpus']:g} CPUs, {memory}{meta['gpus']} GPUs are asked for"
 
     def _ends_unstarted(self, unit: Unit) -> bool:
         return not unit.runs and host.is_noted(unit.folder, "cancel")
@@ -231,7 +245,8 @@ class Keeper:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os.setsid()
                 gpus = unit.gpus if self.machine.cards else None
-                host_job.run(os.path.join(self.root, "tasks"), unit.folder, unit.index, gpus, umask=self.umask)
+                tasks = os.path.join(self.root, "tasks")
+                host_job.run(tasks, unit.folder, unit.index, gpus, umask=self.umask, lacks=unit.lacks)
                 code = 0
             except BaseException as error:  # it must not go on as a second keeper
                 print(f"{unit.folder}: {error!r}", file=sys.stderr, flush=True)  # noqa: T201

@@ -45,6 +45,7 @@ class Mithril(Rented):
     """`home` is the folder that holds the records."""
 
     name: ClassVar[str] = "mithril"
+    scratch: ClassVar[str] = "/mnt/local"
     options: ClassVar[tuple[Option, ...]] = (
         Option("api_key", str, "key of the API", environment="MITHRIL_API_KEY", secret=True),
         Option("project", str, "project, by name or id", environment="MITHRIL_PROJECT"),
@@ -134,6 +135,7 @@ class Mithril(Rented):
             mark=Mark(plan.task_id, attempt, plan.hash, self.home_id, (str(round(limit * 100)),)),
             user=_USER,
             notice=_NOTICE,
+            scratch=self.scratch,
             volumes=on_machine(self.volumes.list(), volumes),
             grace_seconds=float(str(self._settings.get("grace_minutes") or 10.0)) * 60,
         )
