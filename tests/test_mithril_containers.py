@@ -14,9 +14,7 @@ from tests.support.aws import Aws
 from tests.support.containers import IMAGE
 from tests.support.mithril_cloud import Cloud
 from tests.support.processes import wait_until
-from tests.support.registries import registry
-
-TOKEN = "123456789012-auth-token"  # what moto gives
+from tests.support.registries import TOKEN, registry
 
 
 @pytest.fixture

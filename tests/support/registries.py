@@ -16,6 +16,7 @@ from tests.support.components import require
 from tests.support.processes import free_port, wait_until
 
 HOST = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
+TOKEN = "123456789012-auth-token"  # the password that moto gives for it
 
 
 @dataclass(frozen=True, slots=True)

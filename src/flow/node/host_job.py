@@ -164,6 +164,7 @@ class Turn:
         master, task["control_port"], task["step_port"] = meeting["ports"]
         task.update(peers=meeting.get("peers", []), token=meeting.get("token"))
         task["env"] = {"MASTER_PORT": str(master), **task["env"]}
+        task["cancel_notes"] = host.notes(self.folder, "cancel")
         if task["slurm"] and self.index is not None:
             task["slurm"]["number"] = task["numbers"][str(self.index)]
         if task.get("scratch") and os.path.isdir(task["scratch"]):

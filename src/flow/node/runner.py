@@ -304,7 +304,9 @@ class Rank:
                 self.terminated = now
             elif now - self.terminated > AGAIN_SECONDS:
                 self._kill()
-            self.stop("cancel", "cancelled")
+            notes = self.task.get("cancel_notes", [])  # one of them is there first where a user cancels
+            is_cancel = not notes or any(map(os.path.exists, notes))
+            self.stop(*("cancel", "cancelled") if is_cancel else ("requeue", "its runner was ended, as by a shutdown"))
 
     def _hear_asked(self) -> None:
         if os.path.exists(self.path("asked")):

@@ -181,13 +181,13 @@ class Cloud:
         require("dockerd", "containers run on machines of the cloud")
         self.machines.docker = variables
 
-    def give_kernels(self, cache: Path) -> None:
+    def give_kernels(self, cache: Path, files: Mapping[str, str] = MappingProxyType({})) -> None:
         """Have machines from now on be virtual ones, a Debian with the real cloud-init; skips where there can be none.
 
-        They hear of no preemption, and boot in a minute; their image is kept in `cache`.
+        They hear of no preemption, and boot in a minute; their image is kept in `cache`. They have `files`, by path.
         """
         require_virtual()
-        self.machines.image = debian_image(cache)
+        self.machines.image, self.machines.files = debian_image(cache), files
 
     def crash(self, name: str, rank: int = 0) -> None:
         """Its machine dies; the bid stays, and is paid for."""

@@ -67,6 +67,7 @@ class Machines:
     def __init__(self, fleet: Fleet, changed: threading.Condition) -> None:
         self.docker: Mapping[str, str] | None = None  # the variables of that on disks that are made from now on
         self.image: Image | None = None  # with which they have kernels of their own from now on
+        self.files: Mapping[str, str] = {}  # that those have
         self.lacks_gpus = False  # as where the driver does not find them
         self.pretended = False  # no machine is booted; instances only say so
         self._fleet, self._changed = fleet, changed
@@ -196,12 +197,8 @@ class Machines:
         host = Virtual(self._fleet.folder / slot.fid, self.image, self._fleet.gateway, self._fleet.folder / "user")
         host.volumes = setup.volumes
         if not host.folder.exists():
-            host.install(
-                setup.name,
-                setup.keys,
-                setup.script,
-                {"/usr/bin/nvidia-smi": nvidia_smi(setup.kind.gpus, *_card(setup.kind))},
-            )
+            gpus = nvidia_smi(setup.kind.gpus, *_card(setup.kind))
+            host.install(setup.name, setup.keys, setup.script, {"/usr/bin/nvidia-smi": gpus, **self.files})
         return host
 
     def _end(self, slot: Slot, *, gone: bool) -> None:

@@ -41,8 +41,8 @@ class Virtual:
         self._shell: subprocess.Popen[bytes] | None = None
         self.volumes: tuple[Volume, ...] = ()
 
-    def install(self, name: str, keys: Sequence[str], script: str | None, programs: Mapping[str, str]) -> None:
-        """A disk that never booted, and what its first boot is told; `programs` are there before the script runs."""
+    def install(self, name: str, keys: Sequence[str], script: str | None, files: Mapping[str, str]) -> None:
+        """A disk that never booted, and what its first boot is told; `files` are there before the script runs."""
         seed = self.folder / "seed"
         seed.mkdir(parents=True)
         subprocess.run(["cp", "--sparse=always", self._image.disk, self.folder / "disk"], check=True)
@@ -50,8 +50,8 @@ class Virtual:
         told = {"instance-id": self.folder.name, "local-hostname": name, "public-keys": all_keys}
         (seed / "meta-data").write_text(json.dumps(told))
         (seed / "user-data").write_text(script or "")
-        files = [{"path": at, "permissions": "0755", "content": text} for at, text in programs.items()]
-        (seed / "vendor-data").write_text(f"#cloud-config\n{json.dumps({'write_files': files})}\n")
+        written = [{"path": at, "permissions": "0755", "content": text} for at, text in files.items()]
+        (seed / "vendor-data").write_text(f"#cloud-config\n{json.dumps({'write_files': written})}\n")
         words = ["genisoimage", "-quiet", "-V", "cidata", "-r", "-J", "-o", self.folder / "seed.iso", seed]
         subprocess.run(words, check=True)
 
