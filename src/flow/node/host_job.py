@@ -19,6 +19,7 @@ _PACKAGE = f"{__package__}." if __package__ else ""
 answers, remains, facts = (importlib.import_module(_PACKAGE + one) for one in ("answers", "remains", "host_facts"))
 runner, host, asked = (importlib.import_module(_PACKAGE + one) for one in ("runner", "host", "asked"))
 
+SHUTDOWN = "its runner was ended, as by a shutdown"
 TELL_SECONDS = 5.0  # that another machine may take to hear of a loss
 
 
@@ -38,6 +39,19 @@ def run(tasks: str, folder: str, index: int | None, gpus: list[int] | None, *, u
     if job.is_over():
         os.makedirs(folder, mode=0o700, exist_ok=True)  # of an element that never had a turn
         answers.write(folder, "ended", json.dumps({"code": job.last().get("code")}), durably=True)
+
+
+def hears_shutdown(rank: Any, has_ended: bool) -> bool:
+    """Whether SIGTERM came from no user, who would have left a note first: then the rank is to run again.
+
+    has_ended: whether the command had before that.
+    """
+    if any(map(os.path.exists, rank.task["cancel_notes"])):
+        return False
+    rank.stop(asked.REQUEUE, SHUTDOWN)
+    if not has_ended:  # it was told to end as well, and may have been faster
+        rank.stopped = rank.stopped or (asked.REQUEUE, SHUTDOWN)
+    return True
 
 
 class Turn:

@@ -76,7 +76,7 @@ class Virtual:
     def run(self, script: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """What a shell script did as root, by way of ssh."""
         words = ["ssh", "-i", self._key, "-p", str(self.port), "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR"]
-        words += ["-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=60", f"ubuntu@{self.address}"]
+        words += ["-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=300", f"ubuntu@{self.address}"]
         done = subprocess.run([*words, "sudo sh"], input=script, capture_output=True, text=True)
         assert done.returncode == 0 or not check, f"{script}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
