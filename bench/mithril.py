@@ -6,6 +6,7 @@ import fcntl
 import math
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +20,7 @@ from bench.floors import bare_python
 from bench.place import own_home
 from bench.startup import flow_words
 from flow.attend import LOCK
+from flow.chores import attend
 from flow.client import Flow
 from flow.providers.mithril.api import Api
 
@@ -31,7 +33,7 @@ def measure(*, quick: bool) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="flow-bench-") as folder, serve(Path(folder) / "cloud") as cloud:
         cloud.machines.pretended, cloud.spot.boot_seconds = True, math.inf
         cloud.quotas.default_factory = lambda: 10**6
-        return [*_submit(cloud, rounds=5 if quick else 30), *_status(cloud, 100 if quick else BIDS)]
+        return [*_submit(cloud, rounds=5 if quick else 30), *_status(cloud, 100 if quick else BIDS), *_look(cloud)]
 
 
 @contextmanager
@@ -89,6 +91,25 @@ def _status(cloud: Cloud, count: int) -> list[Figure]:
         Figure(f"flow status, {count:,} bids", median(spent), "ms", bare, "bare Python", aim=1000),
         Figure("  calls", median(calls), "", aim=20),
     ]
+
+
+def _look(cloud: Cloud) -> list[Figure]:
+    """What the attendant asks at each look, for one task that waits for machines and for ten, and while those boot."""
+    figures = []
+    with _client(cloud) as client:
+        for count, state, capacity in ((1, "waits", 0), (10, "wait", 0), (10, "boot", 10**4)):
+            while len(client.records.rows(unfinished=True)) < count:
+                client.run("true", upload_code=False, region=_REGION, gpu="a100")
+            cloud.lane(_TYPE, _REGION).capacity = capacity
+            time.sleep(0.2)
+            calls = []
+            for _ in range(5):
+                before = len(cloud.requests)
+                attend(client, {})
+                calls.append(len(cloud.requests) - before)
+            tasks = "1 task" if count == 1 else f"{count} tasks"
+            figures.append(Figure(f"attendant: calls of a look while {tasks} {state}", median(calls), "", aim=6))
+    return figures
 
 
 def _body_of(bid: dict[str, Any]) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def _sync_into(environment: str) -> Callable[[], None]:
 
     def once() -> None:
         machine = DevMachine(environment=environment)
+        machine.read_ahead()
         machine.start()
         machine.sync()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import flow as flow_module
 from flow.errors import FlowError, ResourceNotFoundError
 from tests.support.commands import flow
 from tests.support.processes import free_port, wait_until
@@ -70,6 +72,21 @@ def test_a_port_there_is_a_port_here(project: Path) -> None:
     assert address.startswith("127.0.0.1:")
     assert echoed(address, data) == data
     assert task.endpoints[str(port)] == f"http://{address}"
+    end(task)
+
+
+def test_what_a_connection_is_told_comes_without_waiting_for_a_line(project: Path) -> None:
+    port = free_port()
+    talk = f"import socket; link = socket.create_server(('127.0.0.1', {port})); print('serves', flush=True)\n"
+    talk += "link = link.accept()[0]\nwhile data := link.recv(99): link.sendall(data.upper())"
+    task = flow_module.run([sys.executable, "-c", talk], upload_code=False)
+    assert next(iter(task.logs(follow=True))) == "serves"
+    with task.forward(port) as forwarding:
+        host, _, local = forwarding.address.rpartition(":")
+        with socket.create_connection((host, int(local)), timeout=60) as link:
+            for word in (b"ping", b"\0\xff\r\n\x04", b"pong"):
+                link.sendall(word)
+                assert link.recv(99) == word.upper()
     end(task)
 
 

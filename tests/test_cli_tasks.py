@@ -388,6 +388,32 @@ def test_cancel_waits_for_the_end_and_says_what_it_ends(project: Path) -> None:
     assert (again.returncode, again.stdout) == (0, f"{task_id}  cancelled\n")
 
 
+def test_a_name_that_is_cancelled_is_that_of_the_task_that_has_not_ended(project: Path) -> None:
+    older, other = submitted("sleep 300", "--name", "nap"), submitted("sleep 300", "--name", "nap")
+    refused = flow("cancel", "nap")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        f"error: 2 tasks named `nap` have not ended: `{older}`, `{other}`\n\n"
+        "hint: give the id of one\nhint: all of them: `flow cancel --name-pattern nap`\n",
+    )
+    assert [record(one)["status"] in ("running", "pending", "starting") for one in (older, other)] == [True, True]
+    assert flow("cancel", other).returncode == 0
+    ended = flow("cancel", "nap")
+    assert (ended.returncode, ended.stdout) == (0, f"{older}  cancelled\n")
+    assert ended.stderr == f"ending `{older}` (nap)\n"
+    assert flow("cancel", "nap").stdout == f"{other}  cancelled\n"
+    assert record("nap")["task_id"] == other
+
+
+def test_an_element_is_cancelled_by_the_name_of_its_array(array: Callable[[str, str], str]) -> None:
+    task_id = array("sleep 300", "1-2%1")
+    assert flow("run", "true", "--name", "many", "--watch").returncode == 0
+    ended = flow("cancel", "many_2")
+    assert (ended.returncode, ended.stdout) == (0, f"{task_id}_2  cancelled\n"), ended.stderr
+    assert record(f"{task_id}_1")["status"] != "cancelled"
+    assert flow("cancel", "many").stdout == f"{task_id}  cancelled\n"
+
+
 def test_cancelling_by_pattern_needs_a_yes(project: Path) -> None:
     first, second, other = (submitted("sleep 30", "--name", name) for name in ("dev-a", "dev-b", "keep"))
     refused = flow("cancel", "--name-pattern", "dev-*")

@@ -24,8 +24,11 @@ from tests.support.commands import flow
 from tests.support.fleet import Fleet
 from tests.support.processes import is_alive, wait_until
 from tests.support.slurm import Cluster
+from tests.support.terminal import Terminal
 
 FLOW = [sys.executable, "-u", "-m", "flow"]
+PLAIN = "no image is named: this runs as a plain process, with a {} of its own"
+NO_GPUS = "docker cannot give this machine's GPUs to containers"
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +80,16 @@ def test_the_first_call_starts_it_and_the_next_ones_use_it(project: Path) -> Non
     first = flow("dev", "-c", "cat; python3 train.py; exit 3", stdin=b"given\n")
     assert (first.returncode, first.stdout) == (3, "given\nstep\n")
     task_id = machine_of(first.stderr)
-    assert first.stderr.splitlines()[0] == f"{task_id}  dev  cpu  local"
+    assert first.stderr.splitlines()[:2] == [
+        f"{task_id}  dev  cpu  local",
+        "note: it stays until `flow dev --stop`",
+    ]
     again = flow("dev", "-c", "echo $FLOW_TASK_ID; echo oh >&2; kill -9 $$")
-    assert (again.returncode, again.stdout, again.stderr) == (137, f"{task_id}\n", "oh\n")
+    assert (again.returncode, again.stdout, again.stderr) == (
+        137,
+        f"{task_id}\n",
+        f"note: {PLAIN.format('TMPDIR')}\noh\n",
+    )
 
 
 def test_without_a_command_it_is_a_shell(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,12 +116,12 @@ def test_one_that_was_ended_is_not_used_any_more(project: Path) -> None:
     assert dev("echo $FLOW_TASK_ID")[1].strip() not in ("", first)
 
 
-def offers(*types: str) -> list[Offer]:
+def offers(*types: str, hosts: tuple[str, ...] = ()) -> list[Offer]:
     found = []
     for one in types:
         name, _, available = one.partition(" ")
         gpu = None if name == "cpu" else parse_gpu(name)
-        found.append(Offer("x", name, gpu, 8, 64, 1.0, available=0 if available else 1))
+        found.append(Offer("x", name, gpu, 8, 64, 1.0, available=0 if available else 1, hosts=hosts))
     return found
 
 
@@ -128,6 +138,11 @@ def offers(*types: str) -> list[Offer]:
 )
 def test_the_machine_is_an_h100_or_what_there_is(there: list[str], chosen: str | None) -> None:
     assert _default_type(offers(*there)) == chosen
+
+
+def test_where_a_host_is_named_it_is_what_that_one_has() -> None:
+    there = [*offers("cpu", hosts=("gpu1", "box")), *offers("a100", hosts=("gpu1",))]
+    assert [_default_type(there, where) for where in (None, "gpu1", "box", "gone")] == ["a100", "a100", "cpu", None]
 
 
 def test_another_machine_than_the_one_there_is_refused(project: Path) -> None:
@@ -186,8 +201,10 @@ def test_watch_runs_it_again_at_each_save_and_ends_what_ran(project: Path) -> No
         assert not is_alive(first)
         second = int(read_line(process))
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 130
         assert not is_alive(second)
+    assert said.count(PLAIN.format("TMPDIR")) == 1
 
 
 def test_what_python_prints_comes_at_once(project: Path) -> None:
@@ -239,6 +256,14 @@ def test_the_end_of_the_client_is_that_of_the_command(project: Path) -> None:
         process.terminate()
         assert process.wait(timeout=30) == 143
         assert not is_alive(pid)
+
+
+def test_a_client_that_is_killed_takes_its_command_along(project: Path) -> None:
+    with begun("echo $$; sleep 300") as process:
+        pid = int(read_line(process))
+        process.kill()
+        assert wait_until(lambda: not is_alive(pid))
+    assert wait_until(lambda: DevMachine().sessions() == [])
 
 
 def test_at_a_terminal_the_command_is_at_one(project: Path) -> None:
@@ -306,6 +331,32 @@ def test_stop_asks_before_it_ends_what_runs(project: Path) -> None:
     )
 
 
+def test_one_that_waits_is_shown_left_waiting_and_given_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOW_LOCAL_CPUS", "1")
+    other = Flow().run("sleep 300", upload_code=False)
+    terminal = Terminal("dev")
+    assert terminal.shows("pending: ")
+    terminal.types("\x03")
+    assert terminal.end() == 130
+    assert terminal.screen.endswith("note: the machine is still asked for\nhint: give it up with `flow dev --stop`\n")
+    ended = flow("dev", "--status")
+    state, reason = ended.stdout.splitlines()
+    assert (ended.returncode, state.endswith("  dev  cpu  local  pending")) == (0, True), ended.stderr
+    assert reason.endswith(", ends by `flow dev --stop`")
+    ended = flow("dev", "--stop")
+    assert (ended.returncode, ended.stderr.endswith("` has ended\n")) == (0, True), ended.stderr
+    other.cancel()
+
+
+def test_who_is_on_it_is_told_of_its_end(project: Path) -> None:
+    dev("true")
+    terminal = Terminal("dev", "-c", "echo ready; sleep 300")
+    assert terminal.shows("ready\n")
+    assert flow("dev", "--stop", "--yes").returncode == 0
+    assert terminal.end() == 143
+    assert terminal.screen.endswith("note: the development machine has ended\n")
+
+
 def test_it_ends_by_itself_when_nobody_was_there(project: Path) -> None:
     ended = flow("dev", "--idle-stop", "1s", "-c", "sleep 3; echo $FLOW_TASK_ID")
     assert "note: it ends by itself when nobody was on it for 1.0s" in ended.stderr
@@ -336,6 +387,11 @@ def test_from_python(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert machine.sync(project).updated == ("file",)
     assert machine.run("cat file; exit 2") == 2
     assert capfd.readouterr().out == "here"
+    (project / "file").write_text("as it was read")
+    machine.read_ahead(project)
+    assert (machine.start(), machine.sync(project).updated) == (task, ("file",))
+    (project / "other").write_text("later")
+    assert machine.sync(project).updated == ("other",)
     assert (machine.sessions(), machine.reset()) == ([], 0)
     assert machine.stop().status == "cancelled"
 
@@ -406,6 +462,20 @@ def test_a_host_of_the_fleet_is_one_too(project: Path, on_a_fleet: Fleet) -> Non
     assert dev("ls /workspace", "--env-name", "web") == (0, "train.py\n")
 
 
+def test_there_a_host_can_be_named(project: Path, on_a_fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = flow("dev", "--region", "gpu2", "-c", "hostname")
+    assert (ended.returncode, ended.stdout) == (0, "gpu2\n"), ended.stderr
+    assert ended.stderr.splitlines()[-1] == f"note: {PLAIN.format('/tmp')}"
+    ended = flow("dev", "--region", "gpu1", "-c", "hostname")
+    assert (ended.returncode, ended.stderr.splitlines()[0]) == (
+        2,
+        "error: the development machine is in `gpu2`, not in `gpu1`",
+    )
+    assert flow("dev", "--stop").returncode == 0
+    monkeypatch.setenv("FLOW_DEV_REGION", "gpu2")
+    assert dev("hostname") == dev("hostname", "--region", "gpu2") == (0, "gpu2\n")
+
+
 def test_there_ctrl_c_ends_the_command_too(project: Path, on_a_fleet: Fleet) -> None:
     dev("true")
     running = "pgrep -c -f '^sleep 3[0]1' || true"
@@ -416,6 +486,14 @@ def test_there_ctrl_c_ends_the_command_too(project: Path, on_a_fleet: Fleet) -> 
             stop(process.pid)
             assert process.wait(timeout=30) in (130, 143)
         assert wait_until(lambda: dev(running) == (0, "0\n"))
+
+
+def test_there_a_client_that_is_killed_takes_its_command_along(project: Path, on_a_fleet: Fleet) -> None:
+    dev("true")
+    with begun("echo ready; sleep 305") as process:
+        assert read_line(process) == "ready\n"
+        process.kill()
+    assert wait_until(lambda: dev("pgrep -c -f '^sleep 30[5]' || true") == (0, "0\n"))
 
 
 def test_there_nothing_is_left_after_a_stop(project: Path, on_a_fleet: Fleet) -> None:
@@ -501,5 +579,39 @@ def test_a_machine_has_docker_or_has_not(
     ended = flow("dev", "-c", "cat file; [ $TMPDIR != /tmp ] && ls $TMPDIR")
     assert (ended.returncode, ended.stdout) == (0, "here\n")
     assert (
-        ended.stderr == f"note: neither docker nor podman answers on this machine: this runs without `{containers}`\n"
+        ended.stderr == f"note: neither docker nor podman answers on this machine, which `{containers}` needs: "
+        "this runs as a plain process, with a TMPDIR of its own\n"
     )
+
+
+def test_docker_may_have_no_way_to_give_gpus(
+    project: Path, empty_fleet: Fleet, containers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = empty_fleet.boot("box", gpus=1)
+    box.start_docker()
+    monkeypatch.setenv("FLOW_PROVIDER", "ssh")
+    monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(empty_fleet.config))
+    monkeypatch.setenv("FLOW_SSH_HOSTS", "box")
+    ended = flow("dev", "--image", containers, "-c", "pwd")
+    assert (ended.returncode, ended.stdout) == (0, "/workspace\n"), ended.stderr
+    assert ended.stderr.splitlines()[-1] == f"note: {NO_GPUS}: this runs without a GPU"
+    ended = flow("dev", "--image", containers, "-i", "a100", "-c", "pwd")
+    advice = "install the NVIDIA Container Toolkit, then restart docker"
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (125, f"error: {NO_GPUS}: {advice}")
+    assert flow("dev", "--stop").returncode == 0
+    monkeypatch.setenv("FLOW_DEV_INSTANCE_TYPE", "a100")
+    assert dev("pwd", "--image", containers)[0] == 125
+
+
+def test_docker_gives_gpus_where_it_can(
+    project: Path, empty_fleet: Fleet, containers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = empty_fleet.boot("box", gpus=1)
+    box.run("printf '#!/bin/sh\n' >/usr/bin/nvidia-container-runtime-hook; chmod +x /usr/bin/nvidia-container-*")
+    box.start_docker()
+    monkeypatch.setenv("FLOW_PROVIDER", "ssh")
+    monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(empty_fleet.config))
+    monkeypatch.setenv("FLOW_SSH_HOSTS", "box")
+    ended = flow("dev", "--image", containers, "-c", "echo $NVIDIA_VISIBLE_DEVICES")
+    assert (ended.returncode, ended.stdout) == (0, "0\n"), ended.stderr
+    assert "GPU" not in ended.stderr

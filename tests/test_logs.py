@@ -395,6 +395,20 @@ def test_a_far_follower_ends_with_the_task_though_no_end_was_reported(
     assert task.end() == [b"a", b"b"]
 
 
+def test_a_far_follower_waits_for_the_machine_of_an_attempt_before_the_last(tmp_path: Path, growing: Any) -> None:
+    first, second = write(tmp_path / "1/0", [(0, b"a\n")]), write(tmp_path / "2/0", [(0, b"b\n")])
+    tried, back = tmp_path / "tried", tmp_path / "back"
+    away = Channel(
+        ("sh", "-c", f'echo >> {tried}; test -e {back} || exit 255; exec sh -c "$1"', "sh"), joins_words=True
+    )
+    task = growing()
+    task.folders += [Folder(number, 0, away, str(path)) for number, path in ((1, first), (2, second))]
+    assert wait_until(lambda: tried.exists() and len(tried.read_text()) > 7, seconds=60)
+    back.touch()
+    task.until(2)
+    assert task.end() == [b"a", b"b"]
+
+
 def test_a_machine_out_of_reach_is_an_error(tmp_path: Path) -> None:
     there = Folder(1, 0, Channel(("sh", "-c", "echo no route to host >&2; exit 255")), str(tmp_path))
     with pytest.raises(ProviderError, match=r"cannot read the logs of node 0 over .*: no route to host"):

@@ -266,6 +266,18 @@ def test_a_volume_of_a_client_that_died_before_there_was_a_task_goes(
     assert wait_until(lambda: client.held() == [], seconds=30)
 
 
+def test_a_submission_that_is_interrupted_is_left_to_the_attendant(client: Flow, pretended: Cloud) -> None:
+    pretended.faults.play(broken(500), "POST /v2/spot/bids", times=1000)
+    run = subprocess.Popen([sys.executable, "-m", "flow", "run", "true", "--no-upload-code"], stderr=subprocess.PIPE)
+    assert wait_until(lambda: bool(client.held()), seconds=30)
+    run.send_signal(signal.SIGINT)
+    said = run.communicate(timeout=30)[1].decode()
+    (task,) = client.tasks()
+    assert (run.returncode, f"note: `{task}` goes on\n" in said) == (130, True), said
+    pretended.faults.clear()
+    assert wait_until(lambda: task.task_id in [one.name for one in pretended.spot.bids.values()], seconds=60)
+
+
 def test_cancel_that_is_interrupted_leaves_the_rest_to_the_attendant(client: Flow, pretended: Cloud) -> None:
     task = client.run("true", upload_code=False)
     pretended.faults.play(broken(500), "DELETE /v2/spot/bids", times=1000)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import math
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flow.chores import attend
 from flow.client import Flow
 from flow.errors import QuotaExceededError, ResourceNotFoundError, ValidationError
+from flow.providers.startup import LASTING, READY, ROOT
+from flow.record import Submission
 from flow.task import Task
+from flow.task_volumes import make_volumes, store_of
+from tests.support.commands import flow
 from tests.support.containers import IMAGE
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import refusal, reset, taken_then, taken_then_reset
@@ -171,3 +179,79 @@ def test_a_volume_that_holds_something_else_is_left_as_it_is(client: Flow, cloud
         assert task.wait(timeout=90) == "failed"
         assert "holds data and no file system: it is left as it is" in task.reason
     assert backing.read_bytes()[:8] == b"precious"
+
+
+def test_a_task_whose_profile_was_removed_is_shown_with_what_to_do(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = client.home / "config.yaml"
+    file.parent.mkdir(exist_ok=True)
+    profile = f"profiles: {{work: {{provider: fcp, api_key: {cloud.key}}}}}\n"
+    file.write_text(profile)
+    monkeypatch.setenv("FLOW_PROFILE", "work")
+    task, array = _run(Flow(), "sleep 1000"), _run(Flow(), "sleep 1000", array="1-2", name="sweep")
+    assert task.provider == "mithril@work"
+    monkeypatch.delenv("FLOW_PROFILE")
+    file.write_text("")
+    ended = flow("status")
+    assert ended.returncode == 0 and f"{task.task_id}  sleep" in ended.stdout, ended.stdout
+    assert ended.stdout.count("not known: no profile `work` in the settings") == 2
+    assert json.loads(flow("status", "--json").stdout)["tasks"][0]["name"] == "sweep"
+    assert "make it with `flow --profile work init`" in ended.stderr
+    assert flow("cancel", task.task_id, "--yes").returncode == 2
+    file.write_text(profile)
+    client = Flow()
+    client.cancel(task, array)
+    assert [client.get_task(one.task_id).wait(timeout=90) for one in (task, array)] == ["cancelled"] * 2
+    assert wait_until(lambda: client.held() == [], seconds=60)
+
+
+def test_a_volume_that_may_hold_data_stays(client: Flow, cloud: Cloud) -> None:
+    """Its client was killed when the task ran, and before that was on record."""
+    task = _run(
+        client, "echo data > /data/file; sleep 1000", volumes=[{"name": "kept", "size_gb": 1, "mount_path": "/data"}]
+    )
+    assert wait_until(lambda: task.refresh().status == "running", seconds=60)
+    assert (client.home / "record" / task.task_id / "allocated").exists()
+    (client.home / "record" / task.task_id / "allocated").unlink()
+    client.cancel(task)
+    assert task.wait(timeout=90) == "cancelled"
+    assert wait_until(lambda: client.held() == [], seconds=60)
+    assert [one.name for one in client.volumes()] == ["kept"]
+
+
+def test_a_volume_that_was_there_before_stays_where_a_task_is_refused(client: Flow, cloud: Cloud) -> None:
+    """Another client made it between the plan and the making."""
+    volumes = [
+        {"name": "shared", "size_gb": 1, "mount_path": "/data"},
+        {"name": "own", "size_gb": 1, "mount_path": "/own"},
+    ]
+    plan = client.plan(client.load("true", upload_code=False, volumes=volumes))
+    client.create_volume(1, "shared")
+    plan = make_volumes(plan, store_of(client.provider()))
+    client.records.add(Submission(plan.task_id, plan, {}, time.time(), "ada"))
+    cloud.faults.play(refusal(400, "Quota exceeded for a100-80gb.sxm.1x"), "POST /v2/spot/bids")
+    with pytest.raises(QuotaExceededError):
+        client.task_of(plan.task_id).allocate()
+    assert [one.name for one in client.volumes()] == ["shared"]
+
+
+def test_a_machine_whose_first_boot_was_cut_off_is_made_ready(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cloud runs a startup script at the first boot only; a preemption may come in the middle of it."""
+    monkeypatch.setattr("flow.providers.rented._CUT_SECONDS", 0.5)
+    client.home.mkdir(exist_ok=True)
+    with (client.home / "attend.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # this process is the attendant
+        task = _run(client, "echo made it")
+        bid = cloud.await_bid(task.task_id, "Allocated")
+        host = cloud.host(task.task_id)
+        assert wait_until(lambda: host.run(f"test -e {READY}", check=False).returncode == 0, seconds=30)
+        host.run(f"systemctl stop flow-guard; rm -r {LASTING} {ROOT}/guard.py")
+        cloud.preempt(task.task_id)
+        cloud.advance(600)
+        assert cloud.await_bid(task.task_id, "Open")
+        cloud.lane(bid.instance_type, bid.region).price_cents = 125
+        assert wait_until(lambda: not attend(client, {}) or task.refresh().status.is_final, seconds=60)
+    assert (task.refresh().status, task.logs()) == ("completed", "made it\n")

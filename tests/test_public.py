@@ -203,6 +203,13 @@ def test_tasks_and_cancel_take_words_names_and_tasks() -> None:
     assert [task.wait(20) for task in held] == ["cancelled"] * 3
     with pytest.raises(TaskNotFoundError):
         flow.cancel("held-9")
+    twins = [flow.run("true", name="twin", hold=True, upload_code=False) for _ in range(2)]
+    with pytest.raises(ValidationError):
+        flow.cancel("twin")
+    twins[1].cancel()
+    assert (flow.get_task("twin"), flow.get_task("twin", unfinished=True)) == (twins[1], twins[0])
+    flow.cancel("twin")
+    assert twins[0].wait(20) == "cancelled"
 
 
 @pytest.mark.parametrize("clients", ["one client", "a client for each thread", "the module's functions"])

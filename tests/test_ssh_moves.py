@@ -236,6 +236,25 @@ def test_a_host_that_is_back_before_anything_moved_goes_on(client: Flow, fleet: 
     assert attempts(task) == [(1, "completed")]
 
 
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_host_of_several_is_back_before_its_loss_is_on_record(client: Flow, fleet: Fleet, retries: int) -> None:
+    gang = running(client, "echo up; until [ -e /tmp/go ]; do sleep 0.1; done", num_instances=3, retries=retries)
+    end_attendant(client.home)
+    gone = host_of(gang, fleet, node=1)
+    gone.cut()
+    seen = Machines.LOST if retries else Machines.GONE
+    assert wait_until(
+        lambda: Flow("ssh").provider().allocations([gang.task_id])[0].machines is seen, seconds=_SECONDS, every=0.2
+    )
+    gone.heal()
+    for host in fleet.hosts.values():
+        host.run("touch /tmp/go")
+    end = "completed" if retries else "lost"
+    assert gang.wait(timeout=_SECONDS) == end, gang.reason
+    assert attempts(gang)[-1] == (1, end)
+    assert is_quiet(client, fleet)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_an_attendant_that_dies_anywhere_is_followed_by_another(
     client: Flow, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int

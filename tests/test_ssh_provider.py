@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +14,12 @@ from urllib.request import urlopen
 import pytest
 
 from flow.client import Flow
-from flow.errors import ValidationError
+from flow.errors import ResourceNotFoundError, ValidationError
 from tests.support.commands import flow
 from tests.support.contract import ProviderContract
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until
+from tests.support.terminal import Terminal
 
 
 @pytest.fixture
@@ -54,6 +57,40 @@ def test_gpus_are_given_in_part_and_never_twice(client: Flow) -> None:
     assert waits.logs() == "0,1,2,3\n"
 
 
+def test_a_submission_that_is_interrupted_goes_on(client: Flow, fleet: Fleet, project: Path) -> None:
+    (project / "weights").write_bytes(os.urandom(20_000_000))
+    fleet.hosts["gpu2"].slow(100)
+    terminal = Terminal("run", "wc -c <weights", "--provider", "ssh", "--region", "gpu2")
+    assert wait_until(lambda: bool(list(client.home.glob("record/*/hosts.json"))), seconds=60)
+    terminal.types("\x03")
+    assert terminal.end() == 130
+    (task,) = client.tasks()
+    assert terminal.screen.splitlines()[1:] == [
+        f"note: `{task}` goes on",
+        f"hint: come back with `flow logs {task} -f`",
+        f"hint: end it with `flow cancel {task}`",
+    ]
+    fleet.hosts["gpu2"].slow(0)
+    record = client.home / "record" / task.task_id / "allocated"
+    assert wait_until(record.exists, seconds=60), (client.home / "attend.log").read_text()
+    assert (task.wait(timeout=60), task.logs()) == ("completed", "20000000\n")
+
+
+def test_a_call_that_is_interrupted_while_it_is_submitted_is_ended(client: Flow, fleet: Fleet, project: Path) -> None:
+    (project / "weights").write_bytes(os.urandom(20_000_000))
+    fields = "provider='ssh', region='gpu2'"
+    (project / "app.py").write_text(f"from flow import function\n@function({fields})\ndef f(): pass\nf.remote()\n")
+    fleet.hosts["gpu2"].slow(100)
+    with subprocess.Popen([sys.executable, "app.py"], stderr=subprocess.PIPE, text=True) as program:
+        assert wait_until(lambda: bool(list(client.home.glob("record/*/hosts.json"))), seconds=60)
+        program.send_signal(signal.SIGINT)
+        said = program.communicate(timeout=60)[1]
+    fleet.hosts["gpu2"].slow(0)
+    assert said.endswith("KeyboardInterrupt\n"), said
+    (task,) = client.tasks()
+    assert task.wait(timeout=60) == "cancelled"
+
+
 def test_what_no_host_can_take_is_refused(client: Flow) -> None:
     with pytest.raises(ValidationError, match="no instance type `8xa100` at ssh"):
         client.run("true", gpu="8xa100", upload_code=False)
@@ -81,13 +118,21 @@ def test_only_changed_files_travel(client: Flow, fleet: Fleet, project: Path) ->
 def test_a_slurm_script_runs_on_hosts(client: Flow, project: Path) -> None:
     (project / "job.sh").write_text(
         "#!/bin/bash\n#SBATCH --job-name=far --gres=gpu:2 -N2\necho $SLURM_JOB_ID $SLURM_JOB_NAME\n"
-        "srun -l hostname | sort\n"
+        "srun -l hostname | sort\necho made >made; echo kept >$FLOW_OUTPUT/kept\n"
     )
     task = client.run("job.sh")
+    assert task.plan.notes == (
+        "runs in a copy of this folder: of what it writes, only what is in `$FLOW_OUTPUT` comes back",
+    )
     assert task.wait(timeout=60) == "completed", task.logs()
     first, *steps = task.logs().splitlines()
     assert first == f"{task.number} far"
     assert [line[:6] for line in steps] == ["0: gpu", "1: gpu"] and len({line[3:] for line in steps}) == 2
+    assert not (project / "made").exists()
+    assert task.copy_from("output/kept").read_text() == "kept\n"
+    with pytest.raises(ResourceNotFoundError) as raised:
+        task.copy_from("made")
+    assert raised.value.suggestions == (f"it has ended: what it left in `$FLOW_OUTPUT` is `{task}:output`",)
     (project / "array.sh").write_text("#!/bin/bash\n#SBATCH --array=3-4\necho $SLURM_ARRAY_TASK_ID $SLURM_JOB_ID\n")
     array = client.run("array.sh")
     assert array.wait(timeout=60) == "completed"

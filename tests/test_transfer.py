@@ -109,7 +109,8 @@ def test_each_node_has_its_own_files(project: Path) -> None:
     task = running(
         "echo $FLOW_NODE_RANK > rank; echo $FLOW_NODE_RANK > $FLOW_OUTPUT/rank; exec sleep 300", num_instances=2
     )
-    assert wait_until(lambda: task.copy_from("rank", "r", node=1).read_text() == "1\n")
+    assert wait_until(lambda: task.shell("test -s rank", node=1) == 0)
+    assert task.copy_from("rank", "r", node=1).read_text() == "1\n"
     with pytest.raises(ValidationError, match="has no node `2`"):
         task.copy_from("rank", node=2)
     end(task)

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from flow.task import Task
 
 _FOR_MOUNTS = ("mount_points", "processes", "remains", "fuse", "sshfs")  # goes along with it to another machine
+_HANG_UP = 'read -r _; kill -HUP "$1"'  # when its standard input ends
 
 
 def shell(
@@ -42,7 +44,10 @@ def shell(
 
 
 def in_front(argv: Sequence[str]) -> int:
-    """Run it before the user to its end: its exit code. Ctrl-C is its own business, and SIGTERM is passed on to it."""
+    """Run it before the user to its end: its exit code. Ctrl-C is its own business, and SIGTERM is passed on to it.
+
+    Where this process is killed it is told that nobody is there any more.
+    """
     heard: list[int] = []
     running: list[subprocess.Popen[bytes]] = []
 
@@ -56,7 +61,7 @@ def in_front(argv: Sequence[str]) -> int:
     if threading.current_thread() is threading.main_thread():
         before = {one: signal.signal(one, hear) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        with subprocess.Popen(argv) as process:
+        with subprocess.Popen(argv) as process, _hung_up_with_us(process.pid):
             running.append(process)
             code = process.wait()
     finally:
@@ -65,6 +70,18 @@ def in_front(argv: Sequence[str]) -> int:
     if heard and (code < 0 or code == UNREACHABLE):  # ssh's own end
         return 128 + heard[0]
     return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _hung_up_with_us(pid: int) -> Iterator[None]:
+    """SIGHUP for that process when ours ends in between: an ssh would stay, and with it what it runs elsewhere."""
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    words = ["sh", "-c", _HANG_UP, "sh", str(pid)]
+    with subprocess.Popen(words, stdin=pipe, stdout=null, stderr=null, start_new_session=True) as watch:
+        try:
+            yield
+        finally:
+            watch.kill()
 
 
 @dataclass(frozen=True, slots=True)

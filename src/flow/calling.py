@@ -15,7 +15,7 @@ from typing import Any
 
 from flow.calls import FOLDER, Target, make_call
 from flow.client import Flow
-from flow.errors import RemoteError, ValidationError
+from flow.errors import RemoteError, SubmissionInterrupted, ValidationError
 from flow.task import Task
 from flow.warm import Pool, Session
 from flow.worker import PendingCall
@@ -40,7 +40,11 @@ def submit(target: Target, arguments: bytes | None, fields: Mapping[str, Any], c
     is_ours = client.provider(fields.get("provider")).capabilities.same_machine and not fields.get("image")
     python = sys.executable if is_ours and sys.executable else "python3"
     command = [python, f"$FLOW_WORKSPACE/{FOLDER}/invoke.py", "serve" if arguments is None else "once"]
-    return client.run_call(TaskConfig.from_dict({"name": target.function, **fields, "command": command}), call)
+    try:
+        return client.run_call(TaskConfig.from_dict({"name": target.function, **fields, "command": command}), call)
+    except SubmissionInterrupted as stop:  # nobody has the task, to wait for what the function returns
+        client.cancel(stop.task_id)
+        raise KeyboardInterrupt from None
 
 
 def value_of(task: Task) -> Any:

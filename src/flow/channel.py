@@ -32,13 +32,14 @@ UNREACHABLE = 255  # what ssh ends with where it is ssh that failed
 class Channel:
     """`prefix` goes before `sh -c SCRIPT`; where the far side joins its words again (ssh), they are quoted for it.
 
-    `terminal`: the prefix for who sits at one. `beyond`: the next machine on the way, as seen from this one. `python`:
-    the name of a Python 3.8 or newer there.
+    `terminal`: the prefix for who sits at one. `at_once`: that for bytes which must not wait for the end of a line.
+    `beyond`: the next machine on the way, as seen from this one. `python`: the name of a Python 3.8 or newer there.
     """
 
     prefix: tuple[str, ...] = ()
     joins_words: bool = False
     terminal: tuple[str, ...] | None = None
+    at_once: tuple[str, ...] | None = None
     beyond: Channel | None = None
     python: str = "python3"
 
@@ -59,6 +60,11 @@ class Channel:
     def through(self, beyond: Channel | None) -> Channel:
         """The channel that goes on from this machine by another."""
         return self if beyond is None else replace(self, beyond=beyond)
+
+    def unbuffered(self) -> Channel:
+        """The same, for bytes that must not wait on the way."""
+        beyond = self.beyond and self.beyond.unbuffered()
+        return replace(self, prefix=self.at_once or self.prefix, beyond=beyond)
 
     def run(self, script: str, *, stdin: bytes = b"", timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
         """Run `script` to its end; both outputs are captured. Raises subprocess.TimeoutExpired."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from flow.attend import Do, Duty, next_duty, start_attendant
 from flow.dependencies import PAIRED, Fact, met_at
-from flow.errors import FlowError
+from flow.errors import FlowError, UnknownProfileError
 from flow.machines import Allocation, Machines
 from flow.plan import Dependency, Plan
 from flow.status import Outcome, TaskStatus, Want
@@ -46,18 +46,18 @@ def attend(client: Flow, plans: dict[str, Plan]) -> bool:
     client.finish_interrupted()
     is_needed = bool(client.records.unallocated())
     watched: dict[str, list[str]] = {}
+    rented: dict[str, list[str]] = {}
     for row in client.records.rows(unfinished=True):
-        capabilities = client.provider(row.provider).capabilities
-        if capabilities.rents:
-            is_open = True
-            with suppress(FlowError):  # what stands in the way of one must not hide the others
-                is_open = _see_to_rented(client, client.task_of(row.task_id, row=row))
-            is_needed |= is_open
-        elif capabilities.moves or (capabilities.gathers and row.nodes > 1):
-            with suppress(FlowError):
+        with suppress(FlowError):  # what stands in the way of one must not hide the others
+            capabilities = client.provider(row.provider).capabilities
+            if capabilities.rents:
+                rented.setdefault(row.provider, []).append(row.task_id)
+            elif capabilities.moves or (capabilities.gathers and row.nodes > 1):
                 plan = plans.setdefault(row.task_id, client.records.get(row.task_id).plan)
                 if _needs_client(client, plan):
                     watched.setdefault(row.provider, []).append(row.task_id)
+    for name, task_ids in rented.items():
+        is_needed |= _see_to_all_rented(client, name, task_ids)
     for name, task_ids in watched.items():
         for allocation in client.provider(name).allocations(task_ids):
             is_open = True
@@ -69,14 +69,16 @@ def attend(client: Flow, plans: dict[str, Plan]) -> bool:
 
 def _give_back(client: Flow) -> bool:
     """See that nothing is rented for tasks that have ended, or are not known any more; whether more is."""
-    held = client.held()
-    for name, task_id in held:
-        records = client.records
-        is_over = records.final(task_id) or not records.rows_of([task_id])
-        if is_over or records.intent(task_id).want is Want.CANCEL:  # also where the first request failed
-            with suppress(FlowError):  # it is asked for again
-                client.provider(name).release(task_id)
-    return bool(held)
+    is_needed = False
+    for name, task_id in client.held():
+        with suppress(UnknownProfileError):  # nobody can, while it is not there
+            provider, records = client.provider(name), client.records
+            is_needed = True
+            is_over = records.final(task_id) or not records.rows_of([task_id])
+            if is_over or records.intent(task_id).want is Want.CANCEL:  # also where the first request failed
+                with suppress(FlowError):  # it is asked for again
+                    provider.release(task_id)
+    return is_needed
 
 
 def _needs_client(client: Flow, plan: Plan) -> bool:
@@ -101,15 +103,30 @@ def _see_to(client: Flow, plan: Plan, allocation: Allocation) -> bool:
     return duty.do is Do.ALLOCATE or may_retry
 
 
-def _see_to_rented(client: Flow, task: Task) -> bool:
-    """The same of machines that cost money, to the end of the task."""
-    found = client.provider(task.provider).allocations([task.task_id])
+def _see_to_all_rented(client: Flow, provider: str, task_ids: Collection[str]) -> bool:
+    """The same of machines that cost money, to the end of each task; one look tells of all of them."""
+    is_needed = True
+    with suppress(FlowError):
+        found: dict[str, list[Allocation]] = {task_id: [] for task_id in task_ids}
+        for one in client.provider(provider).allocations(task_ids):
+            found[(one.task_id or "").partition("_")[0]].append(one)
+        is_needed = False
+        for task_id, allocations in found.items():
+            is_open = True
+            with suppress(FlowError):
+                is_open = _see_to_rented(client, client.task_of(task_id), allocations)
+            is_needed |= is_open
+    return is_needed
+
+
+def _see_to_rented(client: Flow, task: Task, found: Collection[Allocation]) -> bool:
     want = client.records.intent(task.task_id).want
     task.see(found)
     client.records.note_outcomes({task.task_id: task.outcome})
     if task.status.is_final:
         return False
-    one = next(iter(found), None)
+    # of an array some may still have to be brought to their machine
+    one = next((each for each in found if each.machines is Machines.STARTING), next(iter(found), None))
     _do(client, task, next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=one, rents=True))
     return True
 

@@ -16,12 +16,14 @@ from flow.errors import (
     QuotaExceededError,
     ResourceNotFoundError,
     StorageError,
+    SubmissionInterrupted,
     ValidationError,
     did_you_mean,
 )
 from flow.importing import refuse_while_importing
 from flow.observe import Look, observe
 from flow.providers import Priced, Provider, RestartsToMount
+from flow.providers.absent import Absent
 from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
@@ -147,6 +149,11 @@ class Flow:
         if is_kept_there or submission.task_id in self.records.unallocated():
             try:
                 give(self, made)
+            except KeyboardInterrupt:
+                from flow.attend import start_attendant
+
+                start_attendant(self.home)  # which gives it
+                raise SubmissionInterrupted(made.task_id) from None
             except (ValidationError, QuotaExceededError):
                 raise  # and it has ended
             except FlowError as error:
@@ -214,10 +221,14 @@ class Flow:
 
     # -- finding
 
-    def get_task(self, reference: str) -> Task:
-        """The task that an id, a unique prefix, a number, a name, `:1` or `@last` names. Raises TaskNotFoundError."""
+    def get_task(self, reference: str, *, unfinished: bool = False) -> Task:
+        """The task that an id, a unique prefix, a number, a name, `:1` or `@last` names.
+
+        A name means its newest task; or the one that is `unfinished`, where there is one.
+        Raises TaskNotFoundError, ValidationError where several are meant.
+        """
         self.finish_interrupted()
-        task = self.task_of(self._find(reference))
+        task = self.task_of(self._find(reference, unfinished=unfinished))
         try:
             task.refresh()
         except StorageError as error:  # part of its record is damaged: it can still be seen, and cancelled
@@ -262,13 +273,16 @@ class Flow:
         return tasks
 
     def cancel(self, *tasks: str | Task) -> None:
-        """Ask for the end of tasks; durable when it returns. One for which that fails does not spare the others."""
+        """Ask for the end of tasks; durable when it returns. One for which that fails does not spare the others.
+
+        A name means the one task of that name that has not ended.
+        """
         failed: list[FlowError] = []
         task_ids: list[str] = []
         self.finish_interrupted()
         for one in tasks:
             try:
-                task_ids.append(one.task_id if isinstance(one, Task) else self._find(one))
+                task_ids.append(one.task_id if isinstance(one, Task) else self._find(one, unfinished=True))
             except FlowError as error:
                 failed.append(error)
         try:
@@ -449,16 +463,26 @@ class Flow:
         return f"{name}@{self.settings.profile}" if is_ours else name
 
     def task_of(self, task_id: str, submission: Submission | None = None, row: Row | None = None) -> Task:
-        """The task of an id, as it was last seen. Raises TaskNotFoundError."""
+        """The task of an id, as it was last seen; also where its provider is not set up any more.
+
+        Raises TaskNotFoundError.
+        """
         submission = submission or self.records.get(task_id)
-        task = Task(submission, self.records, self.provider(submission.plan.provider), task_id=task_id)
+        try:
+            provider, why = self.provider(submission.plan.provider), ""
+        except ValidationError as error:  # as its profile was removed
+            absent = Absent(error)
+            provider, why = absent, absent.why
+        task = Task(submission, self.records, provider, task_id=task_id)
         row = row or next(iter(self.records.rows_of([task_id])), None)
         if row:
-            task.recall(row.outcome)
+            is_open = why and not row.outcome.state.is_final
+            task.recall(replace(row.outcome, reason=why) if is_open else row.outcome)
         return task
 
-    def _find(self, reference: str) -> str:
-        task_id = self.records.find(reference.encode(errors="backslashreplace").decode())  # the index holds text only
+    def _find(self, reference: str, *, unfinished: bool = False) -> str:
+        reference = reference.encode(errors="backslashreplace").decode()  # the index holds text only
+        task_id = self.records.find(reference, unfinished=self._unfinished if unfinished else None)
         self._take_notes()
         return task_id
 
@@ -490,7 +514,7 @@ class Flow:
                 for allocation in provider.allocations(list(asked)):
                     found[(allocation.task_id or "").partition("_")[0]].append(allocation)
             except FlowError as error:  # of one provider, or a damaged record: the others are told of
-                self.notes.append(error.message)
+                self.notes.append("; ".join((error.message, *error.suggestions[-1:])))
                 continue
             for task_id, allocations in found.items():
                 try:

@@ -8,14 +8,15 @@ import json
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from flow.access import node_of
-from flow.blobs import blob_path, store_lock
-from flow.bundle import make_bundle, read_manifest
+from flow.blobs import blob_path, manifest_path, store_lock
+from flow.bundle import Bundle, make_bundle, read_manifest
 from flow.channel import UNREACHABLE, Channel
 from flow.durable import private
 from flow.errors import FlowError, StorageError, ValidationError
@@ -42,8 +43,34 @@ class Upload:
     notes: tuple[str, ...] = ()
 
 
-def upload_code(task: Task, allocation: Allocation | None, home: Path, source: Path, *, node: int) -> Upload:
-    """What `Task.upload_code` promises, of a task that has these machines while it runs."""
+class Reading(threading.Thread):
+    """A project that is read while something else is waited for: `bundle`, once joined; None where that failed."""
+
+    def __init__(self, source: Path, home: Path) -> None:
+        super().__init__(daemon=True)
+        self.source, self._home = source, home
+        self._bundle: Bundle | None = None
+
+    def run(self) -> None:
+        """See above."""
+        with contextlib.suppress(FlowError):  # who needs it reads again, and says why
+            self._bundle = make_bundle(self.source, self._home)
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """What was read, unless it was pruned since."""
+        self.join()
+        is_there = self._bundle and manifest_path(self._home, self._bundle.id).exists()
+        return self._bundle if is_there else None
+
+
+def upload_code(
+    task: Task, allocation: Allocation | None, home: Path, source: Path, *, node: int, reading: Reading | None = None
+) -> Upload:
+    """What `Task.upload_code` promises, of a task that has these machines while it runs.
+
+    reading: of `source`, where that has begun a moment ago.
+    """
     place = node_of(task, allocation, node, "an upload")
     assert allocation
     if task.plan.in_place:
@@ -53,7 +80,7 @@ def upload_code(task: Task, allocation: Allocation | None, home: Path, source: P
     if source.resolve() in (Path.home(), Path(source.anchor)):
         raise ValidationError(f"`{source}` is not a project", suggestions=["name its folder by `--source`"])
     with store_lock(home), _last_uploads(home / "record" / task.task_id.partition("_")[0]) as uploads:
-        bundle = make_bundle(source, home)
+        bundle = (reading and reading.bundle) or make_bundle(source, home)
         if uploads.last.get(place.node.folder) == bundle.id:  # an upload would touch nothing
             return Upload((), (), (), bundle.notes)
         manifest = read_manifest(home, bundle.id)

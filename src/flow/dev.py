@@ -24,13 +24,14 @@ from flow.errors import TimeoutError as FlowTimeoutError
 from flow.machines import Allocation, Machines, Offer
 from flow.node import session
 from flow.remote import NODE, packed_program
-from flow.status import Want
+from flow.status import TaskStatus, Want
 
 if TYPE_CHECKING:
-    from flow.code_upload import Upload
+    from flow.code_upload import Reading, Upload
     from flow.task import Task
 
 NAME, LABEL = "dev", "flow.dev"  # the label's value: how many seconds it may be idle, 0 for ever
+NAMED = "flow.dev.named"  # a label of one whose kind of machine was asked for
 IDLE_SECONDS = 7200.0  # where machines cost money
 _MODULES = ("tail", "processes", "mount_points", "mounts", "container")  # that `session.py` uses
 # Counts how long nobody was there; each session leaves a file, which only this removes, so that none is missed.
@@ -55,6 +56,7 @@ _LOOK_SECONDS = 30  # between its looks
 _END_SECONDS = 10  # that are waited for its end
 _AGAIN_SECONDS = 1.0  # before a project that could not be read is read again
 _POLL_SECONDS = 0.1  # between looks at the project, while it is watched
+_ANOTHER = ["end it first with `flow dev --stop`", "or leave that option out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +83,11 @@ class DevMachine:
         self.client = client or Flow()
         self.environment = environment
         self.is_new = False  # whether `start` started it
+        self._is_named = False  # whether that was asked for a kind of machine
         self._provider = self.client.provider()
         self._task: Task | None = None
         self._allocation: Allocation | None = None
+        self._reading: Reading | None = None
 
     # -- the machine
 
@@ -96,24 +100,32 @@ class DevMachine:
         return self._task
 
     def start(
-        self, *, instance_type: str | None = None, idle_stop_seconds: float | None = None, upload: bool = True
+        self,
+        *,
+        instance_type: str | None = None,
+        region: str | None = None,
+        idle_stop_seconds: float | None = None,
+        upload: bool = True,
     ) -> Task:
         """The task that holds it, started where there is none, by one of those who ask at once; it may still wait.
 
         instance_type: by default the setting `dev.instance_type`, else h100 where there are any, else the cheapest with
-        a GPU, else any. idle_stop_seconds: it ends when nobody was there for so long; by default two hours where it
-        costs money, and never (0) elsewhere. upload: with a copy of the current folder.
+        a GPU, else any. region: of the provider, or a host of a fleet; by default the setting `dev.region`, else any.
+        idle_stop_seconds: it ends when nobody was there for so long; by default two hours where it costs money, and
+        never (0) elsewhere. upload: with a copy of the current folder.
         Raises ValidationError where it is there, and is another than what is asked for.
         """
+        self._is_named = bool(instance_type)
         with standing.alone(self.client, NAME):
             task = self.find()
             if task is None:
-                self._task = task = self._submit(instance_type, idle_stop_seconds, upload)
+                self._task = task = self._submit(instance_type, region, idle_stop_seconds, upload)
                 self._allocation, self.is_new = None, True
             else:
                 self.is_new = False
         if not self.is_new:
             _check_same(task, instance_type, idle_stop_seconds)
+            self._check_where(task, region)
         return task
 
     def stop(self) -> Task:
@@ -122,8 +134,8 @@ class DevMachine:
         One that is out of reach is told so by the first `flow` command that finds it to answer again.
         """
         task = self.task
+        self.client.records.set_intent(task.task_id, Want.CANCEL)  # who is on it sees why
         if self.is_silent:
-            self.client.records.set_intent(task.task_id, Want.CANCEL)
             with suppress(ProviderError):
                 self._provider.release(task.task_id)
             return task
@@ -141,8 +153,9 @@ class DevMachine:
         return count
 
     def sessions(self) -> list[Session]:
-        """What runs on it, besides."""
-        self._found()
+        """What runs on it, besides; nothing while it waits itself."""
+        if self._found().status is not TaskStatus.RUNNING:
+            return []
         keys = ("pid", "what", "is_fresh", "started")
         return [Session(*(one[key] for key in keys)) for one in self._ask("list")]
 
@@ -163,6 +176,14 @@ class DevMachine:
 
     # -- on the machine
 
+    def read_ahead(self, source: str | Path = ".") -> None:
+        """Begin to read the project while the machine is looked for: the next `sync` of it brings it as it is now."""
+        from flow.code_upload import Reading
+
+        if self.client.records.rows(unfinished=True, name_pattern=NAME):  # else it is submitted, and read for that
+            self._reading = Reading(Path(source).absolute(), self.client.home)
+            self._reading.start()
+
     def sync(self, source: str | Path = ".") -> Upload:
         """Bring its workspace to the state of the project in `source`, as `Task.upload_code` does."""
         from flow.code_upload import upload_code
@@ -172,13 +193,17 @@ class DevMachine:
         if self.environment:
             own = self._ask("prepare", self.environment)
             allocation = replace(allocation, nodes=(replace(place.node, folder=own), *allocation.nodes[1:]))
-        return upload_code(self.task, allocation, self.client.home, Path(source).absolute(), node=0)
+        source = Path(source).absolute()
+        reading, self._reading = self._reading, None
+        reading = reading if reading and reading.source == source else None
+        return upload_code(self.task, allocation, self.client.home, source, node=0, reading=reading)
 
     def run(self, command: str | None = None, *, image: str | None = None) -> int:
         """A shell command, or a shell, in the workspace before the user, to its end: its exit code.
 
         A command has a container of its own where there is an image (by default that of the setting `dev.image`), else
-        a /tmp of its own.
+        a /tmp of its own, which it says. A container goes without the machine's GPUs where its engine cannot give them,
+        unless the kind of machine was asked for.
         """
         return in_front(self._argv(command, image))
 
@@ -188,6 +213,7 @@ class DevMachine:
 
         here, home = Path.cwd(), self.client.home
         self.sync(here)  # refuses what is no project
+        is_first = True
         while True:
             self._found()
             try:
@@ -197,7 +223,7 @@ class DevMachine:
                 tell(error.message)
                 time.sleep(_AGAIN_SECONDS)
                 continue
-            argv = self._argv(command, image, leash=True)
+            argv, is_first = self._argv(command, image, leash=True, tells=is_first), False
             # apart from our group: it is ended by the end of its input, so that its end is waited for wherever it runs
             with subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True) as process:
                 assert process.stdin
@@ -212,7 +238,7 @@ class DevMachine:
                     process.stdin.close()
                     process.wait()
 
-    def _argv(self, command: str | None, image: str | None, *, leash: bool = False) -> list[str]:
+    def _argv(self, command: str | None, image: str | None, *, leash: bool = False, tells: bool = True) -> list[str]:
         place = self._place()
         default = self.client.settings.get("dev.image") if command else None
         asked = {
@@ -221,7 +247,9 @@ class DevMachine:
             "environment": self.environment,
             "image": image or default,
             "needs_image": bool(image),
+            "needs_gpu": self._is_named or NAMED in self.task.plan.labels,
             "leash": leash,
+            "tells": tells,
         }
         terminal = not leash and sys.stdin.isatty() and sys.stdout.isatty()
         words = ["run", place.node.folder, json.dumps(asked)]
@@ -267,15 +295,36 @@ class DevMachine:
             raise FlowError(f"the development machine failed: {said}", suggestions=["try again"])
         return json.loads(done.stdout)
 
-    def _submit(self, instance_type: str | None, idle_stop_seconds: float | None, upload: bool) -> Task:
-        asked = instance_type or self.client.settings.get("dev.instance_type") or _default_type(self._provider.offers())
-        config = self.client.load(name=NAME, instance_type=asked, upload_code=upload, provider=self._provider.name)
+    def _submit(
+        self, instance_type: str | None, region: str | None, idle_stop_seconds: float | None, upload: bool
+    ) -> Task:
+        settings = self.client.settings
+        named = instance_type or settings.get("dev.instance_type")
+        region = region or settings.get("dev.region")
+        config = self.client.load(
+            name=NAME,
+            instance_type=named or _default_type(self._provider.offers(), region),
+            region=region,
+            upload_code=upload,
+            provider=self._provider.name,
+        )
         if idle_stop_seconds is None:
             idle_stop_seconds = 0 if self.client.plan(config).price_per_hour == 0 else IDLE_SECONDS
         idle = math.ceil(idle_stop_seconds)
         look = min(_LOOK_SECONDS, idle or _LOOK_SECONDS)
         command = ["sh", "-c", _HOLD, "hold", str(idle), str(look)]
-        return self.client.run(config.copy_with(command=command, labels={LABEL: str(idle)}))
+        labels = {LABEL: str(idle), **({NAMED: ""} if named else {})}
+        return self.client.run(config.copy_with(command=command, labels=labels))
+
+    def _check_where(self, task: Task, region: str | None) -> None:
+        """Raises ValidationError where the machine is elsewhere than asked for."""
+        nodes = self._allocation.nodes if self._allocation else ()
+        where = [*([task.plan.region] if task.plan.region else []), *(one.instance_id for one in nodes)]
+        if region and region not in where:
+            raise ValidationError(
+                f"the development machine is {f'in `{where[-1]}`' if where else 'anywhere'}, not in `{region}`",
+                suggestions=_ANOTHER,
+            )
 
 
 def idle_stop_seconds(task: Task) -> int:
@@ -283,8 +332,9 @@ def idle_stop_seconds(task: Task) -> int:
     return int(task.plan.labels[LABEL])
 
 
-def _default_type(offers: Sequence[Offer]) -> str | None:
+def _default_type(offers: Sequence[Offer], region: str | None = None) -> str | None:
     """The cheapest h100, else the cheapest with a GPU, else any; what is taken now only where there is no other."""
+    offers = [one for one in offers if region in (None, one.region, *one.hosts)]
     ranks = [(one.gpu is None, one.gpu is not None and one.gpu.kind != "h100", one.available == 0) for one in offers]
     best = min(range(len(offers)), key=lambda at: ranks[at], default=None)  # the first of its rank is the cheapest
     return None if best is None else offers[best].instance_type
@@ -292,14 +342,13 @@ def _default_type(offers: Sequence[Offer]) -> str | None:
 
 def _check_same(task: Task, instance_type: str | None, idle: float | None) -> None:
     """Raises ValidationError where the machine is there already, and another than what is asked for."""
-    advice = ["end it first with `flow dev --stop`", "or leave that option out"]
     if instance_type and not standing.is_kind(task, instance_type):
         raise ValidationError(
-            f"the development machine is a `{task.instance_type}`, not a `{instance_type}`", suggestions=advice
+            f"the development machine is a `{task.instance_type}`, not a `{instance_type}`", suggestions=_ANOTHER
         )
     if idle is not None and math.ceil(idle) != idle_stop_seconds(task):
         told = f"after {idle_stop_seconds(task)} idle seconds" if idle_stop_seconds(task) else "never"
-        raise ValidationError(f"the development machine was started to stop by itself {told}", suggestions=advice)
+        raise ValidationError(f"the development machine was started to stop by itself {told}", suggestions=_ANOTHER)
 
 
 def _bundle_of(project: Path, home: Path, before: str) -> str:

@@ -23,6 +23,14 @@ class FlowError(Exception):
         self.__notes__ = [f"hint: {one}" for one in suggestions]  # Python 3.11 shows them below a traceback
 
 
+class SubmissionInterrupted(KeyboardInterrupt):
+    """Ctrl-C, while the task of `task_id` was being given to its provider: it is on record, and goes on by itself."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"`{task_id}` goes on: end it with `flow cancel {task_id}`")
+        self.task_id = task_id
+
+
 class ValidationError(FlowError, ValueError):
     """What was asked for is malformed or contradicts itself; nothing was submitted."""
 

@@ -91,7 +91,7 @@ class Forwarding:
             self._place = self._place or node_of(self._task, self._find(), self._node, "a forwarded port")
             node, is_there = self._place.node, self._place.channel.prefix and self._place.node.beyond is None
             own = () if is_there else (node.address,)  # on the machine itself that may be another one's name
-            argv = self._place.channel.python_command(
+            argv = self._place.channel.unbuffered().python_command(
                 Path(connect.__file__).read_text(), str(self.port), *own, "localhost"
             )
             both = connection.fileno()

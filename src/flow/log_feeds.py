@@ -21,7 +21,7 @@ from flow.node.tail import ALL_FOR_NOW, END_OF_FRAMES, FRAME, Piece, Reader, Sta
 
 _LOOK_SECONDS = 0.01  # between two looks at a file that has nothing new
 _RETRY_SECONDS = 1.0
-_RETRIES = 5  # one after the other without a byte, where the task is over and there is nothing else to wait for
+_RETRIES = 5  # one after the other without a byte, where the task is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,16 @@ class Folder:
 
 
 class Feed(Protocol):
-    """One folder's pieces as they come. `is_over`, set by the reader of it: the attempt is known to have ended."""
+    """One folder's pieces as they come.
+
+    Set by its reader: `is_over`, the attempt is known to have ended; `is_patient`, its machine is waited for.
+    """
 
     folder: Folder
     start: Start  # where it goes on after a cut
     queue: deque[Piece]
     is_over: bool
+    is_patient: bool
     is_caught_up: bool  # all that was there when reading began is in the queue, or was
     is_done: bool  # nothing comes any more
 
@@ -96,7 +100,7 @@ class _Here:
     def __init__(self, folder: Folder, start: Start, *, follow: bool, within_ns: int) -> None:
         self.folder, self.start, self.follow, self.within_ns = folder, start, follow, within_ns
         self.queue: deque[Piece] = deque()
-        self.is_over = self.is_caught_up = self.is_done = False
+        self.is_over = self.is_patient = self.is_caught_up = self.is_done = False
         self.look_at = 0.0
         self.reader = Reader(folder.path, start)
 
@@ -128,7 +132,7 @@ class _There:
     def __init__(self, folder: Folder, start: Start, *, follow: bool) -> None:
         self.folder, self.start, self.follow = folder, start, follow
         self.queue: deque[Piece] = deque()
-        self.is_over = self.is_caught_up = self.is_done = False
+        self.is_over = self.is_patient = self.is_caught_up = self.is_done = False
         self.is_last = False  # the program running now reads what there is, and ends
         self.rest = b""
         self.failures = 0
@@ -213,11 +217,11 @@ class _There:
         self.rest = data[at:]
 
     def _cut(self) -> None:
-        """The connection ended before all was read: try again, for ever while the task goes on."""
+        """The connection ended before all was read: try again, for ever while that is waited for."""
         self.close()
         self.failures += 1
         self.retry_at = time.monotonic() + _RETRY_SECONDS
-        if self.failures > _RETRIES and (self.is_over or not self.follow):
+        if self.failures > _RETRIES and not self.is_patient:
             assert self.errors
             self.errors.seek(0)
             raise _out_of_reach(self.folder, self.errors.read())

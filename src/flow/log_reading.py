@@ -148,6 +148,7 @@ class _Lane:
             self.feed = open_feed(folder, start, follow=self.reading.follow, within_ns=self.within_ns)
         if self.feed:
             self.feed.is_over = is_final or bool(self.waiting)  # there is an attempt after it
+            self.feed.is_patient = self.reading.follow and not is_final
 
     def ended(self) -> Iterator[Event]:
         """Have something in the feed's queue where there is more; the ends of the folders that were read to it."""

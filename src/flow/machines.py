@@ -51,6 +51,7 @@ class Offer:
     price_per_hour: float | None  # US dollars; 0 where machines cost nothing, None where the price is not known
     region: str | None = None
     available: int | None = None  # how many; None: not known
+    hosts: tuple[str, ...] = ()  # that have it, where a task may name one of them as its region
     type_id: str = ""  # the provider's own name for the kind, where it has another one
     seen: float | None = None  # when it was found so, in seconds since the epoch; None: just now
 

@@ -33,6 +33,8 @@ def observe(
         outcome = final or derive(records.intent(task_id), None, {}, nodes)
         if outcome.state is TaskStatus.PENDING and not outcome.reason:
             outcome = replace(outcome, reason=records.wait_reason(task_id.partition("_")[0]))
+    if provider.capabilities.rents and outcomes:
+        allocations = _keep_ended(provider, records, outcomes, allocations)
     if outcome.state.is_final and not provider.capabilities.same_machine:
         try:
             collect(provider, records, allocations)
@@ -43,14 +45,25 @@ def observe(
             return final, outcomes
         outcome = records.set_final(task_id, outcome)
         if provider.capabilities.rents:
-            for element, end in outcomes.items():  # nobody tells them once the machines are gone
-                records.set_final(element, end)
             with contextlib.suppress(FlowError):  # else the attendant does
                 provider.release(task_id)
     elif outcome.state.is_final:
         with contextlib.suppress(StorageError):  # a home that can only be read
             _record_untold(records, {task_id: outcome, **outcomes}, task_id, nodes=nodes, allocations=allocations)
     return outcome, outcomes
+
+
+def _keep_ended(
+    provider: Provider, records: Records, outcomes: Mapping[str, Outcome], allocations: Collection[Allocation]
+) -> list[Allocation]:
+    """Bring what ended elements left here: nobody can tell once their machines are gone. The others of these."""
+    ended = [one for one in allocations if (end := outcomes.get(one.task_id or "")) and end.state.is_final]
+    new = [one for one in ended if records.final(one.task_id or "") is None]
+    with contextlib.suppress(ProviderError):  # somebody else has, perhaps, and let go of the machines
+        collect(provider, records, new)
+        for one in new:
+            records.set_final(one.task_id or "", outcomes[one.task_id or ""])
+    return [one for one in allocations if records.final(one.task_id or "") is None]
 
 
 @dataclass(frozen=True, slots=True)

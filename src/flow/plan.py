@@ -124,6 +124,11 @@ class Plan:
         values["mounts"] = tuple(_fields(one) for one in self.mounts)
         return values
 
+    @property
+    def machines(self) -> int:
+        """How many are rented for it, where they are: of an array as many as elements may run at once, else one."""
+        return machines_for(self.nodes, self.elements)
+
     def number_of(self, index: int | None) -> int | None:
         """The number of the array's element with this index; of the task itself where that is None.
 
@@ -139,6 +144,11 @@ class Plan:
         """16 hex digits over everything decided: what is found by name is ours only if these agree."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def machines_for(nodes: int, elements: Elements | None) -> int:
+    """The machines of a task of so many nodes, or of an array, whose elements take a whole one each."""
+    return nodes if elements is None else min(elements.at_once or 1, len(elements.indices))
 
 
 def _fields(one: Plan | Elements | SignalBefore | Dependency | Mount | Batch) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from flow.record_format import (
     unreadable,
 )
 from flow.record_index import Entry, RecordIndex, Row
-from flow.references import find_task, split_element
+from flow.references import choose_unfinished, find_task, split_element
 from flow.status import FINAL, Intent, Outcome, TaskStatus, Want
 
 if TYPE_CHECKING:
@@ -257,13 +257,16 @@ class Records:
                 continue
         return found
 
-    def find(self, reference: str) -> str:
+    def find(self, reference: str, *, unfinished: Callable[[str], Sequence[str]] | None = None) -> str:
         """The id of the task that is meant by an id, its beginning, `:N` of the last list, `@last`, a number or a name.
 
-        A name means the newest task of that name, with a note where there are more. Raises TaskNotFoundError with the
-        nearest, ValidationError where several ids begin so.
+        A name means the newest task of that name, with a note where there are more. With `unfinished`, which tells what
+        of a name has not ended, it means that one.
+        Raises TaskNotFoundError with the nearest, ValidationError where several are meant.
         """
         found = find_task(self._index, reference)
+        if unfinished and found.name:
+            found = choose_unfinished(found, unfinished(found.name))
         self.notes.extend(found.notes)
         if found.place is not None:
             plan = self.get(found.task_id).plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow.errors import TaskNotFoundError, ValidationError, did_you_mean
@@ -20,6 +21,7 @@ class Found:
     task_id: str
     notes: tuple[str, ...] = ()
     place: int | None = None  # of the array's elements, the one that is meant
+    name: str = ""  # by which it was found, where others have it, too
 
 
 def split_element(task_id: str) -> tuple[str, int | None]:
@@ -39,8 +41,21 @@ def find_task(index: RecordIndex, reference: str) -> Found:
     array, element = split_element(reference)
     found = _find_whole(index, array) if element is not None else None
     if found:
-        return Found(f"{found.task_id}_{element}", found.notes)
+        return Found(f"{found.task_id}_{element}", found.notes, name=found.name)
     raise _not_found(index, reference)
+
+
+def choose_unfinished(found: Found, unfinished: Sequence[str]) -> Found:
+    """Of the tasks of its name the one that has not ended, where there is one. Raises ValidationError with several."""
+    if len(unfinished) > 1:
+        raise ValidationError(
+            f"{len(unfinished)} tasks named `{found.name}` have not ended: {_listed(unfinished)}",
+            suggestions=["give the id of one", f"all of them: `flow cancel --name-pattern {found.name}`"],
+        )
+    if not unfinished:
+        return found
+    _, *element = found.task_id.split("_")
+    return Found("_".join([unfinished[0], *element]))
 
 
 def _find_whole(index: RecordIndex, reference: str) -> Found | None:
@@ -91,10 +106,8 @@ def _beginning(index: RecordIndex, prefix: str, *, least: int = 1) -> Found | No
         )
     ]
     if len(ids) > 1:
-        more = ", …" if len(ids) > _SHOWN else ""
-        shown = ", ".join(f"`{task_id}`" for task_id in ids[:_SHOWN])
         raise ValidationError(
-            f"several tasks begin with `{prefix}`: {shown}{more}", suggestions=["give more of the id"]
+            f"several tasks begin with `{prefix}`: {_listed(ids)}", suggestions=["give more of the id"]
         )
     return Found(ids[0]) if ids else None
 
@@ -106,7 +119,13 @@ def _named(index: RecordIndex, name: str) -> Found | None:
     if len(rows) == 1:
         return Found(rows[0].task_id)
     count = str(len(rows)) if len(rows) <= _SHOWN else f"more than {_SHOWN}"
-    return Found(rows[0].task_id, (f"{count} tasks are named `{name}`: this is the newest, `{rows[0].task_id}`",))
+    note = f"{count} tasks are named `{name}`: this is the newest, `{rows[0].task_id}`"
+    return Found(rows[0].task_id, (note,), name=name)
+
+
+def _listed(task_ids: Sequence[str]) -> str:
+    more = ", …" if len(task_ids) > _SHOWN else ""
+    return ", ".join(f"`{task_id}`" for task_id in task_ids[:_SHOWN]) + more
 
 
 def _not_found(index: RecordIndex, reference: str) -> TaskNotFoundError:

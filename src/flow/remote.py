@@ -14,6 +14,7 @@ import subprocess
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -139,8 +140,12 @@ class Remote:
             try:
                 process.stdin.write(question)
                 _write_tar(process.stdin, files)
-            except BrokenPipeError:
-                pass  # what it says of that comes now
+            except (BrokenPipeError, KeyboardInterrupt) as error:  # what it says of a broken pipe comes now
+                stops = [one for one in (error, error.__context__) if isinstance(one, KeyboardInterrupt)]
+                if stops:  # ssh heard Ctrl-C too, and what was written last is told of when the pipe is closed
+                    with suppress(BrokenPipeError):
+                        process.stdin.close()
+                    raise stops[0] from None
             out, err = process.communicate()
         told = answer_in(out.splitlines()[-1]) if out.strip() else None
         self._answer(told or subprocess.CompletedProcess(words, process.returncode, out, err))

@@ -19,7 +19,7 @@ from flow.errors import ValidationError, did_you_mean
 from flow.gpus import MEMORY_GB, Gpu, is_known_kind, parse_gpu
 from flow.machines import Offer
 from flow.node.patterns import DEFAULT, DEFAULT_OF_ARRAY, absolute_pattern
-from flow.plan import Batch, Dependency, Plan, SignalBefore
+from flow.plan import Batch, Dependency, Plan, SignalBefore, machines_for
 from flow.providers import Provider
 from flow.slurm import submitting
 from flow.task_volumes import plan_mounts
@@ -50,6 +50,8 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
     _check_abilities(config, provider)
     notes: list[str] = []
     machine = _machine(config, provider, notes)
+    if provider.capabilities.rents and config.elements and config.elements.at_once is None:
+        notes.append(_in_turn(len(config.elements.indices)))
     name = config.name or _name_from(config, task_id)
     local, batch = provider.capabilities.same_machine, config.batch
     here = str(submitter.folder)
@@ -77,7 +79,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         region=_region(config, provider, machine.offer),
         ports=tuple(config.ports),
         mounts=plan_mounts(config, provider, task_id=task_id, name=name, notes=notes) if _has_mounts(config) else (),
-        price_per_hour=_price(config, machine.offer),
+        price_per_hour=_price(config, provider, machine.offer),
         max_price_per_hour=_price_cap(config, provider, machine.offer, notes),
         keep=config.keep,
         limit_seconds=config.max_run_time_hours and config.max_run_time_hours * 3600,
@@ -99,7 +101,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         labels=config.labels,
         submit_dir=here,
         in_place=in_place,
-        batch=_batch(config, provider, notes),
+        batch=_batch(config, provider, notes, in_place=in_place),
         notes=tuple(notes),
         options=config.options,
     )
@@ -176,6 +178,10 @@ def _of_offer(offer: Offer) -> _Machine:
     return _Machine(offer.instance_type, offer.gpu, (offer.gpu.count or 1) if offer.gpu else 0, offer)
 
 
+def _in_turn(elements: int) -> str:
+    return f"its {elements} elements take turns on one machine; `%N` behind the array rents N, as `1-100%4` does four"
+
+
 def _has_regions(provider: Provider) -> bool:
     """Whether a region is chosen here; a fleet's hosts are when the task is given to them."""
     return provider.capabilities.rents or not provider.capabilities.gathers
@@ -228,6 +234,11 @@ def _check_abilities(config: TaskConfig, provider: Provider) -> None:
                 f"the {provider.name} provider does not take `{field}`",
                 suggestions=[f"leave `{field}` out, or choose another provider"],
             )
+    if can.rents and config.array is not None and config.num_instances > 1:
+        raise ValidationError(
+            f"the {provider.name} provider takes no array of tasks that have several machines each",
+            suggestions=["leave `num_instances` out", "`%N` behind the array has N elements run at once: `1-100%4`"],
+        )
     if can.max_nodes is not None and config.num_instances > can.max_nodes:
         raise ValidationError(
             f"`num_instances` is `{config.num_instances}`, and {provider.name} runs at most {can.max_nodes}",
@@ -235,13 +246,15 @@ def _check_abilities(config: TaskConfig, provider: Provider) -> None:
         )
 
 
-def _batch(config: TaskConfig, provider: Provider, notes: list[str]) -> Batch | None:
+def _batch(config: TaskConfig, provider: Provider, notes: list[str], *, in_place: bool) -> Batch | None:
     given = config.batch
     if not given:
         return None
     idle = [] if provider.capabilities.own_numbers else submitting.cluster_only(given.options)
     if idle:
         notes.append(f"recorded, and of no effect without Slurm: {', '.join(idle)}")
+    if not in_place:
+        notes.append("runs in a copy of this folder: of what it writes, only what is in `$FLOW_OUTPUT` comes back")
     variables = submitting.variables_of(given.variables, name=config.name, nodes=config.num_instances)
     return Batch(given.file or "", tuple(given.options), variables)
 
@@ -347,11 +360,11 @@ def _folder_near(project: Path, folder: str) -> list[str]:
     return did_you_mean(str(Path(folder)), folders)
 
 
-def _price(config: TaskConfig, offer: Offer | None) -> float | None:
-    """Of all nodes together, in US dollars for each hour."""
+def _price(config: TaskConfig, provider: Provider, offer: Offer | None) -> float | None:
+    """Of all machines together, in US dollars for each hour."""
     if offer is None or offer.price_per_hour is None:
         return 0.0 if offer is None else None
-    price = offer.price_per_hour * config.num_instances
+    price = offer.price_per_hour * _machines(config, provider)
     if config.max_price_per_hour is not None and price > config.max_price_per_hour and not config.wait_for_price:
         raise ValidationError(
             f"`{offer.instance_type}` costs ${price:.2f}/h: `max_price_per_hour` is `{config.max_price_per_hour:g}`",
@@ -363,9 +376,14 @@ def _price(config: TaskConfig, offer: Offer | None) -> float | None:
     return price
 
 
+def _machines(config: TaskConfig, provider: Provider) -> int:
+    """How many are paid for."""
+    return machines_for(config.num_instances, config.elements if provider.capabilities.rents else None)
+
+
 def _price_cap(config: TaskConfig, provider: Provider, offer: Offer | None, notes: list[str]) -> float | None:
     """Of all nodes together, in US dollars for each hour: what is asked for, or a multiple of what is paid now."""
-    factor, cap, nodes = provider.capabilities.price_factor, config.max_price_per_hour, config.num_instances
+    factor, cap, nodes = provider.capabilities.price_factor, config.max_price_per_hour, _machines(config, provider)
     if not factor or offer is None:
         return cap
     if cap is None:

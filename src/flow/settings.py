@@ -68,6 +68,7 @@ SETTINGS: tuple[Known, ...] = (
     Known("provider", str, "local", "where tasks run; none: `mithril` where there is a key for it, else `local`"),
     Known("upload_limit_mb", float, None, "largest project taken, compressed, in MB; none: what the provider takes"),
     Known("dev.instance_type", str, None, "kind of machine for `flow dev`; none: h100, or another with a GPU, or any"),
+    Known("dev.region", str, None, "region, or host of a fleet, of the machine of `flow dev`; none: any"),
     Known("dev.image", str, None, "container image that `flow dev -c` runs in; none: on the machine itself"),
     Known("local.strict", bool, False, "refuse instance types that this machine lacks, instead of emulating them"),
     Known("local.cpus", int, None, "CPUs given out to tasks; none: all of this machine", least=1),
@@ -103,6 +104,12 @@ SETTINGS: tuple[Known, ...] = (
     ),
     Known(
         "mithril.grace_minutes", float, 10.0, "how long a machine waits to have its task collected, before it is paused"
+    ),
+    Known(
+        "mithril.lost_after_minutes",
+        float,
+        30.0,
+        "how long a machine may be out of reach, or dead, before it is given up",
     ),
 )
 _KNOWN = {known.name: known for known in SETTINGS}

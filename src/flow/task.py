@@ -17,6 +17,7 @@ from flow.observe import instances, observe
 from flow.patience import Patience
 from flow.plan import Plan
 from flow.providers import Provider, VolumeStore
+from flow.providers.absent import Absent
 from flow.record import Records, Submission
 from flow.status import HELD, Outcome, TaskStatus, Want
 
@@ -146,8 +147,9 @@ class Task:
 
     @property
     def price_per_hour(self) -> float | None:
-        """US dollars of all machines together; None where it is not known."""
-        return self.plan.price_per_hour
+        """US dollars of all machines together, of an element of its own; None where it is not known."""
+        price = self.plan.price_per_hour
+        return price if price is None or self._index is None else price / self.plan.machines
 
     @property
     def cost_per_hour(self) -> str:
@@ -159,7 +161,8 @@ class Task:
         """What all attempts (of all elements) have cost so far, as text: `$0.40`."""
         if not self.price_per_hour:
             return self.cost_per_hour
-        return f"${self.price_per_hour * self._paid_seconds() / 3600:.2f}"
+        each = self.price_per_hour / (self.plan.machines if self.is_array else 1)
+        return f"${each * self._paid_seconds() / 3600:.2f}"
 
     @property
     def is_array(self) -> bool:
@@ -509,7 +512,7 @@ class Task:
         return next(own, None) if self.status is TaskStatus.RUNNING else None
 
     def _element_outcomes(self) -> Collection[Outcome]:
-        if not self._elements:
+        if not self._elements and not isinstance(self._provider, Absent):
             self.see(self._provider.allocations([self.task_id]))
         return self._elements.values()
 

@@ -179,9 +179,10 @@ def _is_harmless(said: IO[bytes]) -> bool:
 
 def _fail(task: Task, path: str, code: int, said: IO[bytes]) -> NoReturn:
     if code == _MISSING:
-        raise ResourceNotFoundError(
-            f"`{task.task_id}` has no `{path}`", suggestions=[f"look there with `flow ssh {task.task_id} -- ls -l`"]
-        )
+        way = f"look there with `flow ssh {task.task_id} -- ls -l`"
+        if task.status.is_final:
+            way = f"it has ended: what it left in `$FLOW_OUTPUT` is `{task.task_id}:output`"
+        raise ResourceNotFoundError(f"`{task.task_id}` has no `{path}`", suggestions=[way])
     if code == UNREACHABLE:
         raise ProviderError(f"`{task.task_id}` cannot be reached: {_last(said)}", suggestions=["try again"])
     raise FlowError(f"`{path}` of `{task.task_id}` cannot be copied: {_last(said) or f'exit {code}'}")

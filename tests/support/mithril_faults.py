@@ -1,8 +1,9 @@
 """Seeded stories of tasks on the stand-in cloud whose clients and attendants are killed, while its API fails.
 
 Once a `flow` command has run again and things have settled: no bid lives that no unfinished task owns, none was made
-twice, every acknowledged task has its true end and its whole output and ran once for each recorded attempt, no volume
-and no API key that was made for a task is left, and no key is where it may be read.
+twice but where the cloud had ended the first, every acknowledged task has its true end and its whole output and ran
+once for each recorded attempt, no volume and no API key that was made for a task is left, and no key is where it may
+be read.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ cat <&3 >/dev/null'
 """
 _WORK = "seq 20000; sleep 0.1; seq 20000 | tac"
 OUTPUT = hashlib.sha256("".join(f"{n}\n" for n in [*range(1, 20001), *range(20000, 0, -1)]).encode()).hexdigest()
+_AGAIN = ("works again", "array again")  # also where its bid is ended
 KINDS = (
     Kind("works", _WORK, ("completed",)),
     Kind("works longer", f"{_WORK}; sleep 1.5", ("completed",)),
@@ -57,6 +59,8 @@ KINDS = (
         {"volumes": [{"mount_path": "/data", "size_gb": 1, "ephemeral": True}]},
     ),
     Kind("second try", f"{_WORK}; [ $FLOW_ATTEMPT -ge 2 ]", ("completed",), {"retries": 1}),
+    Kind(_AGAIN[0], f"{_WORK}; sleep 1", ("completed",), {"retries": 3}),
+    Kind(_AGAIN[1], f"{_WORK}; sleep 0.5", ("completed",), {"retries": 3, "array": "1-4%2"}),
     Kind("cancelled", "sleep 300", ("cancelled",), is_cancelled=True),
 )  # fmt: skip
 _FAULTS = (
@@ -90,6 +94,7 @@ class _Story:
         self.known: dict[str, Kind] = {}
         self.asked: dict[str, Kind] = {}  # by `flow run`; by idempotency key
         self.faults: list[str] = []
+        self.ended: Counter[str] = Counter()  # bids that the cloud ended, by name
         self.violations: list[str] = []
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         place = urlsplit(cloud.url)
@@ -130,8 +135,10 @@ class _Story:
     def _acts(self) -> list[tuple[float, Callable[[], object]]]:
         moment = self.random.uniform
         acts: list[tuple[float, Callable[[], object]]] = []
+        is_lossy = self.random.random() < 0.25
+        kinds = [one for one in KINDS if one.name in _AGAIN] if is_lossy else KINDS
         for number in range(self.random.randint(2, 3)):
-            begin, name, kind = moment(0, 0.5), f"run {number}", self.random.choice(KINDS)
+            begin, name, kind = moment(0, 0.5), f"run {number}", self.random.choice(kinds)
             dies = self.random.random()
             line = int(10 ** moment(2.5, 4.8)) if dies < 0.5 else None
             self.asked[name] = kind
@@ -145,6 +152,8 @@ class _Story:
             acts.append((moment(1, 6), partial(self._start_doomed, f"look {number}", *words)))
         if self.random.random() < 0.3:
             acts.append((moment(1, 4), partial(self._preempt, moment(0.5, 2))))
+        if is_lossy:
+            acts += [(moment(1, 6), self._end_bid) for _ in range(self.random.randint(1, 2))]
         acts += [(moment(1.5, 5), self._cancel_all_that_should)]
         return acts
 
@@ -201,6 +210,18 @@ class _Story:
         lane.price_cents = before
         self.faults.append("preempted")
 
+    def _end_bid(self) -> None:
+        """The cloud ends a bid, for good, of a task that may be tried again."""
+        bids = [one for one in list(self.cloud.spot.bids.values()) if one.is_live and self._may_be_lost(one.name)]
+        if bids:
+            name = self.random.choice(bids).name
+            self.ended[name] += 1
+            self.cloud.end_bid(name)
+            self.faults.append("ended")
+
+    def _may_be_lost(self, task_id: str) -> bool:
+        return Flow().records.get(task_id).plan.name.replace("-", " ") in _AGAIN
+
     def _kill_attendant(self) -> None:
         lock = self.home / "attend.lock"
         with contextlib.suppress(ValueError, ProcessLookupError):  # it is about to say its number
@@ -256,8 +277,12 @@ class _Story:
     def _judge_cloud(self) -> None:
         bids = list(self.cloud.spot.bids.values())
         for name, count in Counter(one.name for one in bids).items():
-            if count > 1:
-                self._wrong(f"{name}: {count} bids were made")
+            if count > 1 + self.ended[name]:
+                self._wrong(f"{name}: {count} bids were made, and {self.ended[name]} ended")
+        for one in bids:
+            others = [each for each in bids if each.name == one.name and each.created > one.created]
+            if any(one.deactivated is None or one.deactivated > each.created for each in others):
+                self._wrong(f"{one.name}: two bids lived at once")
         self.violations += [f"{one.name}: its bid is {one.status}" for one in bids if one.is_live]
         live = [one.name for one in self.cloud.spot.volumes.values() if one.deleted is None]
         self.violations += [f"the volume {name} is left" for name in live]

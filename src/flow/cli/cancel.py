@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from typing import TYPE_CHECKING
 
 import click
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from flow.client import Flow
     from flow.task import Task
 
-_LOOK_SECONDS, _ASKED_SECONDS = 0.1, 2.0
 UNFINISHED = frozenset(TaskStatus) - FINAL
 
 
@@ -30,7 +27,7 @@ UNFINISHED = frozenset(TaskStatus) - FINAL
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def cancel(references: tuple[str, ...], *, name_pattern: str | None, everything: bool, yes: bool, as_json: bool) -> int:
-    """End each TASK, and wait until it has ended.
+    """End each TASK, and wait until it has ended. A name means the one task of that name that has not ended yet.
 
     Example:
       flow cancel --name-pattern 'dev-*' --yes
@@ -62,7 +59,7 @@ def cancel(references: tuple[str, ...], *, name_pattern: str | None, everything:
 
 def _chosen(client: Flow, references: tuple[str, ...], name_pattern: str | None) -> list[Task]:
     if references:
-        return [client.get_task(reference) for reference in references]
+        return [client.get_task(reference, unfinished=True) for reference in references]
     return client.tasks(states=UNFINISHED, limit=None, name_pattern=name_pattern)
 
 
@@ -83,26 +80,11 @@ def _end(client: Flow, tasks: list[Task]) -> None:
             output.note(f"{refusal.message}; it is asked again until it is done")
         for task in tasks:
             follow.until_ended(task)
-        _until_given_back(client, rented)
+        follow.until_given_back(client, rented)
     except KeyboardInterrupt:
         output.say("")
         output.note(f"{_count(tasks)} will end without this command")
         raise
-
-
-def _until_given_back(client: Flow, tasks: list[Task]) -> None:
-    """Wait until what was rented for tasks is known to be gone; the attendant sees to it."""
-    task_ids = {task.task_id for task in tasks}  # an element's machines are its array's, and go with it
-    asked = -math.inf
-    while task_ids & {task_id for _, task_id in client.held()}:
-        if asked == -math.inf:
-            output.say("giving back what was rented")
-        if time.monotonic() - asked > _ASKED_SECONDS:
-            client.finish_interrupted()  # which starts one, where there is none
-            asked = time.monotonic()
-        time.sleep(_LOOK_SECONDS)
-    if any("_" not in task_id for task_id in task_ids):
-        output.note("nothing of it is rented any more")
 
 
 def _count(tasks: list[Task]) -> str:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from flow.cli import follow, output, times
+from flow.cli import follow, listing, output, times
 from flow.cli.confirm import confirmed
 from flow.cli.group import FlowCommand, UsageError, attach
 from flow.errors import FlowError, ProviderError
+from flow.status import TaskStatus
 
 if TYPE_CHECKING:
     from flow.dev import DevMachine, Session
     from flow.task import Task
 
+_SIGNALLED = 128  # an exit code above it tells of a signal
 _SECTIONS = {
-    "Machine": ("instance_type", "provider", "idle_stop", "show_status", "do_reset", "do_stop"),
+    "Machine": ("instance_type", "region", "provider", "idle_stop", "show_status", "do_reset", "do_stop"),
     "Command": ("command", "image", "environment", "no_upload", "watch"),
 }
 _COLUMNS = (output.Column("PID", right=True), output.Column("FOR", right=True), output.Column("RUNS", least=20))
@@ -27,6 +30,7 @@ _COLUMNS = (output.Column("PID", right=True), output.Column("FOR", right=True), 
 
 @click.command(cls=FlowCommand, sections=_SECTIONS)
 @click.option("-i", "--instance-type", metavar="TYPE", help="Kind of machine; by default an h100, or what there is.")
+@click.option("--region", metavar="REGION", help="Region of the provider, or host of a fleet; by default any.")
 @click.option("--provider", metavar="NAME", help="Where the machine is; `local` is this one.")
 @click.option("--idle-stop", metavar="TIME", help="End it when nobody was there so long: `2h`, or `off`.")
 @click.option("--status", "show_status", is_flag=True, help="Show the machine and what runs on it.")
@@ -43,6 +47,7 @@ _COLUMNS = (output.Column("PID", right=True), output.Column("FOR", right=True), 
 def dev(
     *,
     instance_type: str | None,
+    region: str | None,
     provider: str | None,
     idle_stop: str | None,
     show_status: bool,
@@ -66,7 +71,7 @@ def dev(
     _check(
         {"--status": show_status, "--reset": do_reset, "--stop": do_stop},
         {"-c": command is not None, "--image": image, "--env-name": environment, "--watch": watch,
-         "--no-upload": no_upload, "-i": instance_type, "--idle-stop": idle_stop},
+         "--no-upload": no_upload, "-i": instance_type, "--region": region, "--idle-stop": idle_stop},
     )  # fmt: skip
     if command is not None and not command.strip():
         raise UsageError("the command is empty", suggestions=["type `flow dev -c 'python train.py'`"])
@@ -86,11 +91,15 @@ def dev(
         return 0
     if do_stop:
         return _stop(machine, yes=yes)
-    task = machine.start(instance_type=instance_type, idle_stop_seconds=idle_seconds, upload=not no_upload)
+    if not no_upload and _is_project(Path.cwd()):
+        machine.read_ahead()
+    task = machine.start(
+        instance_type=instance_type, region=region, idle_stop_seconds=idle_seconds, upload=not no_upload
+    )
     output.notes([*client.notes, *(task.plan.notes if machine.is_new else ())])
     if machine.is_new:
         _tell_start(task)
-    follow.until_started(task)
+    _until_started(task)
     if task.status.is_final:
         raise FlowError(f"the development machine ended: {task.reason}", suggestions=[f"see `flow logs {task}`"])
     if watch:
@@ -99,7 +108,7 @@ def dev(
     if not no_upload and (environment or not machine.is_new):
         _sync(machine)
     attach()
-    return machine.run(command, image=image)
+    return _run(machine, command, image)
 
 
 def _check(verbs: dict[str, bool], others: dict[str, object]) -> None:
@@ -120,13 +129,17 @@ def _idle_seconds(text: str) -> float:
 
 def _sync(machine: DevMachine) -> None:
     here = Path.cwd()
-    if here in (Path.home(), Path(here.anchor)):
+    if not _is_project(here):
         output.note(f"`{here}` is not uploaded: run from a project's folder to have your code there")
         return
     done = machine.sync(here)
     output.notes(done.notes)
     for name in done.kept:
         output.note(f"`{name}` is kept, as it was changed there")
+
+
+def _is_project(here: Path) -> bool:
+    return here not in (Path.home(), Path(here.anchor))
 
 
 def _tell_start(task: Task) -> None:
@@ -136,8 +149,18 @@ def _tell_start(task: Task) -> None:
     idle = idle_stop_seconds(task)
     if idle:
         output.note(f"it ends by itself when nobody was on it for {times.span(idle)} (`--idle-stop off` to keep it)")
-    elif task.price_per_hour:
-        output.note("it costs money until `flow dev --stop`")
+    else:
+        output.note(f"it {'costs money' if task.price_per_hour else 'stays'} until `flow dev --stop`")
+
+
+def _until_started(task: Task) -> None:
+    try:
+        follow.until_started(task)
+    except KeyboardInterrupt:
+        output.say("")
+        output.note("the machine is still asked for")
+        output.hint("give it up with `flow dev --stop`")
+        raise click.exceptions.Exit(130) from None
 
 
 def _show(machine: DevMachine) -> int:
@@ -148,7 +171,10 @@ def _show(machine: DevMachine) -> int:
     idle = idle_stop_seconds(task)
     click.echo(f"{output.line_of(task)}{output.GAP}{output.status_word(task)}")
     end = f"when idle for {times.span(idle)}" if idle else "by `flow dev --stop`"
-    click.echo(f"{machine.host}, up {times.span(task.run_seconds or 0)}, ends {end}")
+    is_up = task.status is TaskStatus.RUNNING
+    where = f"{machine.host}, up {times.span(task.run_seconds or 0)}" if is_up else listing.reason(task)
+    cost = f"{task.total_cost} so far" if task.price_per_hour else ""
+    click.echo(", ".join(part for part in (where, cost, f"ends {end}") if part))
     if sessions:
         click.echo("\n".join(output.table(_COLUMNS, [_row(one) for one in sessions])))
     return 0
@@ -174,7 +200,19 @@ def _stop(machine: DevMachine, *, yes: bool) -> int:
     told = "is to end, as the first `flow` command will tell it that finds its host to answer again"
     told = told if machine.is_silent else "is told to end"
     output.say(f"`{task}` has ended" if task.status.is_final else f"`{task}` {told}")
+    if machine.client.provider(task.provider).capabilities.rents and not machine.is_silent:
+        follow.until_ended(task)
+        follow.until_given_back(machine.client, [task])
     return 0
+
+
+def _run(machine: DevMachine, command: str | None, image: str | None) -> int:
+    code = machine.run(command, image=image)
+    if code > _SIGNALLED:
+        with suppress(FlowError):  # it cannot be asked
+            if machine.find() is None:
+                output.note("the development machine has ended")
+    return code
 
 
 def _watch(machine: DevMachine, command: str, image: str | None) -> int:

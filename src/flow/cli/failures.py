@@ -11,7 +11,7 @@ from typing import NamedTuple
 import click
 
 from flow.cli.group import Invocation
-from flow.errors import FlowError
+from flow.errors import FlowError, SubmissionInterrupted
 from flow.errors import TimeoutError as FlowTimeoutError
 
 INTERRUPTED = 130  # Ctrl-C
@@ -36,6 +36,11 @@ def report(error: BaseException, invocation: Invocation) -> int:
     if isinstance(error, BrokenPipeError):
         _drop_stdout()
         return OUTPUT_CLOSED
+    if isinstance(error, SubmissionInterrupted):
+        from flow.cli.follow import tell_going_on
+
+        tell_going_on(error.task_id)
+        return INTERRUPTED
     if isinstance(error, KeyboardInterrupt | click.Abort):
         click.echo(err=True)  # leaves the line that shows ^C
         return INTERRUPTED

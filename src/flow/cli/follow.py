@@ -18,6 +18,7 @@ from flow.errors import FlowError
 from flow.status import TaskStatus
 
 if TYPE_CHECKING:
+    from flow.client import Flow
     from flow.jupyter import Jupyter
     from flow.task import Task
 
@@ -26,6 +27,7 @@ _WAITING = (TaskStatus.PENDING, TaskStatus.STARTING, TaskStatus.PREEMPTED, TaskS
 _QUIET_SECONDS = 1.0  # a phase shorter than this is not worth a line
 _REDRAW_SECONDS = 1.0
 _LONGEST_PAUSE = 0.25  # seconds between looks at a task that has not started
+_HELD_SECONDS, _ASKED_SECONDS = 0.1, 2.0  # between looks at what is given back, and until somebody is to see to it
 _SERVER_SECONDS = 1.0  # between looks at whether it runs
 _RESULT_WIDTH = 200  # characters; a longer result is for `flow info`
 
@@ -42,11 +44,16 @@ def attached(task: Task) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        output.say("")
-        output.note(f"`{task.task_id}` goes on")
-        output.hint(f"come back with `flow logs {task.task_id} -f`")
-        output.hint(f"end it with `flow cancel {task.task_id}`")
+        tell_going_on(task.task_id)
         raise click.exceptions.Exit(130) from None
+
+
+def tell_going_on(task_id: str) -> None:
+    """Below the line that shows ^C: what the command leaves, and how to come back to it."""
+    output.say("")
+    output.note(f"`{task_id}` goes on")
+    output.hint(f"come back with `flow logs {task_id} -f`")
+    output.hint(f"end it with `flow cancel {task_id}`")
 
 
 def until_started(task: Task) -> None:
@@ -75,6 +82,21 @@ def forwarded(task: Task) -> Iterator[None]:
                 if not one.is_direct:
                     output.note(f"port {port} of `{task.task_id}` is here http://{one.address}")
         yield
+
+
+def until_given_back(client: Flow, tasks: list[Task]) -> None:
+    """Wait until what was rented for tasks is known to be gone; the attendant sees to it."""
+    task_ids = {task.task_id for task in tasks}  # an element's machines are its array's, and go with it
+    asked = -math.inf
+    while task_ids & {task_id for _, task_id in client.held()}:
+        if asked == -math.inf:
+            output.say("giving back what was rented")
+        if time.monotonic() - asked > _ASKED_SECONDS:
+            client.finish_interrupted()  # which starts one, where there is none
+            asked = time.monotonic()
+        time.sleep(_HELD_SECONDS)
+    if any("_" not in task_id for task_id in task_ids):
+        output.note("nothing of it is rented any more")
 
 
 def until_ended(task: Task, timeout: float | None = None, *, began: float | None = None) -> None:

@@ -12,8 +12,10 @@ import json
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -31,6 +33,9 @@ at=https://nvidia.github.io/libnvidia-container key=/usr/share/keyrings/nvidia.a
 curl -fsSL $at/gpgkey >$key
 echo "deb [signed-by=$key] $at/stable/deb/$(dpkg --print-architecture) /" >/etc/apt/sources.list.d/nvidia.list
 """
+PORT = 7091  # where the machines of one task tell each other whether they are done
+SILENCE_SECONDS = 3600.0  # for which one that does not answer is taken to be at work
+WORKS, COMPLETED, FAILED = b"0", b"1", b"2"
 
 
 class Guard:
@@ -47,6 +52,8 @@ class Guard:
     def run(self) -> None:
         """For as long as the machine is up."""
         os.makedirs(RUN, exist_ok=True)
+        if self.machine["machines"] > 1:
+            threading.Thread(target=self.tell, daemon=True).start()
         if not os.path.exists(OPEN):  # else it was this program that was started again
             self.note_restart()
             self.prepare()
@@ -141,14 +148,45 @@ class Guard:
                 self.pay_no_more(bill, "undelivered")
             return
         self.have_keeper()
-        if os.path.exists(os.path.join(self.root, "queue", self.machine["task_id"])):
+        if self.state() == WORKS:
             self.since.pop("ended", None)
             return
         if bill.get("keep"):
             return
         if self.lasts("ended", self.machine["grace_seconds"]):
-            codes = [_json(os.path.join(folder, "status.json")).get("code") for folder in self.ranks()]
-            self.pay_no_more(bill, "failed" if any(codes) or not codes else "completed")
+            states = self.states()
+            if b"" not in states:
+                self.since.pop("silence", None)
+            if WORKS not in states and (b"" not in states or self.lasts("silence", SILENCE_SECONDS)):
+                self.pay_no_more(bill, "failed" if FAILED in states else "completed")
+
+    def state(self) -> bytes:
+        """What has become of this machine's part of the task."""
+        is_open = os.path.exists(os.path.join(self.root, "queue", self.machine["task_id"]))
+        if is_open or not os.path.exists(os.path.join(self.task, "meta.json")):
+            return WORKS
+        codes = [_json(os.path.join(folder, "status.json")).get("code") for folder in self.ranks()]
+        return FAILED if any(codes) or not codes else COMPLETED
+
+    def states(self) -> list[bytes]:
+        """The same of all machines of the task, which are paid for and paused as one; b"" where one does not answer."""
+        count = self.machine["machines"]
+        return [self.ask(number) for number in range(1, count + 1)] if count > 1 else [self.state()]
+
+    def ask(self, number: int) -> bytes:
+        """One of them, by the name that its cloud gives it."""
+        try:
+            with socket.create_connection((f"{self.machine['task_id']}-{number}", PORT), 5) as peer:
+                return peer.recv(1)
+        except OSError:
+            return b""
+
+    def tell(self) -> None:
+        """Answer the others."""
+        with socket.create_server(("", PORT)) as server:
+            while True:
+                with contextlib.suppress(OSError), server.accept()[0] as peer:
+                    peer.sendall(self.state())
 
     def heeds_notice(self) -> bool:
         """Whether the machine is about to be taken away: what runs is told to end, once."""

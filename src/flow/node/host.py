@@ -208,11 +208,18 @@ def _entry(tasks: str, unit: str, meta: dict[str, Any], queue: _Turns) -> dict[s
     one.update(attempt=starts[-1] if starts else meta["first_attempt"] - 1, ended=bool(answers.read(folder, "ended")))
     one.update(reports={os.path.basename(rank): answers.read(rank, "status.json") for rank in ranks})
     one.update(cancelled=is_noted(folder, "cancel"), held=is_noted(folder, "hold"))
+    one["free"] = _free_attempts(folder, starts[:-1], meta["rank"])
     one["leased"] = os.path.exists(os.path.join(folder, "lease"))
     one["runs"] = not one["ended"] and any(remains.is_alive(rank) for rank in ranks)
     if not one["ended"] and not one["runs"]:
         one.update(before=queue.before(meta), waits_until=meta["not_before"])
     return one
+
+
+def _free_attempts(folder: str, starts: Sequence[int], rank: int) -> list[int]:
+    """Those of them that were requeued or preempted, which count for nothing against the retries."""
+    ends = {number: answers.read_status(os.path.join(folder, str(number), str(rank))) for number in starts}
+    return [number for number, end in ends.items() if end.get("cause") == "requeue"]
 
 
 def is_noted(folder: str, name: str) -> bool:

@@ -85,8 +85,9 @@ class Turn:
         if end["cause"] == asked.REQUEUE:
             return False
         is_done = end["cause"] == "exit" and end["code"] == 0
-        tried = self.task["first_attempt"] - 1 + len(counted)  # those that were lost with other hosts count
-        return is_done or end["cause"] in ("timeout", "cancel") or tried > self.task["retries"]
+        free = self.task.get("free_attempts", {}).get("" if self.index is None else str(self.index), 0)
+        before = self.task["first_attempt"] - 1 - free  # those that were lost elsewhere count
+        return is_done or end["cause"] in ("timeout", "cancel") or before + len(counted) > self.task["retries"]
 
     def note_loss(self) -> None:
         """Of an attempt whose runner died: that is on record before anything runs again."""

@@ -8,6 +8,7 @@ Standard library, Python 3.8 and up.
 from __future__ import annotations
 
 import contextlib
+import glob
 import importlib
 import json
 import os
@@ -29,6 +30,11 @@ OURS = (
 )  # of the machine's environment, what a container gets
 CLIENT_READS = ("DOCKER_", "CONTAINER", "XDG_")  # docker and podman: where their daemon and images are
 ASKS = (signal.SIGTERM, signal.SIGHUP)
+_LACKS = "{} cannot give this machine's GPUs to containers"
+_REMEDY = {
+    "docker": "install the NVIDIA Container Toolkit, then restart docker",
+    "podman": "install the NVIDIA Container Toolkit, then `nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`",
+}
 
 
 def _beside(name: str) -> Any:
@@ -89,11 +95,12 @@ def end(folder: str, *, only_fresh: bool) -> int:
 def run(folder: str, asked: dict[str, Any]) -> int:
     """Become a shell, or run `command`; in `image`, where one is asked. Its exit code.
 
-    leash: standard input is not the command's: its end is that of the command.
+    leash: standard input is not the command's: its end is that of the command. needs_gpu: the user named the GPUs,
+    and is not to go without. tells: of what is done without being asked for.
     """
     tail = _beside("tail")
     if tail.has_ended(folder):
-        print("error: the development machine has just ended", file=sys.stderr)  # noqa: T201
+        _say("error: the development machine has just ended")
         return 125
     os.makedirs(os.path.join(folder, "sessions"), exist_ok=True)  # the machine's task may just be about to
     engine_env = {name: os.environ[name] for name in os.environ if name.startswith(CLIENT_READS)}
@@ -107,18 +114,28 @@ def run(folder: str, asked: dict[str, Any]) -> int:
         os.environ.setdefault("PYTHONUNBUFFERED", "1")  # its output is looked at as it comes
     argv, image = asked["argv"], asked["image"]
     engine = _engine() if image else None
+    why = "no image is named"
     if image and not engine:
-        what = "neither docker nor podman answers on this machine"
+        why = "neither docker nor podman answers on this machine"
         if asked["needs_image"]:
-            print(f"error: {what}, and `{image}` needs one of them", file=sys.stderr)  # noqa: T201
+            _say(f"error: {why}, and `{image}` needs one of them")
             return 125
-        print(f"note: {what}: this runs without `{image}`", file=sys.stderr)  # noqa: T201
+        why += f", which `{image}` needs"
     tail.note_session(folder, asked["what"], is_fresh=bool(argv or engine))
     if engine:
-        task = {"task_id": "", "engine": engine, "image": image, "argv": argv or ["sh"], "gpu_ids": _gpus()}
-        return _in_container(folder, own, task, asked["leash"])
+        gpus = _gpus()
+        lacks = bool(gpus) and not _gives_gpus(engine)
+        if lacks and not asked["needs_gpu"]:
+            gpus = []
+            if asked["tells"]:
+                _say(f"note: {_LACKS.format(engine)}: this runs without a GPU")
+        task = {"task_id": "", "engine": engine, "image": image, "argv": argv or ["sh"], "gpu_ids": gpus}
+        code = _in_container(folder, own, task, asked["leash"])
+        if lacks and gpus and code == _beside("container").ENGINE_FAILED:
+            _say(f"error: {_LACKS.format(engine)}: {_REMEDY[engine]}")
+        return code
     if argv:
-        return _with_own_tmp(folder, own, argv, asked["leash"])
+        return _with_own_tmp(folder, own, argv, asked["leash"], why if asked["tells"] else "")
     shell = os.environ.get("SHELL") or "/bin/sh"
     os.execvp(shell, [shell])
     return 127
@@ -161,13 +178,18 @@ def _in_container(folder: str, own: str, task: dict[str, Any], leash: bool) -> i
     return code
 
 
-def _with_own_tmp(folder: str, own: str, argv: list[str], leash: bool) -> int:
-    """As root /tmp itself is its own; elsewhere TMPDIR is, as in a user namespace there would be no `sudo`."""
+def _with_own_tmp(folder: str, own: str, argv: list[str], leash: bool, why: str) -> int:
+    """As root /tmp itself is its own; elsewhere TMPDIR is, as in a user namespace there would be no `sudo`.
+
+    `why` it has no container is told.
+    """
     tmp = os.path.join(folder, f"tmp-{os.getpid()}")
     os.mkdir(tmp)
     os.chmod(tmp, 0o1777)
     leave = _show_tmp(tmp, folder, own)
     os.environ["TMPDIR"] = "/tmp" if leave else tmp
+    if why:
+        _say(f"note: {why}: this runs as a plain process, with a {'/tmp' if leave else 'TMPDIR'} of its own")
     try:
         return _attend(argv, dict(os.environ), leash=leash, is_contained=False)[0]
     finally:
@@ -249,6 +271,19 @@ def _gpus() -> list[str]:
     return [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
 
 
+def _gives_gpus(engine: str) -> bool:
+    """Whether containers can have GPUs. Docker takes them by a hook that it finds on PATH, a runtime or CDI."""
+    if any(glob.glob(f"{folder}/*nvidia*") for folder in ("/etc/cdi", "/var/run/cdi")):
+        return True
+    if engine == "podman":
+        return False
+    if shutil.which("nvidia-container-runtime-hook"):
+        return True
+    asked = ["docker", "info", "--format", "{{json .Runtimes}} {{.OperatingSystem}}"]  # a desktop's are elsewhere
+    told = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False).stdout.decode()
+    return "nvidia" in told or "Docker Desktop" in told
+
+
 def _is_terminal(leash: bool) -> bool:
     return not leash and os.isatty(0) and os.isatty(1)
 
@@ -262,6 +297,10 @@ def _engine() -> str | None:
     if shutil.which("docker") and ("DOCKER_HOST" in os.environ or _listens("/var/run/docker.sock")):
         return "docker"
     return "podman" if shutil.which("podman") else None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _listens(path: str) -> bool:

@@ -14,8 +14,9 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from flow.channel import Channel
 from flow.durable import create_durably, write_durably
@@ -23,23 +24,27 @@ from flow.errors import FlowError, ProviderError, QuotaExceededError, ResourceNo
 from flow.machines import Allocation, Capabilities, Machines
 from flow.node import host as program
 from flow.plan import Plan
+from flow.providers.losses import Losses
 from flow.providers.ssh.fleet import NEEDS, Fleet
 from flow.providers.ssh.gathering import gather
 from flow.providers.ssh.provider import Part, Ssh
 from flow.providers.ssh.sight import Sight, look
 from flow.providers.ssh.states import allocation_of
-from flow.providers.startup import READY, ROOT, RUN
+from flow.providers.startup import LASTING, READY, ROOT, RUN
 from flow.record import Records
 from flow.remote import Remote
-from flow.status import Want
+from flow.status import Want, read_report, report_from_json
 
 _FOLDER = "~/.flow-host"  # for tasks, on each machine
 _BOOT_SECONDS = 3600.0  # after which a machine is not waited for any more; 20 minutes are common
 _STOP_SECONDS = 10.0  # beside a task's own grace time
 _LATE_SECONDS = 120.0  # within which a request that was never answered may still show
-_TRUSTED_SECONDS = 3.0  # how long machines that are up are taken to be, while they answer
+_DEAD_SECONDS = 120.0  # after which a machine that its cloud calls dead is taken to be lost
+_TRUSTED_SECONDS = 3.0  # how long what the cloud told of machines is taken to hold, of those that are up or come
 _ANSWERED, _MAKING = b"answered", b"volumes"  # of a task that is held; nothing: machines were asked for
-_STATE = f"test -e {READY} && echo ready; test -e {ROOT}/bill.json && echo told; test -d {ROOT} && echo guarded; :"
+_CUT_SECONDS = 60.0  # after which a startup script is taken to be cut off: it takes one or two
+_SIGNS = {"lasting": LASTING, "ready": READY, "told": f"{ROOT}/bill.json", "guarded": ROOT}
+_STATE = "".join(f"test -e {path} && echo {word}; " for word, path in _SIGNS.items()) + ":"
 _TAKE_BILL = f"sudo -n sh -c 'umask 077; cat > {ROOT}/bill.new && mv {ROOT}/bill.new {ROOT}/bill.json'"
 
 
@@ -57,14 +62,15 @@ class Machine:
 class Rental:
     """Machines as their cloud tells of them: of a task of ours, of another client's, or of none (`task_id` None).
 
-    state: UP says no more than that they could be reached. ended_with: what a machine that paused itself told of its
-    task's end.
+    state: UP says no more than that they could be reached, LOST that the cloud calls one of them dead. attempt: the
+    first that they were rented for. ended_with: what a machine that paused itself told of its task's end.
     """
 
     rental_id: str
     task_id: str | None
     state: Machines
     name: str = ""
+    attempt: int = 1
     plan_hash: str = ""
     home_id: str = ""
     reason: str = ""
@@ -82,6 +88,15 @@ class RentedFleet(Fleet):
     def __init__(self, home: Path, settings: Mapping[str, object]) -> None:
         super().__init__(home, settings)
         self.ways: dict[str, Channel] = {}
+
+    def dead_seconds(self, name: str) -> float:
+        """For how long it has been found dead, this time included."""
+        self._note_silence(name)
+        return time.time() - (self.silent_since(name) or time.time())
+
+    def note_life(self, name: str) -> None:
+        """It is not dead."""
+        self._silence(name).unlink(missing_ok=True)
 
     def hang_up(self, name: str) -> None:
         """End the connections to a machine."""
@@ -101,13 +116,17 @@ class RentedFleet(Fleet):
 
 
 class Rented(Ssh):
-    """Tasks on machines that a cloud rents out."""
+    """Tasks on machines that a cloud rents out. startup_copy: where a machine has its startup script."""
+
+    startup_copy: ClassVar[str]
 
     def __init__(self, home: Path, options: Mapping[str, object]) -> None:
         super().__init__(home, options)
         self.fleet: RentedFleet = RentedFleet(home, options)
-        self.sight = Sight(home, self.fleet)
+        self.sight, self.losses = Sight(home, self.fleet), Losses(home)
+        self.fleet.see_again = lambda *_: None  # what is over there goes with the machine
         self._seen: dict[str, tuple[float, list[Rental]]] = {}  # by task: when, and what
+        self._unready: dict[str, float] = {}  # machines whose startup script has not ended, since when
         self._machines: dict[str, list[str]] = {}  # by task: to which there is a way
 
     # -- what each cloud does
@@ -121,8 +140,8 @@ class Rented(Ssh):
         """Everything that costs the project money, without its machines."""
 
     @abstractmethod
-    def rent(self, plan: Plan, attempt: int) -> None:
-        """Ask for the plan's machines, unless they are there."""
+    def rent(self, plan: Plan, attempt: int, machines: int) -> None:
+        """Ask for so many machines of the plan's kind, unless they are there."""
 
     @abstractmethod
     def end(self, rental: Rental) -> None:
@@ -145,8 +164,11 @@ class Rented(Ssh):
         return False
 
     @abstractmethod
-    def forget_task(self, task_id: str) -> None:
-        """Once nothing is rented for it any more: remove what else was made for it, as keys."""
+    def forget_task(self, task_id: str, *, is_refused: bool = False) -> None:
+        """Once nothing is rented for it any more: remove what else was made for it, as keys.
+
+        is_refused: it never had machines, for which volumes were made in vain.
+        """
 
     # -- the provider
 
@@ -156,18 +178,25 @@ class Rented(Ssh):
         return Capabilities(containers=True, arrays=True, retries=True, gathers=True, rents=True)
 
     def allocate(self, plan: Plan, attempt: int = 1) -> None:
-        """Ask for machines, once; called again, bring those that are there what they need."""
-        rental = self._live(plan.task_id)
+        """Ask for machines, once; called again, bring those that are there what they need.
+
+        For the attempt after one that was lost others are asked for, once that is on record and the old ones are gone.
+        """
+        if attempt > 1:
+            self._give_up(plan, attempt)
+        seen = (one for one in self._just_seen(plan.task_id) if one.state is not Machines.GONE)
+        rental = next(seen, None) or self._live(plan.task_id)
+        if rental and self._is_left(rental):
+            self._end_left(rental)
+            rental = self._live(plan.task_id)
+        if rental and self._is_left(rental):  # it goes with the next call
+            return
         if rental is None:
-            if not self._was_given(plan.task_id):
-                self._hold_open(plan.task_id)
-                try:
-                    self.rent(plan, attempt)
-                except (ValidationError, QuotaExceededError):  # refused, so that there is nothing to come
-                    self.forget_task(plan.task_id)
-                    (self._held / plan.task_id).unlink(missing_ok=True)
-                    raise
-        elif rental.state is Machines.PAUSED and rental.ended_with:
+            if not self.losses.was_asked(plan.task_id):
+                self._ask_for(plan)
+            return
+        self.losses.note_asked(plan.task_id)  # before anything of it may run, so that it is not asked for again
+        if rental.state is Machines.PAUSED and rental.ended_with:
             self.wake(rental)
         elif self.goes_on_changing(plan):
             return
@@ -177,10 +206,13 @@ class Rented(Ssh):
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """What the cloud says of the machines, and what those say of the tasks, all asked at once."""
         bases = None if task_ids is None else list(dict.fromkeys(one.partition("_")[0] for one in task_ids))
-        given = {one for one in bases or () if self._was_given(one)}  # before looking: it may be given just now
+        # before looking: it may be given just now
+        before = {one: (self.losses.last(one), self.losses.was_asked(one)) for one in bases or ()}
         found: dict[str, Rental] = {}
         for rental in self._rentals(bases):
-            found.setdefault(rental.task_id or rental.rental_id, rental)
+            if not self._is_left(rental):
+                found.setdefault(rental.task_id or rental.rental_id, rental)
+        for rental in found.values():
             if rental.state is not Machines.UP:
                 self._hang_up(str(rental.task_id))
         told = self._looked_at([one for one in found.values() if self._can_look(one)])
@@ -188,14 +220,17 @@ class Rented(Ssh):
         if task_ids is None:
             return allocations
         by_id = {str(one.task_id): one for one in allocations}
-        for one in given - found.keys():
-            by_id[one] = self._unseen(one)
+        for one, (move, was_asked) in before.items():
+            if one not in found and was_asked:
+                by_id[one] = self._unseen(one)
+            elif one not in found and move:
+                by_id[one] = Allocation(one, move.attempt - 1, Machines.LOST, reason=move.reason)
         asked = set(task_ids)
         whole = {one.partition("_")[0] for one in by_id if "_" not in one}  # arrays of which nothing is seen yet
         for one in asked:
             base = one.partition("_")[0]
             if one != base and base in whole:
-                by_id[one] = replace(by_id[base], task_id=one)
+                by_id[one] = self._on_record(one) or replace(by_id[base], task_id=one)
         return [by_id[one] for one in by_id if one in asked or one.partition("_")[0] in asked]
 
     def release(self, *task_ids: str) -> None:
@@ -245,15 +280,18 @@ class Rented(Ssh):
 
     def _rentals(self, task_ids: list[str] | None) -> list[Rental]:
         """What the cloud tells; of one task whose machines were up a moment ago only those are asked."""
-        if task_ids is None or len(task_ids) != 1:
-            return self.rentals(task_ids)
-        since, known = self._seen.get(task_ids[0], (0.0, []))
-        if time.monotonic() - since > _TRUSTED_SECONDS:
-            known = self.rentals(task_ids)
-            self._seen.pop(task_ids[0], None)
-            if known and known[0].state is Machines.UP:
-                self._seen[task_ids[0]] = (time.monotonic(), known)
-        return known
+        known = self._just_seen(task_ids[0]) if task_ids and len(task_ids) == 1 else []
+        if known and known[0].state is Machines.UP:
+            return known
+        found = self.rentals(task_ids)
+        for one in task_ids or ():
+            self._seen[one] = (time.monotonic(), [rental for rental in found if rental.name == one])
+        return found
+
+    def _just_seen(self, task_id: str) -> list[Rental]:
+        """What the cloud told of a task a moment ago; nothing where it was not asked."""
+        since, known = self._seen.get(task_id, (0.0, []))
+        return known if time.monotonic() - since <= _TRUSTED_SECONDS else []
 
     def _live(self, task_id: str) -> Rental | None:
         """The newest one of a task that is not gone."""
@@ -262,6 +300,7 @@ class Rented(Ssh):
     def _can_look(self, rental: Rental) -> bool:
         """Whether its machines may be asked, and the way to each is known from here on."""
         is_reachable = rental.state is Machines.UP and all(one.target for one in rental.machines)
+        is_reachable = is_reachable and not self._is_left(rental)
         if not (rental.task_id and is_reachable and rental.machines and rental.home_id == self.home_id):
             return False
         for one in rental.machines:
@@ -275,8 +314,9 @@ class Rented(Ssh):
         return self.fleet.ask_each(list(tasks), lambda name, remote: look(remote, [str(tasks[name])])) if tasks else {}
 
     def _allocations(self, rental: Rental, told: Mapping[str, Any]) -> list[Allocation]:
-        task_id = str(rental.task_id)
-        attempt = self.sight.last_attempt(task_id) if rental.task_id else 0
+        task_id, first = str(rental.task_id), rental.attempt
+        attempt = self.losses.last_seen(task_id) if rental.task_id else 0
+        attempt, was_seen = max(attempt, first - 1), attempt >= first
         whole = Allocation(
             rental.task_id,
             attempt,
@@ -286,54 +326,127 @@ class Rented(Ssh):
             price_per_hour=rental.price_per_hour,
             plan_hash=rental.plan_hash,
         )
-        if self._boots_in_vain(rental, told):
-            minutes = _BOOT_SECONDS / 60
-            reason = f"its machine did not boot within {minutes:g} minutes"
-            return [replace(whole, attempt=max(attempt, 1), machines=Machines.GONE, reason=reason)]
+        if why := self._why_lost(rental, told, attempt):
+            is_cancelled = rental.state is Machines.GONE and self.losses.is_cancelled(task_id)
+            return [whole if is_cancelled else self._lost(replace(whole, attempt=max(attempt, first), reason=why))]
         if rental.state is Machines.QUEUED and attempt:
-            return [replace(whole, machines=Machines.PREEMPTED)]
+            whole = replace(whole, machines=Machines.PREEMPTED)
+        if whole.machines is Machines.PREEMPTED and was_seen and rental.home_id == self.home_id:
+            self.losses.note_preempted(task_id)
         answers = {one.name: told[one.name] for one in rental.machines if one.name in told}
+        if rental.state is Machines.LOST:
+            return [replace(whole, machines=Machines.SILENT if was_seen else Machines.STARTING)]
         if rental.state is not Machines.UP or not answers:
             return [whole if rental.state is not Machines.UP else replace(whole, machines=Machines.STARTING)]
         failed = [one for one in answers.values() if isinstance(one, FlowError)]
         if failed:
-            state = Machines.SILENT if attempt else Machines.STARTING
-            return [replace(whole, machines=state, reason=failed[0].message if attempt else "its machines boot")]
+            state = Machines.SILENT if was_seen else Machines.STARTING
+            return [replace(whole, machines=state, reason=failed[0].message if was_seen else "its machines boot")]
         found: dict[str, dict[str, Any]] = {}
         for name, answer in answers.items():
             for entry in answer["tasks"]:
                 found.setdefault(entry["id"], {})[name] = entry
-                self.sight.note_attempt(entry["id"], entry["attempt"])
-        if not found or any(len(entries) < len(answers) for entries in found.values() if not self._is_array(rental)):
+                self._note_attempt(entry, first)
+        plan = self._array(task_id)
+        elements = [f"{task_id}_{one}" for one in self.losses.elements(plan)] if plan else []
+        if not found or (not elements and any(len(entries) < len(answers) for entries in found.values())):
             return [replace(whole, machines=Machines.STARTING, reason="its code is on the way")]
+        missing = [one for one in elements if one not in found]
         clocks = {name: answer["ahead"] for name, answer in answers.items()}
-        made = [allocation_of(unit, entries, clocks) for unit, entries in found.items()]
+        move = self.losses.last(task_id)
+        made = [allocation_of(unit, entries, clocks, move) for unit, entries in found.items()]
+        made += [Allocation(one, first - 1, Machines.STARTING, reason="its code is on the way") for one in missing]
+        ended = [f"{task_id}_{one}" for one in plan.elements.indices] if plan and plan.elements and first > 1 else []
+        made += [one for unit in ended if unit not in elements and (one := self._on_record(unit))]
         return [replace(one, price_per_hour=rental.price_per_hour) for one in made]
+
+    def _note_attempt(self, entry: Mapping[str, Any], first: int) -> None:
+        """Of a task or element on a machine that was rented for the attempt `first`."""
+        unit, attempt = entry["id"], entry["attempt"]
+        if attempt >= first:
+            self.losses.note_seen(unit, attempt)
+        reports = map(report_from_json, entry["reports"].values())
+        is_free = any(one is not None and one.cause == "requeue" for one in reports)
+        if is_free or attempt > 1:
+            before = [one for one in self.losses.free(unit) if one < first]
+            self.losses.note_free(unit, {*before, *entry["free"], *([attempt] if is_free else [])})
 
     def _unseen(self, task_id: str) -> Allocation:
         """Of what was asked for, and does not show: not yet, or not any more."""
+        move = self.losses.last(task_id)
         if self._is_new(task_id):
-            return Allocation(task_id, 0, Machines.QUEUED, reason="is asked for, and does not show yet")
-        attempt = max(self.sight.last_attempt(task_id), 1)
-        return Allocation(task_id, attempt, Machines.GONE, reason="its machines are gone")
+            reason = "is asked for, and does not show yet"
+            return Allocation(task_id, move.attempt - 1 if move else 0, Machines.QUEUED, reason=reason)
+        attempt = max(self.losses.last_seen(task_id), move.attempt if move else 1)
+        return self._lost(Allocation(task_id, attempt, Machines.GONE, reason="its machines are gone"))
 
-    def _boots_in_vain(self, rental: Rental, told: Mapping[str, Any]) -> bool:
-        """Whether machines that cost money have been out of reach since they were given to a task that waits."""
-        is_late = rental.given is not None and time.time() - rental.given > _BOOT_SECONDS
-        if not is_late or self.sight.last_attempt(str(rental.task_id)) or rental.home_id != self.home_id:
+    # -- what is lost
+
+    def _why_lost(self, rental: Rental, told: Mapping[str, Any], attempt: int) -> str:
+        """Why its machines are given up, or were; "" where they are not. attempt: the last that was seen."""
+        was_seen = attempt >= rental.attempt
+        if rental.home_id != self.home_id:
+            return ""
+        if rental.state is Machines.GONE:
+            return rental.reason
+        may_run_again, most = partial(self.losses.may_run_again, str(rental.task_id)), self.fleet.lost_after_seconds
+        if rental.state is Machines.LOST:  # its disk may hold what nobody collected: that is not given up at once
+            patience = min(_DEAD_SECONDS, most) if not was_seen or may_run_again() else most
+            return rental.reason if self.fleet.dead_seconds(rental.rental_id) >= patience else ""
+        self.fleet.note_life(rental.rental_id)
+        answers = {one.name: told.get(one.name) for one in rental.machines}
+        silent = [name for name, one in answers.items() if one is None or isinstance(one, FlowError)]
+        if rental.state not in (Machines.STARTING, Machines.UP) or not silent:
+            return ""
+        if not was_seen:
+            is_late = rental.given is not None and time.time() - rental.given > _BOOT_SECONDS
+            return f"its machine did not boot within {_BOOT_SECONDS / 60:g} minutes" if is_late else ""
+        since = min((at for name in silent if (at := self.fleet.silent_since(name))), default=time.time())
+        # what runs where it cannot be asked is given up only for another attempt
+        is_late = time.time() - since >= most and rental.state is Machines.UP and may_run_again()
+        return f"its machine was out of reach for {most / 60:g} minutes" if is_late else ""
+
+    def _lost(self, whole: Allocation) -> Allocation:
+        """Lost for good, or with an attempt to follow."""
+        may_run_again = self.losses.may_run_again(str(whole.task_id))
+        return replace(whole, machines=Machines.LOST if may_run_again else Machines.GONE)
+
+    def _give_up(self, plan: Plan, attempt: int) -> None:
+        """Put on record that the attempt before was lost, as far as it still is."""
+        rentals = [one.rental_id for one in self.rentals([plan.task_id]) if not self._is_left(one)]
+        for one in self.allocations([plan.task_id]):
+            if one.machines is Machines.LOST and one.attempt == attempt - 1:
+                self.losses.note(plan, one, rentals)
+
+    def _is_left(self, rental: Rental) -> bool:
+        """Whether it was rented for an attempt that is on record as lost."""
+        if not rental.task_id or rental.home_id != self.home_id:
             return False
-        answers = [told.get(one.name) for one in rental.machines]
-        is_silent = any(one is None or isinstance(one, FlowError) for one in answers)
-        return rental.state in (Machines.STARTING, Machines.UP) and is_silent
+        move = self.losses.last(rental.task_id)
+        return move is not None and rental.attempt < move.attempt
 
-    def _is_array(self, rental: Rental) -> bool:
+    def _end_left(self, rental: Rental) -> None:
+        self._seen.pop(str(rental.task_id), None)
+        self._hang_up(str(rental.task_id))
+        self.end(rental)
+
+    def _array(self, task_id: str) -> Plan | None:
+        """The plan of an array."""
         try:
-            return Records(self.home).get(str(rental.task_id)).plan.elements is not None
+            plan = Records(self.home).get(task_id).plan
         except ResourceNotFoundError:
-            return False
+            return None
+        return plan if plan.elements else None
 
-    def _was_given(self, task_id: str) -> bool:
-        return (self.home / "record" / task_id / "allocated").exists()
+    def _on_record(self, unit: str) -> Allocation | None:
+        """Of an element whose end is on record: its machines may be gone."""
+        records = Records(self.home)
+        final = records.final(unit)
+        if final is None:
+            return None
+        report = read_report(records.folder(unit, final.attempt, 0))
+        reports = {0: report} if report else {}
+        return Allocation(unit, final.attempt, Machines.GONE, reason=final.reason, reports=reports)
 
     def _parts(self, task_id: str) -> dict[str, list[str]]:
         """By machine, what they call it, once they can be reached."""
@@ -344,6 +457,17 @@ class Rented(Ssh):
 
     # -- bringing
 
+    def _ask_for(self, plan: Plan) -> None:
+        move = self.losses.last(plan.task_id)
+        self._hold_open(plan.task_id)
+        try:
+            most = len(self.losses.elements(plan)) if plan.elements else plan.machines
+            self.rent(plan, move.attempt if move else 1, min(plan.machines, most))
+        except (ValidationError, QuotaExceededError):  # refused, so that there is nothing to come
+            self.forget_task(plan.task_id, is_refused=move is None)
+            (self._held / plan.task_id).unlink(missing_ok=True)
+            raise
+
     def _deliver(self, plan: Plan, rental: Rental) -> None:
         """To each machine first how it pauses its bill, then the task; to several where they meet."""
         if not self._can_look(rental):
@@ -352,6 +476,9 @@ class Rented(Ssh):
             [one.name for one in rental.machines], lambda _, remote: remote.channel.ask(_STATE).stdout.decode().split()
         )
         words = {name: one for name, one in states.items() if not isinstance(one, FlowError)}
+        cut = [name for name, one in words.items() if "lasting" not in one and self._is_cut(name)]
+        if cut:  # as by a preemption: the cloud runs it at the first boot only
+            self._each(cut, lambda _, remote: _done(remote.channel.ask(f"sudo -n bash {self.startup_copy}")))
         if len(words) < len(states) or any("guarded" not in one for one in words.values()):
             return  # it boots
         untold = [name for name, one in words.items() if "told" not in one]
@@ -362,18 +489,29 @@ class Rented(Ssh):
             self._each(untold, lambda _, remote: _done(remote.channel.ask(_TAKE_BILL, stdin=text)))
         if any("ready" not in one for one in words.values()):
             return
-        places = _spread(rental, len(plan.elements.indices) if plan.elements else 0)
-        indices = plan.elements.indices if plan.elements else ()
+        indices = self.losses.elements(plan)
+        places = _spread(rental, len(indices))
 
         def submit(name: str, remote: Remote) -> None:
             own = places[name]
             rank, elements = (0, [indices[one] for one in own]) if indices else (own[0], [])
-            self._submit(remote, plan, Part(plan.task_id, rank, elements, at_once=None, first_attempt=1))
+            at_once = 1 if plan.elements and plan.elements.at_once else None
+            units = {str(one): f"{plan.task_id}_{one}" for one in elements} or {"": plan.task_id}
+            free = (
+                {one: self.losses.free_attempts(unit, rental.attempt) for one, unit in units.items()}
+                if rental.attempt > 1
+                else {}
+            )
+            self._submit(remote, plan, Part(plan.task_id, rank, elements, at_once, rental.attempt, free))
 
         self._each(list(places), submit)
         if plan.nodes > 1:
             ranks = {name: own[0] for name, own in places.items()}
             gather(plan.task_id, ranks, self._record(plan.task_id), self._ask_each)
+
+    def _is_cut(self, name: str) -> bool:
+        """Whether a machine has been up for so long without being ready for its next boot."""
+        return time.monotonic() - self._unready.setdefault(name, time.monotonic()) > _CUT_SECONDS
 
     # -- giving back
 

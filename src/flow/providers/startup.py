@@ -17,6 +17,7 @@ from flow.plan import Plan
 
 ROOT = "/opt/flow"
 RUN = "/run/flow"
+LASTING = "/etc/systemd/system/multi-user.target.wants/flow-guard.service"  # the last that the script makes
 READY = f"{RUN}/open"  # there once the machine is ready for its task; gone after a boot
 _GUARD = Path(__file__).parents[1] / "node" / "guard.py"
 _SCRIPT = """\
@@ -78,6 +79,7 @@ def read_mark(script: str) -> Mark | None:
 def startup_script(
     plan: Plan,
     *,
+    machines: int = 1,
     mark: Mark,
     user: str,
     notice: str,
@@ -97,6 +99,7 @@ def startup_script(
         "user": user,
         "notice": notice,
         "scratch": scratch,
+        "machines": machines,
         "docker": plan.image is not None,
         "volumes": list(volumes),
         "grace_seconds": grace_seconds,

@@ -196,6 +196,11 @@ class Cloud:
         with self.changed:
             one.status, one.ssh_destination = "STATUS_ERROR", None
 
+    def end_bid(self, name: str) -> None:
+        """For good, though nobody asked for it."""
+        with self.changed:
+            self.spot.end(self.bid(name), self.clock.now())
+
     def preempt(self, name: str) -> None:
         """Others bid more from now on; `lane(...).price_cents` lets it come back."""
         bid = self.bid(name)

@@ -46,6 +46,7 @@ class Mithril(Rented):
 
     name: ClassVar[str] = "mithril"
     scratch: ClassVar[str] = "/mnt/local"
+    startup_copy: ClassVar[str] = "/var/lib/foundry/startup_script.sh"
     options: ClassVar[tuple[Option, ...]] = (
         Option("api_key", str, "key of the API", environment="MITHRIL_API_KEY", secret=True),
         Option("project", str, "project, by name or id", environment="MITHRIL_PROJECT"),
@@ -54,6 +55,7 @@ class Mithril(Rented):
         Option("api_url", str, "where the API is", URL),
         Option("price_factor", float, "limit price, where no cap is given: the current price times this", 1.5),
         Option("grace_minutes", float, "how long a machine waits to have its task collected", 10.0),
+        Option("lost_after_minutes", float, "how long a machine may be out of reach, or dead", 30.0),
     )
 
     def __init__(self, home: Path, options: Mapping[str, object]) -> None:
@@ -87,7 +89,8 @@ class Mithril(Rented):
     @property
     def volumes(self) -> Volumes:
         """Its volumes."""
-        return Volumes(self.account, self.home, self._region, self.note_making)
+        made = self.home / self.name / "made"
+        return Volumes(self.account, self.home, self._region, made=made, note=self.note_making)
 
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:
         """Spot machines, those in the settings' region first; what can be had now, then the cheapest first."""
@@ -126,12 +129,13 @@ class Mithril(Rented):
         prices = self._prices() if bids else {}
         return [self._rental(one, [], prices) for one in bids]
 
-    def rent(self, plan: Plan, attempt: int) -> None:
-        """Bid for the plan's machines; a bid of this name that is ours already is left alone."""
+    def rent(self, plan: Plan, attempt: int, machines: int) -> None:
+        """Bid for them; a bid of this name that is ours already is left alone."""
         keys, limit = self._login, self._limit(plan)
         volumes = [one.source for one in plan.mounts if one.kind == VOLUME]
         script = startup_script(
             plan,
+            machines=machines,
             mark=Mark(plan.task_id, attempt, plan.hash, self.home_id, (str(round(limit * 100)),)),
             user=_USER,
             notice=_NOTICE,
@@ -144,7 +148,7 @@ class Mithril(Rented):
             "region": plan.region,
             "instance_type": self._type_id(plan),
             "limit_price": price_text(limit),
-            "instance_quantity": plan.nodes,
+            "instance_quantity": machines,
             "name": plan.task_id,
             "launch_specification": {"volumes": volumes, "ssh_keys": list(keys.key_ids), "startup_script": script},
         }
@@ -154,7 +158,7 @@ class Mithril(Rented):
                 break
             except (NotKnownError, NameTakenError) as error:
                 # looked for first, it may be asked for again: should it come late, then its name is taken
-                if self._has_come(plan):
+                if self._has_come(plan, attempt):
                     break
                 if is_last:  # which is no refusal: it may still come
                     raise NotKnownError(f"the bid `{plan.task_id}` does not show: {error.message}") from error
@@ -191,7 +195,8 @@ class Mithril(Rented):
 
     def way_to(self, rental: Rental, machine: Machine) -> Channel:
         """By ssh; its host key is pinned for the task."""
-        known = self.home / "record" / str(rental.task_id) / "known_hosts"
+        name = "known_hosts" if rental.attempt == 1 else f"known_hosts-{rental.attempt}"  # addresses come again
+        known = self.home / "record" / str(rental.task_id) / name
         identity = self._login.identity
         options = [f"UserKnownHostsFile={known}", "StrictHostKeyChecking=accept-new", "HashKnownHosts=no"]
         options += [f"IdentityFile={identity}", "IdentitiesOnly=yes"] if identity else []
@@ -281,13 +286,13 @@ class Mithril(Rented):
                 raise ProviderError(f"the bid of `{task_id}` is not {state.value} after {_PAUSING_SECONDS:g} s")
             time.sleep(_PAUSE_SECONDS)
 
-    def forget_task(self, task_id: str) -> None:
+    def forget_task(self, task_id: str, *, is_refused: bool = False) -> None:
         """Revoke the keys that its machines had; remove volumes that were to go with it, or were made in vain."""
         for key in self.account.api.list(_KEYS):
             if str(key.get("name", "")).startswith(f"flow-{task_id}-") and not key.get("deactivated_at"):
                 self.account.api.delete(f"{_KEYS}/{key['fid']}")
         is_unknown = not self.was_asked_for(task_id)
-        self.volumes.forget_task(task_id, is_refused=not self._was_given(task_id), is_unknown=is_unknown)
+        self.volumes.forget_task(task_id, is_refused=is_refused, is_unknown=is_unknown)
 
     def _mounts(self, plan: Plan) -> list[dict[str, str]]:
         """Volumes are where the machine's guard has put them."""
@@ -317,7 +322,7 @@ class Mithril(Rented):
 
     def _limit(self, plan: Plan) -> float:
         """Of one machine: what is given, down to a cent."""
-        limit = (plan.max_price_per_hour or 0.0) / plan.nodes
+        limit = (plan.max_price_per_hour or 0.0) / plan.machines
         return int(round(limit * 100, 6)) / 100
 
     def _facts_of(self, error: FlowError, plan: Plan, limit: float) -> Iterator[str]:
@@ -332,8 +337,8 @@ class Mithril(Rented):
                 if one.get("instance_type") == self._type_id(plan):
                     yield f"{one['used_quantity']} of {one['total_quantity']} {one['units']} of that type are in use"
 
-    def _has_come(self, plan: Plan) -> bool:
-        """Whether a bid of the task is there: it may take a moment to show."""
+    def _has_come(self, plan: Plan, attempt: int) -> bool:
+        """Whether a bid for this attempt is there: it may take a moment to show."""
         for tried in range(_LOOKS):
             if tried:
                 time.sleep(_PAUSE_SECONDS)
@@ -342,7 +347,7 @@ class Mithril(Rented):
                     if one.state is not Machines.GONE and one.plan_hash != plan.hash:
                         raise ValidationError(f"`{plan.task_id}` is the name of a bid that is not ours")
                     if one.state is not Machines.GONE:
-                        return True
+                        return one.attempt == attempt
         return False
 
     # -- what the API tells
@@ -363,8 +368,7 @@ class Mithril(Rented):
         for first in range(0, len(ids), _IDS_AT_ONCE):
             some = ids[first : first + _IDS_AT_ONCE]
             for one in self.account.api.pages(_INSTANCES, project=self.account.project, bid_fid_in=some):
-                if not _is_over(str(one.get("status"))):
-                    found.setdefault(str(one.get("bid")), []).append(one)
+                found.setdefault(str(one.get("bid")), []).append(one)
         return found
 
     def _prices(self) -> dict[tuple[str, str], float]:
@@ -380,6 +384,7 @@ class Mithril(Rented):
         name, made_for = str(bid.get("name")), _mark_of(bid)
         is_task = made_for is not None and made_for.task_id == name
         state, reason = _state(bid, instances)
+        instances = [one for one in instances if _word(one) not in _OVER]
         quantity = int(bid.get("instance_quantity") or 1)
         limit = dollars(bid.get("limit_price"))
         current = prices.get((str(bid.get("instance_type")), str(bid.get("region"))))
@@ -394,6 +399,7 @@ class Mithril(Rented):
             name if is_task else None,
             state,
             name=name,
+            attempt=made_for.attempt if made_for else 1,
             plan_hash=made_for.plan_hash if made_for else "",
             home_id=made_for.home_id if made_for else "",
             reason=reason,
@@ -409,7 +415,7 @@ class Mithril(Rented):
 def _state(bid: Mapping[str, Any], instances: list[dict[str, Any]]) -> tuple[Machines, str]:
     """Of a bid's machines; a state that is new to us counts as one that passes."""
     status = "Terminated" if bid.get("deactivated_at") else str(bid.get("status"))
-    words = {str(one.get("status")).removeprefix("STATUS_") for one in instances}
+    words = {_word(one) for one in instances if _word(one) not in _OVER}
     known = {
         "Open": (Machines.QUEUED, f"its bid of {bid.get('limit_price')}/h waits for a machine"),
         "Paused": (Machines.PAUSED, _ENDS.get(_ended_with(bid), "its bid is paused")),
@@ -419,11 +425,15 @@ def _state(bid: Mapping[str, Any], instances: list[dict[str, Any]]) -> tuple[Mac
     }
     if status in known or "PREEMPTING" in words:
         return known.get(status, known["Preempting"])
-    if words == {"RUNNING"} and len(instances) >= int(bid.get("instance_quantity") or 1):
-        is_reachable = all(one.get("ssh_destination") for one in instances)
+    live = [one for one in instances if _word(one) not in _OVER]
+    is_whole = len(live) >= int(bid.get("instance_quantity") or 1)
+    if words == {"RUNNING"} and is_whole:
+        is_reachable = all(one.get("ssh_destination") for one in live)
         return (Machines.UP, "") if is_reachable else (Machines.STARTING, "its machine boots")
     if "ERROR" in words:
-        return Machines.STARTING, "its machine has failed, says Mithril"
+        return Machines.LOST, "its machine has failed, says Mithril"
+    if not is_whole and any(_word(one) in _OFF for one in instances):
+        return Machines.LOST, "its machine is off, says Mithril"
     return Machines.STARTING, f"its machine: {', '.join(sorted(one.lower() for one in words or {status}))}"
 
 
@@ -453,8 +463,12 @@ def _mark_of(bid: Mapping[str, Any]) -> Mark | None:
     return read_mark(str((bid.get("launch_specification") or {}).get("startup_script") or ""))
 
 
-def _is_over(status: str) -> bool:
-    return status.removeprefix("STATUS_") in ("TERMINATED", "STOPPED", "PREEMPTED", "REPLACED", "PAUSED")
+_OFF = ("STOPPED", "TERMINATED")  # of an instance whose bid is still allocated
+_OVER = (*_OFF, "PREEMPTED", "REPLACED", "PAUSED")
+
+
+def _word(instance: Mapping[str, Any]) -> str:
+    return str(instance.get("status")).removeprefix("STATUS_")
 
 
 def _by_name(instance: Mapping[str, Any]) -> tuple[int, str]:

@@ -42,12 +42,14 @@ def path_of(volume_id: str) -> str:
 class Volumes:
     """All of a project's. `home` is the folder of the records; region: where new ones go, if none is named.
 
-    note: told of a task before anything is made for it.
+    made: a folder of files by task, which name what was made for it. note: told of a task before anything is.
     """
 
-    def __init__(self, account: Account, home: Path, region: str | None, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, account: Account, home: Path, region: str | None, *, made: Path, note: Callable[[str], None]
+    ) -> None:
         self._account, self._api, self._home, self._region = account, account.api, home, region
-        self._note = note
+        self._made, self._note = made, note
 
     def create(
         self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None, plan: Plan | None = None
@@ -69,11 +71,15 @@ class Volumes:
         if plan:
             self._note(plan.task_id)
         try:
-            return _volume(self._api.create(_VOLUMES, body), {})
+            volume = _volume(self._api.create(_VOLUMES, body), {})
+            self._note_made(plan, volume)
+            return volume
         except (NotKnownError, NameTakenError) as error:
             for one in self.list():
                 same = (one.name, one.size_gb, one.interface, one.region) == (name, size_gb, interface, region)
                 if same and not one.used_by:  # made by who was cut off
+                    if isinstance(error, NotKnownError):  # by us
+                        self._note_made(plan, one)
                     return one
             if isinstance(error, NameTakenError):
                 raise ValidationError(f"there is a volume `{name}` already") from error
@@ -125,20 +131,29 @@ class Volumes:
         """Its bid's end lets go of it."""
 
     def forget_task(self, task_id: str, *, is_refused: bool, is_unknown: bool) -> None:
-        """Remove what was to go with a task, and what was made for one that never got machines.
+        """Remove what was to go with a task, and what was made for one that was refused machines.
 
-        is_unknown: who made them died before there was a task. Raises FlowError while the cloud still holds it.
+        is_unknown: who made them died before there was a task. Never one that was there before, or that others find by
+        its name and may have written to. Raises FlowError while the cloud still holds it.
         """
+        own, made = f"-{task_id[-6:]}-", self._made / task_id  # called so, nobody else's task finds them
+        known = made.read_text().split() if made.exists() else []
         try:
             mounts = Records(self._home).get(task_id).plan.mounts
         except ResourceNotFoundError:
-            own = f"-{task_id[-6:]}-"  # called so, nobody else's task finds them
             gone = [one.volume_id for one in self.list() if own in one.name] if is_unknown else []
         else:
-            made = [one for one in mounts if one.kind == VOLUME and (one.ephemeral or (is_refused and one.size_gb))]
-            gone = [one.source for one in made]
+            ours = [one for one in mounts if one.kind == VOLUME and (own in one.name or one.source in known)]
+            gone = [one.source for one in ours if one.ephemeral or (is_refused and one.size_gb)]
         for volume_id in gone:
             self._api.delete(f"{_VOLUMES}/{volume_id}")
+        made.unlink(missing_ok=True)
+
+    def _note_made(self, plan: Plan | None, volume: Volume) -> None:
+        if plan:
+            self._made.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with (self._made / plan.task_id).open("a") as file:
+                file.write(f"{volume.volume_id}\n")
 
     def _regions(self, interface: str) -> Sequence[str]:
         """Where such volumes can be made, as far as that is told."""

@@ -141,4 +141,6 @@ def _node(one: Mapping[str, Any], rank: int) -> Node:
     )
     words += ("--mpi=none", "--quiet", "--kill-on-bad-exit=0")
     folder = f"{one['folder']}/{one['attempt']}/{rank}"
-    return Node(rank, name, address, folder=folder, beyond=Channel(words, terminal=(*words, "--pty")))
+    # by default srun passes whole lines on; without buffers standard output is a pseudo terminal, which changes no byte
+    beyond = Channel(words, terminal=(*words, "--pty"), at_once=(*words, "--unbuffered"))
+    return Node(rank, name, address, folder=folder, beyond=beyond)

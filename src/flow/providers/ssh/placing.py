@@ -18,7 +18,8 @@ _NEEDS = ("cpus", "memory_gb", "gpus", "gpu_kind")  # what of a plan a host coun
 def offers_of(facts: Mapping[str, Mapping[str, Any]], gpu: Gpu | None) -> list[Offer]:
     """What hosts have: none of their GPUs, or 1, 2, … of them; `available`: on how many alike that is free now."""
     free: dict[tuple[Gpu | None, float, float], int] = {}
-    for host in facts.values():
+    names: dict[tuple[Gpu | None, float, float], list[str]] = {}
+    for name, host in facts.items():
         kinds = [one["kind"] for one in host["gpus"]]
         wanted = [Gpu(kinds[0], count) for count in range(1, len(kinds) + 1)] if kinds else []
         for one in [None, *wanted]:
@@ -26,9 +27,10 @@ def offers_of(facts: Mapping[str, Mapping[str, Any]], gpu: Gpu | None) -> list[O
                 has_room = ((one and one.count) or 0) <= len(kinds) - _used(host, "gpus")
                 key = (one, host["cpus"], host["memory_gb"])
                 free[key] = free.get(key, 0) + int(has_room and _used(host, "cpus") < host["cpus"])
+                names.setdefault(key, []).append(name)
     found = [
-        Offer("ssh", str(one) if one else "cpu", one, cpus, memory_gb, 0.0, available=count)
-        for (one, cpus, memory_gb), count in free.items()
+        Offer("ssh", str(key[0] or "cpu"), *key, 0.0, available=count, hosts=tuple(names[key]))
+        for key, count in free.items()
     ]
     return sorted(found, key=lambda one: ((one.gpu and one.gpu.count) or 0, one.cpus, one.instance_type))
 

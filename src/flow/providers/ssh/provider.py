@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from flow.channel import Channel
@@ -221,6 +222,7 @@ class Ssh:
                 **runner_job(plan),
                 "rank": part.rank,
                 "first_attempt": part.first_attempt,
+                "free_attempts": dict(part.free_attempts),
                 "needs": [f"inbox/{name}" for name in secrets],
                 "slurm": slurm_job(plan) if plan.batch else None,
                 "mounts": self._mounts(plan),
@@ -286,6 +288,7 @@ class Part(NamedTuple):
     indices: list[int]
     at_once: int | None
     first_attempt: int
+    free_attempts: Mapping[str, int] = MappingProxyType({})  # by index ("": the task): before, and no retries
 
 
 def _first_part(plan: Plan, places: Places, host: str) -> Part:

@@ -68,7 +68,8 @@ class Sight:
             now = {base: Places(self._record(base)) for base in places}
             if any(now[of_record[one]].number(one) != places[of_record[one]].number(one) for one in doubtful):
                 return self.look(task_ids, now)  # somebody else has moved it meanwhile, and ended what is left
-            self._end_elsewhere([seen[one] for one in doubtful if seen[one].lost])
+            # of what is to move, once that is on record: else the host that is back would find the others ended
+            self._end_elsewhere([seen[one] for one in doubtful if found[one].machines is Machines.GONE])
         return found, seen
 
     def end_what_is_over(self, name: str, remote: Remote) -> None:
@@ -163,14 +164,12 @@ class Sight:
     ) -> Allocation:
         of_task = places.get(unit.partition("_")[0])
         move = of_task.move_of(unit) if of_task else None
-        if of_task and seen.lost:
+        if of_task and (seen.lost or self._was_given_up(unit, seen)):
             attempt = max(self.last_attempt(unit), move.attempt if move else 1, last_meeting(self._record(unit)))
-            machines = (
-                Machines.LOST
-                if self._may_move(unit, attempt, {*seen.lost, *(move.lost if move else ())})
-                else Machines.GONE
-            )
-            return Allocation(unit, attempt, machines, reason=next(iter(seen.lost.values())))
+            gone = {*seen.lost, *(move.lost if move else ())}
+            machines = Machines.LOST if seen.lost and self._may_move(unit, attempt, gone) else Machines.GONE
+            reason = next(iter(seen.lost.values()), "one of its hosts was given up")
+            return Allocation(unit, attempt, machines, reason=reason)
         if of_task and move and not of_task.is_given(move):
             machines = Machines.LOST if move.hosts else Machines.GONE
             return Allocation(unit, move.attempt - 1, machines, reason=move.reason)
@@ -188,6 +187,13 @@ class Sight:
             return False
         others = set(self._fleet.hosts).difference(gone)
         return attempt <= plan.retries and want is not Want.CANCEL and not plan.region and len(others) >= plan.nodes
+
+    def _was_given_up(self, unit: str, seen: Seen) -> bool:
+        """Whether it was ended with a host that is back, and nobody has cancelled it."""
+        try:
+            return seen.is_cancelled and Records(self._home).intent(unit).want is not Want.CANCEL
+        except TaskNotFoundError:  # allocated by who keeps no records
+            return False
 
     def _end_elsewhere(self, lost: Collection[Seen]) -> None:
         """The other nodes of tasks that are lost with one of them."""

@@ -1,0 +1,221 @@
+"""A machine at Mithril is gone for good: its task runs again on a new bid, as its retries say, and never on two."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from flow.client import Flow
+from flow.task import Task
+from tests.support.faults import DOOM
+from tests.support.mithril_cloud import Cloud
+from tests.support.mithril_cloud.faults import reset, taken_then_reset
+from tests.support.processes import wait_until
+
+AGAIN = "echo up; [ $FLOW_ATTEMPT = 1 ] && sleep 1000; echo again $FLOW_ATTEMPT $FLOW_RESUME"
+_SECONDS = 90.0
+
+
+@pytest.fixture
+def client(at_mithril: Flow, monkeypatch: pytest.MonkeyPatch) -> Flow:
+    monkeypatch.setenv("FLOW_MITHRIL_LOST_AFTER_MINUTES", "0.03")
+    return Flow()
+
+
+def running(client: Flow, command: str = AGAIN, **fields: Any) -> Task:
+    task = client.run(command, upload_code=False, grace_seconds=0.5, **fields)
+    assert wait_until(lambda: "up" in task.logs(), seconds=_SECONDS, every=0.1), (task.refresh().status, task.reason)
+    return task.refresh()
+
+
+def attempts(task: Task) -> list[tuple[int, str]]:
+    return [(one.number, str(one.status)) for one in task.attempts]
+
+
+def bids(cloud: Cloud, task: Task) -> list[tuple[str, bool]]:
+    """Those of a task, oldest first: the attempt that each was for, and whether it lives."""
+    found = [one for one in cloud.spot.bids.values() if one.name == task.task_id]
+    marks = [str(one.launch.startup_script).splitlines()[1].split()[3] for one in found]
+    return list(zip(marks, [one.is_live for one in found], strict=True))
+
+
+def is_given_back(client: Flow, cloud: Cloud) -> bool:
+    return wait_until(lambda: client.held() == [], seconds=60) and cloud.billed() == []
+
+
+def test_a_machine_that_dies_is_followed_by_one_on_a_new_bid(client: Flow, cloud: Cloud) -> None:
+    task = running(client, retries=1)
+    cloud.crash(task.task_id)
+    assert task.wait(timeout=_SECONDS) == "completed", task.reason  # nobody but the attendant saw to it
+    assert attempts(task) == [(1, "lost"), (2, "completed")]
+    assert task.attempts[0].reason == "its machine has failed, says Mithril"
+    assert task.logs() == "up\nagain 2 1\n"
+    assert is_given_back(client, cloud)
+    assert bids(cloud, task) == [("1", False), ("2", False)]
+    first, second = (one for one in cloud.spot.bids.values() if one.name == task.task_id)
+    assert first.deactivated is not None and first.deactivated <= second.created
+
+
+def test_without_retries_it_is_lost_and_costs_nothing_more(client: Flow, cloud: Cloud) -> None:
+    dead, ended = running(client), running(client)
+    cloud.crash(dead.task_id)
+    cloud.end_bid(ended.task_id)
+    assert (ended.wait(timeout=_SECONDS), ended.reason) == ("lost", "its bid was ended")
+    assert (dead.wait(timeout=_SECONDS), dead.reason) == ("lost", "its machine has failed, says Mithril")
+    assert is_given_back(client, cloud)
+    assert bids(cloud, dead) == bids(cloud, ended) == [("1", False)]
+
+
+def test_a_bid_that_the_cloud_ends_is_followed_by_another_with_the_volumes(client: Flow, cloud: Cloud) -> None:
+    volumes = [{"name": "kept", "size_gb": 1, "mount_path": "/data"}]
+    command = "echo up; [ -e /data/here ] && echo found && exit; touch /data/here; sync; sleep 1000"
+    task = running(client, command, volumes=volumes, retries=2)
+    assert wait_until(lambda: task.shell("test -e /data/here") == 0, seconds=30)
+    cloud.end_bid(task.task_id)
+    assert task.wait(timeout=_SECONDS) == "completed", task.reason
+    assert task.logs() == "up\nfound\n"
+    assert attempts(task) == [(1, "lost"), (2, "completed")]
+    assert [one.name for one in client.volumes()] == ["kept"]
+
+
+def test_a_preempted_machine_that_never_comes_back_is_no_retry(client: Flow, cloud: Cloud) -> None:
+    task = running(client)
+    lane = cloud.lane(cloud.bid(task.task_id).instance_type, "us-central1-b")
+    cloud.preempt(task.task_id)
+    assert wait_until(lambda: task.refresh().status == "preempted", seconds=30)
+    cloud.end_bid(task.task_id)
+    lane.price_cents = 125
+    assert task.wait(timeout=_SECONDS) == "completed", task.reason
+    assert attempts(task) == [(1, "preempted"), (2, "completed")]
+    assert task.attempts[0].reason == "its machine was taken back"
+
+
+def test_preemptions_and_losses_are_counted_apart(client: Flow, cloud: Cloud) -> None:
+    """Preempted and back on its disk, then lost, then failing: with two retries that is one try left."""
+    task = running(client, "echo up; [ $FLOW_ATTEMPT -lt 3 ] && sleep 1000; exit 3", retries=2)
+    lane = cloud.lane(cloud.bid(task.task_id).instance_type, "us-central1-b")
+    cloud.preempt(task.task_id)
+    assert wait_until(lambda: task.refresh().status == "preempted", seconds=30)
+    cloud.advance(600)
+    assert cloud.await_bid(task.task_id, "Open")
+    lane.price_cents = 125
+    cloud.advance(1)
+    assert wait_until(lambda: task.refresh().outcome.attempt == 2 and task.status == "running", seconds=_SECONDS)
+    cloud.end_bid(task.task_id)
+    assert (task.wait(timeout=_SECONDS), task.exit_code) == ("failed", 3)
+    assert attempts(task) == [(1, "preempted"), (2, "lost"), (3, "failed"), (4, "failed")]
+
+
+def test_a_machine_that_never_boots_is_tried_once_more(client: Flow, cloud: Cloud) -> None:
+    cloud.clock.ahead_seconds = -4000.0  # so that it is long ago
+    cloud.spot.boot_seconds = math.inf
+    task = client.run("echo up", upload_code=False, retries=1)
+    assert wait_until(lambda: len(bids(cloud, task)) == 2, seconds=_SECONDS)
+    cloud.clock.ahead_seconds = 0.0
+    cloud.spot.boot_seconds = 0.0
+    assert task.wait(timeout=_SECONDS) in ("completed", "lost")  # it may have given up the second, too
+    assert attempts(task)[0] == (1, "lost")
+    assert is_given_back(client, cloud)
+    assert len(bids(cloud, task)) == 2
+
+
+def test_a_machine_out_of_reach_is_given_up_only_for_another(client: Flow, cloud: Cloud) -> None:
+    stays, moves = running(client), running(client, retries=1)
+    hosts = [cloud.host(one.task_id) for one in (stays, moves)]
+    for host in hosts:
+        host.cut()
+    assert moves.wait(timeout=_SECONDS) == "completed", moves.reason
+    assert attempts(moves) == [(1, "lost"), (2, "completed")]
+    assert moves.attempts[0].reason == "its machine was out of reach for 0.03 minutes"
+    assert stays.refresh().status == "running"
+    hosts[0].heal()
+    client.cancel(stays)
+    assert stays.wait(timeout=_SECONDS) == "cancelled"
+    assert is_given_back(client, cloud)
+
+
+def test_all_machines_of_a_task_are_replaced_when_one_dies(client: Flow, cloud: Cloud) -> None:
+    command = "echo up; [ $FLOW_ATTEMPT = 1 ] && sleep 1000; echo rank $FLOW_NODE_RANK of $FLOW_NUM_NODES"
+    task = running(client, command, num_instances=2, retries=1)
+    cloud.crash(task.task_id, 1)
+    assert task.wait(timeout=_SECONDS) == "completed", task.reason
+    assert sorted(task.logs().splitlines()) == ["rank 0 of 2", "rank 1 of 2", "up", "up"]
+    assert bids(cloud, task) == [("1", False), ("2", False)]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_cancel_while_it_moves_ends_it(client: Flow, cloud: Cloud, moment: str) -> None:
+    task = running(client, retries=3)
+    if moment == "before":
+        client.records.set_intent(task.task_id, client.records.intent(task.task_id).want.CANCEL)
+    else:
+        cloud.lane(cloud.bid(task.task_id).instance_type, "us-central1-b").price_cents = 10_000
+    cloud.end_bid(task.task_id)
+    if moment == "after":
+        assert wait_until(lambda: len(bids(cloud, task)) == 2, seconds=_SECONDS)
+        task.cancel()
+    assert task.wait(timeout=_SECONDS) == "cancelled"
+    assert is_given_back(client, cloud)
+    assert not any(lives for _, lives in bids(cloud, task))
+
+
+@pytest.mark.parametrize("fault", [taken_then_reset(), reset()])
+def test_the_answer_to_the_new_bid_may_be_lost(client: Flow, cloud: Cloud, fault: Any) -> None:
+    task = running(client, retries=1)
+    cloud.faults.play(fault, "POST /v2/spot/bids")
+    cloud.end_bid(task.task_id)
+    assert task.wait(timeout=_SECONDS) == "completed", task.reason
+    assert Counter(bids(cloud, task)) == {("1", False): 1, ("2", False): 1}
+
+
+@pytest.mark.parametrize("line", [3000, 6000, 9000, 12000])
+def test_who_is_killed_over_it_is_followed_by_another(client: Flow, cloud: Cloud, line: int) -> None:
+    task = running(client, retries=1)
+    attendant = int((client.home / "attend.lock").read_text())
+    os.kill(attendant, signal.SIGSTOP)  # so that nobody else does it first
+    cloud.end_bid(task.task_id)
+    os.kill(attendant, signal.SIGKILL)
+    subprocess.run([sys.executable, DOOM, "client", str(line), "status"], capture_output=True, check=False)
+    again = Flow()
+    assert wait_until(lambda: [again.tasks(), again.get_task(task.task_id)][1].status == "completed", seconds=_SECONDS)
+    assert attempts(again.get_task(task.task_id)) == [(1, "lost"), (2, "completed")]
+    assert Counter(bids(cloud, task)) == {("1", False): 1, ("2", False): 1}
+
+
+def tried(client: Flow, array: Task, index: int) -> list[tuple[int, str]]:
+    return attempts(client.get_task(f"{array}_{index}"))
+
+
+def test_of_an_array_what_has_ended_stays_and_the_rest_runs_again(client: Flow, cloud: Cloud) -> None:
+    command = "echo $FLOW_ARRAY_INDEX.$FLOW_ATTEMPT; [ $FLOW_ARRAY_INDEX.$FLOW_ATTEMPT != 2.1 ] || sleep 1000"
+    array = client.run(command, array="1-3", retries=1, gpu="a100", upload_code=False, grace_seconds=0.5)
+    assert wait_until(lambda: array.logs() == "1.1\n2.1\n", seconds=_SECONDS, every=0.2), array.refresh().reason
+    assert wait_until(lambda: client.records.final(f"{array}_1") is not None, seconds=30)
+    cloud.end_bid(array.task_id)
+    assert array.wait(timeout=_SECONDS) == "completed", array.reason
+    again = [(1, "lost"), (2, "completed")]  # nobody knows that the third had not begun
+    assert [tried(client, array, n) for n in (1, 2, 3)] == [[(1, "completed")], again, again]
+    assert array.logs() == "1.1\n2.2\n3.2\n"
+    assert [one[0] for one in bids(cloud, array)] == ["1", "2"]
+    assert is_given_back(client, cloud)
+
+
+def test_an_element_without_a_try_left_is_lost_and_spares_the_others(client: Flow, cloud: Cloud) -> None:
+    which = "$FLOW_ARRAY_INDEX.$FLOW_ATTEMPT"
+    command = f"echo {which}; case {which} in 1.1) exit 3;; 1.2|2.1) sleep 1000;; esac"
+    array = client.run(command, array="1-3%2", retries=1, gpu="a100", upload_code=False, grace_seconds=0.5)
+    assert wait_until(lambda: {"1.2", "2.1"} <= set(array.logs().split()), seconds=_SECONDS, every=0.2)
+    assert wait_until(lambda: client.get_task(f"{array}_1").outcome.attempt == 2, seconds=30)
+    cloud.crash(array.task_id, 1)
+    assert (array.wait(timeout=_SECONDS), array.reason.partition(":")[0]) == ("lost", "1 of 3 lost")
+    assert tried(client, array, 1) == [(1, "lost"), (2, "lost")]
+    assert [tried(client, array, n)[-1] for n in (2, 3)] == [(3, "completed"), (3, "completed")]
+    assert [one.quantity for one in cloud.spot.bids.values() if one.name == array.task_id] == [2, 2]
+    assert is_given_back(client, cloud)
