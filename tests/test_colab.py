@@ -50,7 +50,7 @@ def test_one_machine_serves_colab_until_it_is_cancelled(project: Path) -> None:
     assert other.returncode == 2
     assert re.match(r"error: `task-\w+` serves Colab already, and ends after 4 hours\n", other.stderr)
     assert "and runs in `no image`" in flow("colab", "connect", "--image", "busybox").stderr
-    assert "and is a `cpu`" in flow("colab", "connect", "-i", "a100").stderr
+    assert "and is of type `cpu`" in flow("colab", "connect", "-i", "a100").stderr
 
     assert flow("cancel", "colab").returncode == 0
     again = flow("colab", "connect", "--hours", "0.5")

@@ -151,7 +151,7 @@ def test_another_machine_than_the_one_there_is_refused(project: Path) -> None:
     ended = flow("dev", "-c", "true", "-i", "h100")
     assert (ended.returncode, ended.stderr) == (
         2,
-        "error: the development machine is a `2xa100`, not a `h100`\n\n"
+        "error: the development machine is of type `2xa100`, not `h100`\n\n"
         "hint: end it first with `flow dev --stop`\nhint: or leave that option out\n",
     )
     ended = flow("dev", "-c", "true", "--idle-stop", "2h")

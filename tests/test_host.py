@@ -59,7 +59,7 @@ def test_hosts_are_added_listed_checked_and_removed(fleet: Fleet, tmp_path: Path
     assert added.stdout.startswith("gpu1  4xa100, ") and "--provider ssh" in added.stderr
     again = flow("host", "add", "gpu1")
     assert again.returncode == 2 and "has a host `gpu1` already" in again.stderr
-    assert flow("host", "add", "gpu1", "--as", "big").returncode == 0
+    assert flow("host", "add", "gpu3", "--as", "big").returncode == 0
     lines = flow("host", "list").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["HOST", "gpu1", "gpu2", "big"]
     fleet.hosts["gpu2"].set_clock(600)
@@ -67,6 +67,37 @@ def test_hosts_are_added_listed_checked_and_removed(fleet: Fleet, tmp_path: Path
     assert checked.returncode == 0 and "its clock is 600 s ahead" in checked.stdout
     assert [flow("host", "remove", name).returncode for name in ("big", "gpu2", "gpu2")] == [0, 0, 2]
     assert (Flow().home / "hosts").read_text() == "gpu1\n"
+
+
+@pytest.mark.usefixtures("ssh_config")
+def test_one_machine_has_one_name(fleet: Fleet) -> None:
+    assert flow("host", "add", "gpu1", "gpu2").returncode == 0
+    address = fleet.hosts["gpu1"].address
+    config = fleet.config.read_text()
+    fleet.config.write_text(config + config[: config.index("\nHost ", 1) + 1].replace("Host gpu1", f"Host {address}"))
+    refused = flow("host", "add", address, "--as", "other")
+    fleet.config.write_text(config)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        f"error: `{address}` is the machine that the fleet has as `gpu1`\n\n"
+        "hint: to call it otherwise: `flow host remove gpu1`, then add it `--as NAME`\n"
+    )
+    assert (Flow().home / "hosts").read_text() == "gpu1\ngpu2\n"
+
+
+@pytest.mark.usefixtures("ssh_config")
+def test_a_docker_whose_daemon_does_not_run_is_told_so() -> None:
+    assert flow("host", "add", "gpu1").returncode == 0
+    assert "docker (its daemon does not run)" in flow("host", "check").stdout
+
+
+@pytest.mark.usefixtures("ssh_config")
+def test_what_lies_on_a_host_is_for_nobody_else(fleet: Fleet) -> None:
+    assert flow("host", "add", "gpu1").returncode == 0
+    task = Flow("ssh").run("echo mine > secret; pwd", name="mine")
+    assert task.wait(timeout=30) == "completed"
+    find = "cd /root/.flow-host; find . -maxdepth 2 -type d -perm /077 -printf '%M %p\\n'; stat -c '%A' ."
+    assert fleet.hosts["gpu1"].run(find).stdout == "drwx------\n"
 
 
 @pytest.mark.usefixtures("ssh_config")

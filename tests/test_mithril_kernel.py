@@ -1,7 +1,7 @@
 """The startup script by the real cloud-init, under the real systemd, on a machine with a kernel of its own (qemu).
 
-`./test -m slow` runs it: 65 s once for the machine's disk, which pytest's cache keeps, and a minute a boot, as long as
-nothing else is at work.
+`./test -m slow` runs it: 65 s once for the machine's disk, which pytest's cache keeps, and a minute a boot where
+nothing else is at work; on two busy cores both tests took 15 minutes.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from flow.attend import start_attendant
 from flow.client import Flow
 from flow.errors import ProviderError, StorageError
 from flow.task import Task
+from tests.support.commands import flow
 from tests.support.fleet import Fleet, Host
 from tests.support.processes import wait_until
 from tests.support.ssh_faults import end_attendant, race, run_story
@@ -147,6 +148,47 @@ def test_a_host_is_rebooted(client: Flow, fleet: Fleet) -> None:
     assert again.logs() == "up\nup\nagain\n"
 
 
+def test_a_loss_is_noted_though_there_is_no_room_with_the_last_sign_of_life_as_its_end(
+    client: Flow, fleet: Fleet
+) -> None:
+    host = fleet.hosts["gpu1"]
+    lost = running(client, "sleep 1000", "gpu1", gpu="a100:1")
+    again = running(client, "sleep 1000", "gpu1", gpu="a100:1", retries=1)
+    wide = submitted(client, "sleep 1000", "gpu1", gpu="a100:4", priority=100)  # has all of them next
+    for task in (lost, again):  # it ran for an hour, and nobody has seen it alive for another
+        folder = host_folder(host, task) / "1" / "0"
+        facts = json.loads((folder / "status.json").read_text())
+        (folder / "status.json").write_text(json.dumps({**facts, "started": time.time() - 7200}))
+        for path in folder.iterdir():
+            os.utime(path, (time.time() - 3600,) * 2)
+    host.reboot()
+    assert lost.wait(timeout=_SECONDS) == "lost"
+    becomes(again, "preempted")
+    becomes(wide, "running")
+    assert (again.refresh().status, again.reason) == ("preempted", "waits for its turn on gpu1, after 1 other")
+    assert lost.run_seconds and round(lost.run_seconds / 100) == 36
+    client.cancel(again, wide)
+    assert [task.wait(timeout=_SECONDS).is_final for task in (again, wide)] == [True, True]
+
+
+def test_what_any_look_has_seen_running_does_not_wait_again_when_its_host_is_away(
+    client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_PROVIDER", "ssh")
+    host = fleet.hosts["gpu1"]
+    one, other = (submitted(client, "sleep 1000", "gpu1") for _ in range(2))
+    array = submitted(client, "sleep 1000", "gpu1", array="3-4")
+    assert wait_until(lambda: len(processes_on(host).split()) == 2, seconds=_SECONDS)
+    assert flow("info", str(one)).returncode == flow("ssh", str(other), "--", "true").returncode == 0
+    other.cancel()
+    assert other.wait(timeout=_SECONDS) == "cancelled"
+    assert wait_until(lambda: flow("info", f"{array}_3").stdout.count("running") > 0, seconds=_SECONDS)
+    host.cut()
+    assert [str(task.status) for task in Flow("ssh").tasks()] == ["running", "cancelled", "running"]
+    host.heal()
+    client.cancel(one, array)
+
+
 def host_folder(host: Host, task: Task) -> Path:
     return host.folder / "root" / host.home.lstrip("/") / ".flow-host" / "tasks" / task.task_id
 
@@ -164,6 +206,28 @@ def test_a_link_is_cut_while_tasks_run_and_end(client: Flow, fleet: Fleet) -> No
     host.heal()
     assert (task.wait(timeout=_SECONDS), task.exit_code, task.logs()) == ("failed", 5, "up\nover\n")
     assert waiting.wait(timeout=_SECONDS) == "completed"
+
+
+def test_a_command_waits_once_for_a_host_that_is_away(
+    client: Flow, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_PROVIDER", "ssh")
+    one = running(client, "sleep 1000", "gpu1", name="one")
+    submitted(client, "sleep 1000", "gpu1", name="two")
+    submitted(client, "sleep 1000", name="array", array="1-8")
+    assert flow("status").returncode == 0
+    fleet.hosts["gpu1"].cut()
+    quick, tries = tmp_path / "bin" / "ssh", tmp_path / "tries"
+    check = "*PreferredAuthentications=none*) ;;"  # beside a question over a connection that was kept
+    count = f'case "$*" in {check} *" -- gpu1 "*) echo >>{tries} ;; esac\n'
+    quick.write_text(quick.read_text().replace("exec ", f"{count}exec "))
+    for words in (["logs", "one"], ["ssh", "one", "--", "true"], ["cancel", "one", "two", "array"]):
+        tries.write_text("")
+        told = flow(*words)
+        assert "gpu1` cannot be reached" in told.stdout + told.stderr, words
+        assert tries.read_text() == "\n", words
+    fleet.hosts["gpu1"].heal()
+    assert one.wait(timeout=_SECONDS) == "cancelled"
 
 
 def test_a_host_that_was_given_up_ends_what_it_runs_when_it_is_back(

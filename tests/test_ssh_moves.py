@@ -148,6 +148,21 @@ def test_of_an_array_what_was_on_the_lost_host_moves(client: Flow, fleet: Fleet)
     assert Flow("ssh").get_task(array.task_id).status == "completed"
 
 
+def test_an_element_that_was_seen_to_have_ended_does_not_go_with_its_host(client: Flow, fleet: Fleet) -> None:
+    command = "echo $FLOW_ARRAY_INDEX.$FLOW_ATTEMPT; until [ -e /tmp/go$FLOW_ARRAY_INDEX ]; do sleep 0.1; done"
+    array = client.run(command, array="1-2", retries=1, region="gpu2", upload_code=False)
+    assert wait_until(lambda: len(array.logs().split()) == 2, seconds=_SECONDS, every=0.2)
+    gone = fleet.hosts["gpu2"]
+    gone.run("touch /tmp/go1")
+    done = Flow("ssh").get_task(f"{array}_1")
+    assert wait_until(lambda: array.refresh().elements == {"completed": 1, "running": 1}, seconds=_SECONDS)
+    assert (done.outputs(), done.logs()) == (client.home / "record" / str(done) / "1" / "0" / "output", "1.1\n")
+    gone.cut()
+    assert wait_until(lambda: array.refresh().elements == {"completed": 1, "lost": 1}, seconds=_SECONDS, every=0.2)
+    again = Flow("ssh").get_task(str(done))
+    assert (again.status, again.exit_code, again.logs()) == ("completed", 0, "1.1\n")
+
+
 def test_what_no_other_host_can_take_is_lost(client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOW_SSH_HOSTS", "gpu1,gpu2")
     client = Flow("ssh")
@@ -229,7 +244,7 @@ def test_a_host_that_is_back_before_anything_moved_goes_on(client: Flow, fleet: 
     gone.cut()
     assert wait_until(lambda: is_lost(client, task), seconds=_SECONDS)
     gone.heal()
-    client.provider().allocate(task.plan, 2)
+    Flow("ssh").provider().allocate(task.plan, 2)  # which has not just heard that it is away
     assert task.refresh().status == "running" and not moves(client, task)
     gone.run("touch /tmp/go")
     assert task.wait(timeout=_SECONDS) == "completed"

@@ -94,8 +94,11 @@ def test_a_call_that_is_interrupted_while_it_is_submitted_is_ended(client: Flow,
 def test_what_no_host_can_take_is_refused(client: Flow) -> None:
     with pytest.raises(ValidationError, match="no instance type `8xa100` at ssh"):
         client.run("true", gpu="8xa100", upload_code=False)
-    with pytest.raises(ValidationError, match="5 nodes are asked for, and 4 of the fleet's hosts have 1 CPUs"):
+    with pytest.raises(ValidationError, match="`num_instances` is `5`, and ssh has at most 4 nodes"):
         client.run("true", num_instances=5, upload_code=False)
+    assert client.tasks() == []  # nothing is on record
+    with pytest.raises(ValidationError, match="2 nodes are asked for, and 1 of the fleet's hosts have 1 CPU"):
+        client.run("true", num_instances=2, region="gpu1", upload_code=False)
     with pytest.raises(ValidationError, match="no host of the fleet has 999 CPUs: gpu1 has 4 a100, "):
         client.run("true", cpus=999, upload_code=False)
 

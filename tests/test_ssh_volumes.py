@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,49 @@ def test_two_clients_do_not_both_hold_a_block_volume(
     assert after.used_by == (holder.task_id,)
     cancelled(holder)
     assert finished(other, "true", volumes={"/data": "disk"}).status == "completed"
+
+
+def test_of_clients_that_make_one_name_at_once_one_does(
+    client: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = []
+    for number in range(1, 5):
+        monkeypatch.setenv("FLOW_HOME", str(tmp_path / ".own" / f"other{number}"))
+        clients.append(Flow())
+    assert [one.volumes() for one in clients] == [[]] * 4  # all are connected
+
+    def make(number: int, size_gb: int) -> Volume | ValidationError:
+        try:
+            return clients[number].create_volume(size_gb, f"disk{size_gb}", region=f"gpu{number % 3 + 1}")
+        except ValidationError as error:
+            return error
+
+    for size_gb in range(1, 6):
+        with ThreadPoolExecutor(4) as threads:
+            made = list(threads.map(lambda number: make(number, size_gb), range(4)))  # noqa: B023
+        kept = {one.volume_id for one in made if isinstance(one, Volume)}
+        (there,) = (one for one in client.volumes() if one.name == f"disk{size_gb}")
+        assert kept == {there.volume_id}
+        assert all(one.message.endswith("already") for one in made if isinstance(one, ValidationError))
+
+
+_TWIN = """
+mkdir -p ~/.flow-host/volumes/vol-2/data ~/.flow-host/volumes/vol-2/holders
+echo '{"volume_id": "vol-2", "name": "disk", "size_gb": 1, "created": 1}' > ~/.flow-host/volumes/vol-2/volume.json
+"""
+
+
+def test_a_name_of_two_volumes_names_none(client: Flow, fleet: Fleet) -> None:
+    volume = client.create_volume(1, "disk", region="gpu1")
+    fleet.hosts["gpu2"].run(_TWIN)  # as by a client whose fleet has that host alone
+    told = f"`disk` is the name of 2 volumes: `{volume.volume_id}` (gpu1) and `vol-2` (gpu2)"
+    for words in (["info", "disk"], ["delete", "disk", "--yes"]):
+        refused = command("volume", *words)
+        assert (refused.returncode, refused.stderr) == (2, f"error: {told}\n\nhint: name one by its id\n")
+    with pytest.raises(ValidationError, match="is the name of 2 volumes"):
+        client.run("true", volumes={"/data": "disk"}, upload_code=False)
+    assert command("volume", "delete", "vol-2", "--yes").returncode == 0
+    assert client.get_volume("disk") == volume
 
 
 # -- ends

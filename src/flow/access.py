@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow.channel import UNREACHABLE, Channel
-from flow.errors import FlowError, ProviderError, ValidationError
-from flow.log_folders import check_rank
-from flow.machines import Allocation, Machines, Node, Volume
+from flow.errors import FlowError, ValidationError
+from flow.log_folders import check_in_reach, check_rank
+from flow.machines import Allocation, Node, Volume
 from flow.node import mounts, tail
 from flow.providers import VolumeStore
 from flow.remote import packed_program
@@ -97,7 +97,7 @@ def node_of(task: Task, allocation: Allocation | None, node: int, what: str) -> 
 
     Raises ValidationError where it cannot have `what`, ProviderError where its machines are out of reach.
     """
-    _check_in_reach(task, allocation)
+    check_in_reach(task.task_id, [allocation] if allocation else [])
     if not allocation or not allocation.nodes_up:
         why = (
             f"an array: {what} needs one of its elements"
@@ -126,7 +126,7 @@ def mount(task: Task, allocation: Allocation | None, volume: Volume, store: Volu
             f"the block volume `{volume.name}` cannot be mounted by {task.plan.nodes} nodes",
             suggestions=["use a volume made with `--interface file`"],
         )
-    _check_in_reach(task, allocation)
+    check_in_reach(task.task_id, [allocation] if allocation else [])
     if not allocation or not allocation.nodes_up:
         what, way = f"{task.status}, not running", _way_in(task)
         if task.is_array and task.plan.elements:
@@ -144,11 +144,6 @@ def mount(task: Task, allocation: Allocation | None, volume: Volume, store: Volu
             store.detach(volume.volume_id, task.task_id)
         raise
     return f"/mnt/{volume.name}"
-
-
-def _check_in_reach(task: Task, allocation: Allocation | None) -> None:
-    if allocation and allocation.machines is Machines.SILENT:
-        raise ProviderError(f"`{task.task_id}` is out of reach: {allocation.reason}", suggestions=["try again later"])
 
 
 def _way_in(task: Task) -> str:

@@ -536,7 +536,7 @@ class Flow:
 
     def held(self) -> list[tuple[str, str]]:
         """Provider and task of everything that is rented, or was, and is not known to be given back."""
-        return sorted((one.parent.parent.name, one.name) for one in self.home.glob("*/held/*"))
+        return sorted((one.parent.parent.name, one.name) for one in self.home.glob("*/held/[!.]*"))
 
     def _record_ends(self) -> None:
         """Write down the ends that only a provider has told so far: what may go must be on record as ended."""

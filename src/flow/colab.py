@@ -38,7 +38,7 @@ def find_or_start(
             return client.run(config.copy_with(command=serving(COLAB))), True
     task = found[0]
     differences = {
-        f"is a `{task.instance_type}`": instance_type and not standing.is_kind(task, instance_type),
+        f"is of type `{task.instance_type}`": instance_type and not standing.is_kind(task, instance_type),
         f"runs in `{task.config.image or 'no image'}`": image and image != task.config.image,
         f"ends after {task.config.max_run_time_hours:g} hours": hours and hours != task.config.max_run_time_hours,
     }

@@ -52,6 +52,13 @@ def collect(provider: Provider, records: Records, allocations: Collection[Alloca
         _copy(channel, root, names, str(record))
 
 
+def is_collected(records: Records, allocation: Allocation) -> bool:
+    """Whether that was done of the element of an array, which is once it has ended: what comes last is there."""
+    unit = allocation.task_id or ""
+    at = [records.folder(unit, allocation.attempt, node.rank) for node in allocation.nodes]
+    return "_" in unit and all((one / "status.json").exists() for one in at)
+
+
 def forget(provider: Provider, allocations: Collection[Allocation]) -> None:
     """Remove what ended tasks left on their machines, and code that is not used there any more.
 

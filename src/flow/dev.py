@@ -344,7 +344,7 @@ def _check_same(task: Task, instance_type: str | None, idle: float | None) -> No
     """Raises ValidationError where the machine is there already, and another than what is asked for."""
     if instance_type and not standing.is_kind(task, instance_type):
         raise ValidationError(
-            f"the development machine is a `{task.instance_type}`, not a `{instance_type}`", suggestions=_ANOTHER
+            f"the development machine is of type `{task.instance_type}`, not `{instance_type}`", suggestions=_ANOTHER
         )
     if idle is not None and math.ceil(idle) != idle_stop_seconds(task):
         told = f"after {idle_stop_seconds(task)} idle seconds" if idle_stop_seconds(task) else "never"

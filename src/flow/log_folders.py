@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
 from flow.attempts import attempt_numbers
 from flow.channel import Channel
-from flow.errors import ValidationError
+from flow.errors import ProviderError, ValidationError
 from flow.log_feeds import Folder
 from flow.machines import Allocation, Machines
 from flow.plan import Plan
@@ -46,39 +46,54 @@ def chosen_folders(
 ) -> Callable[[], list[Folder]]:
     """What finds the folders that a choice of lines is read from; its `node` becomes the `rank` of `flow.logs`.
 
-    Raises ValidationError for a choice that cannot be.
+    Raises ValidationError for a choice that cannot be. What it returns raises ProviderError where all that there may be
+    is out of reach, unless it is followed.
     """
     tail = choice.get("tail")
     if tail is not None and tail < 0:
         raise ValidationError(f"`tail` is `{tail}`", suggestions=["write a number of lines, 0 or more"])
     rank = choice["rank"] = choice.pop("node", None)
     check_rank(task_id, plan, rank, is_array=is_array)
-    return lambda: log_folders(provider, records, task_id, plan, rank, is_array=is_array)
 
-
-def log_folders(
-    provider: Provider, records: Records, task_id: str, plan: Plan, rank: int | None, *, is_array: bool
-) -> list[Folder]:
-    """The folders there are by now. Of an array those of its elements, each with its index as the rank."""
-    allocations: dict[str | None, Allocation] = {}
-    if not provider.capabilities.same_machine:
-        allocations = {one.task_id: one for one in provider.allocations([task_id])}
     if is_array and plan.elements:
         indices = plan.elements.indices if rank is None else (rank,)
         places = [(f"{task_id}_{index}", index, 0) for index in indices]
     else:
         places = [(task_id, node, node) for node in range(plan.nodes)]
-    found: list[Folder] = []
-    for one, shown, node in places:
-        numbers, allocation = attempt_numbers(records, one), allocations.get(one)
-        there: list[Folder] = []
-        at = next((each for each in allocation.nodes if each.rank == node), None) if allocation else None
-        if allocation and at and (allocation.machines is not Machines.GONE or allocation.attempt not in numbers):
-            task, channel = PurePosixPath(at.folder).parents[1], provider.channel(allocation, node)
-            starts = range(at.first_attempt, allocation.attempt + 1)
-            there = [Folder(number, shown, channel, f"{task}/{number}/{node}") for number in starts]
-        # else the machine is this one, or what it left was collected
-        here = [number for number in numbers if not there or number < there[0].attempt]
-        found += [Folder(number, shown, Channel(), str(records.folder(one, number, node))) for number in here]
-        found += there
-    return found
+
+    def folders() -> list[Folder]:
+        allocations: dict[str | None, Allocation] = {}
+        if not provider.capabilities.same_machine:
+            allocations = {one.task_id: one for one in provider.allocations([task_id])}
+        found: list[Folder] = []
+        for unit, shown, node in places:
+            allocation = allocations.get(unit)
+            found += _log_folders(provider, records, unit=unit, shown=shown, node=node, allocation=allocation)
+        if not found and not choice.get("follow"):
+            check_in_reach(task_id, allocations.values())
+        return found
+
+    return folders
+
+
+def check_in_reach(task_id: str, allocations: Iterable[Allocation]) -> None:
+    """Raises ProviderError where one of them is on a machine that does not answer."""
+    for one in allocations:
+        if one.machines is Machines.SILENT:
+            raise ProviderError(f"`{task_id}` is out of reach: {one.reason}", suggestions=["try again later"])
+
+
+def _log_folders(
+    provider: Provider, records: Records, *, unit: str, shown: int, node: int, allocation: Allocation | None
+) -> list[Folder]:
+    """Those of one task or element and node that there are by now; `shown`: as which rank."""
+    numbers = attempt_numbers(records, unit)
+    there: list[Folder] = []
+    at = next((each for each in allocation.nodes if each.rank == node), None) if allocation else None
+    if allocation and at and (allocation.machines is not Machines.GONE or allocation.attempt not in numbers):
+        task, channel = PurePosixPath(at.folder).parents[1], provider.channel(allocation, node)
+        starts = range(at.first_attempt, allocation.attempt + 1)
+        there = [Folder(number, shown, channel, f"{task}/{number}/{node}") for number in starts]
+    # else the machine is this one, or what it left was collected
+    here = [number for number in numbers if not there or number < there[0].attempt]
+    return [*(Folder(number, shown, Channel(), str(records.folder(unit, number, node))) for number in here), *there]

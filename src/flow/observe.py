@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flow.channel import Channel
-from flow.collect import collect
+from flow.collect import collect, is_collected
 from flow.errors import FlowError, ProviderError, StorageError
 from flow.machines import Allocation, Machines, Report
 from flow.providers import Provider
@@ -33,7 +33,7 @@ def observe(
         outcome = final or derive(records.intent(task_id), None, {}, nodes)
         if outcome.state is TaskStatus.PENDING and not outcome.reason:
             outcome = replace(outcome, reason=records.wait_reason(task_id.partition("_")[0]))
-    if provider.capabilities.rents and outcomes:
+    if outcomes and not provider.capabilities.same_machine:
         allocations = _keep_ended(provider, records, outcomes, allocations)
     if outcome.state.is_final and not provider.capabilities.same_machine:
         try:
@@ -56,14 +56,22 @@ def observe(
 def _keep_ended(
     provider: Provider, records: Records, outcomes: Mapping[str, Outcome], allocations: Collection[Allocation]
 ) -> list[Allocation]:
-    """Bring what ended elements left here: nobody can tell once their machines are gone. The others of these."""
+    """Bring what ended elements left here, as far as that goes now; the others of these.
+
+    Of machines that are rented, with how each ended: nobody can tell once they are gone.
+    """
+    rents = provider.capabilities.rents
+
+    def is_kept(one: Allocation) -> bool:
+        return records.final(one.task_id or "") is not None if rents else is_collected(records, one)
+
     ended = [one for one in allocations if (end := outcomes.get(one.task_id or "")) and end.state.is_final]
-    new = [one for one in ended if records.final(one.task_id or "") is None]
-    with contextlib.suppress(ProviderError):  # somebody else has, perhaps, and let go of the machines
+    new = [one for one in ended if not is_kept(one)]
+    with contextlib.suppress(FlowError):  # somebody else has, perhaps; and there is time until all have ended
         collect(provider, records, new)
-        for one in new:
+        for one in new if rents else ():
             records.set_final(one.task_id or "", outcomes[one.task_id or ""])
-    return [one for one in allocations if records.final(one.task_id or "") is None]
+    return [one for one in allocations if not is_kept(one)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,7 +241,7 @@ def _check_abilities(config: TaskConfig, provider: Provider) -> None:
         )
     if can.max_nodes is not None and config.num_instances > can.max_nodes:
         raise ValidationError(
-            f"`num_instances` is `{config.num_instances}`, and {provider.name} runs at most {can.max_nodes}",
+            f"`num_instances` is `{config.num_instances}`, and {provider.name} has at most {can.max_nodes} nodes",
             suggestions=[f"ask for {can.max_nodes} or fewer"],
         )
 

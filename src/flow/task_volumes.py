@@ -30,7 +30,7 @@ def store_of(provider: Provider) -> VolumeStore:
 
 
 def find_volume(volumes: Sequence[Volume], reference: str) -> Volume:
-    """The one of that id or name. Raises ResourceNotFoundError with the nearest."""
+    """The one of that id or name. Raises ResourceNotFoundError with the nearest, ValidationError for a name of two."""
     found = _named(volumes, reference)
     if found:
         return found
@@ -42,7 +42,14 @@ def find_volume(volumes: Sequence[Volume], reference: str) -> Volume:
 
 
 def _named(volumes: Sequence[Volume], reference: str) -> Volume | None:
-    return next((one for one in volumes if reference in (one.volume_id, one.name)), None)
+    found = {one.volume_id: one for one in volumes if reference in (one.volume_id, one.name)}
+    if len(found) > 1 and reference not in found:  # made by clients that knew nothing of each other
+        ids = [f"`{one.volume_id}` ({one.region})" for one in found.values()]
+        raise ValidationError(
+            f"`{reference}` is the name of {len(found)} volumes: {' and '.join(ids)}",
+            suggestions=["name one by its id"],
+        )
+    return found.get(reference) or next(iter(found.values()), None)
 
 
 def save_listing(home: Path, volumes: Sequence[Volume]) -> None:

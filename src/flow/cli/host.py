@@ -57,6 +57,8 @@ def add(targets: tuple[str, ...], *, name: str | None, no_check: bool) -> int:
     if name and len(targets) > 1:
         raise ValidationError("`--as` names one host", suggestions=["add them one by one"])
     fleet = _fleet()
+    known = {} if no_check else fleet.ask_each(list(fleet.hosts), lambda _, remote: remote.ask("facts"))
+    machines = {one["machine"]: host for host, one in known.items() if not isinstance(one, FlowError)}
     for target in targets:
         made = parse_host(f"{target} as {name}" if name else target)
         fleet.add(made)
@@ -66,6 +68,13 @@ def add(targets: tuple[str, ...], *, name: str | None, no_check: bool) -> int:
             fleet.remove(made.name)
             answer.suggestions += (f"add it all the same with `flow host add {target} --no-check`",)
             raise answer
+        twin = machines.setdefault(answer["machine"], made.name) if answer else made.name
+        if twin != made.name:
+            fleet.remove(made.name)
+            raise ValidationError(
+                f"`{target}` is the machine that the fleet has as `{twin}`",
+                suggestions=[f"to call it otherwise: `flow host remove {twin}`, then add it `--as NAME`"],
+            )
         click.echo(f"{made.name}{output.GAP}{_has(answer) if answer else 'not asked'}")
     output.hint("run there with `flow run --provider ssh`, or for good with `provider: ssh` in the settings")
     return 0
@@ -159,13 +168,16 @@ def _gpus(facts: Mapping[str, Any]) -> str:
 
 
 def _has(facts: Mapping[str, Any]) -> str:
+    from flow.providers.ssh.placing import cpu_text
+
+    engines = [f"{one} ({fault})" if fault else one for one, fault in facts["engines"].items()]
     parts = [
         _gpus(facts),
-        f"{facts['cpus']:g} CPUs",
+        cpu_text(facts["cpus"]),
         f"{facts['memory_gb']:g} GB",
         f"{facts['disk_free_gb']:g} GB free",
     ]
-    return ", ".join(part for part in [*parts, *facts["engines"], f"python {facts['python']}"] if part)
+    return ", ".join(part for part in [*parts, *engines, f"python {facts['python']}"] if part)
 
 
 def _lacks(facts: Mapping[str, Any]) -> list[str]:
@@ -173,7 +185,7 @@ def _lacks(facts: Mapping[str, Any]) -> list[str]:
     ahead = facts["now"] - facts["asked"]
     found = {
         "no GPU that `nvidia-smi` knows": not facts["gpus"],
-        "no docker, podman or apptainer: tasks with an `image` fail there": not facts["engines"],
+        "no docker, podman or apptainer that works: tasks with an `image` fail there": all(facts["engines"].values()),
         f"its clock is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}": abs(ahead) > _CLOCK_SECONDS,
         "less than 5 GB of disk are free": facts["disk_free_gb"] < 5,
     }

@@ -70,7 +70,7 @@ def receive(root: str, files: tarfile.TarFile) -> int:
         source = files.extractfile(one)
         if source is not None:
             path = os.path.join(root, one.name)
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            make_private(os.path.dirname(path))
             new = f"{path}.{os.getpid()}"
             try:
                 with open(new, "wb") as target:
@@ -86,6 +86,13 @@ def receive(root: str, files: tarfile.TarFile) -> int:
                 raise
             count += 1
     return count
+
+
+def make_private(folder: str) -> None:
+    """Make a folder, and those above it that are not there, for nobody but this user."""
+    if not os.path.isdir(folder):
+        make_private(os.path.dirname(folder))
+        os.makedirs(folder, mode=0o700, exist_ok=True)
 
 
 def read(folder: str, name: str) -> str:

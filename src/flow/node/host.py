@@ -37,7 +37,7 @@ def submit(root: str, request: dict[str, Any]) -> dict[str, Any]:
     if not owner:
         answers.write(root, "host", os.uname().nodename)
     for folder in (os.path.join(base, "inbox"), os.path.join(root, "queue"), os.path.join(root, "asked")):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        answers.make_private(folder)
     with open(os.path.join(base, "lock"), "w") as lock:
         answers.lock(lock)
         known = json.loads(answers.read(base, "meta.json") or "{}")
@@ -206,11 +206,13 @@ def _entry(tasks: str, unit: str, meta: dict[str, Any], queue: _Turns) -> dict[s
     starts, ranks = answers.attempts(folder), _ranks(folder)
     one: dict[str, Any] = {"id": unit, "hash": meta["hash"], "created": meta["created"], "folder": folder}
     one.update(attempt=starts[-1] if starts else meta["first_attempt"] - 1, ended=bool(answers.read(folder, "ended")))
-    one.update(reports={os.path.basename(rank): answers.read(rank, "status.json") for rank in ranks})
+    one.update(reports=_reports(ranks))
     one.update(cancelled=is_noted(folder, "cancel"), held=is_noted(folder, "hold"))
     one["free"] = _free_attempts(folder, starts[:-1], meta["rank"])
     one["leased"] = os.path.exists(os.path.join(folder, "lease"))
     one["runs"] = not one["ended"] and any(remains.is_alive(rank) for rank in ranks)
+    if not one["ended"] and not one["runs"] and any('"waiting"' not in text for text in one["reports"].values()):
+        one.update(ended=bool(answers.read(folder, "ended")), reports=_reports(ranks))  # it may have ended just now
     if not one["ended"] and not one["runs"]:
         one.update(before=queue.before(meta), waits_until=meta["not_before"])
     return one
@@ -220,6 +222,10 @@ def _free_attempts(folder: str, starts: Sequence[int], rank: int) -> list[int]:
     """Those of them that were requeued or preempted, which count for nothing against the retries."""
     ends = {number: answers.read_status(os.path.join(folder, str(number), str(rank))) for number in starts}
     return [number for number, end in ends.items() if end.get("cause") == "requeue"]
+
+
+def _reports(ranks: Sequence[str]) -> dict[str, str]:
+    return {os.path.basename(rank): answers.read(rank, "status.json") for rank in ranks}
 
 
 def is_noted(folder: str, name: str) -> bool:

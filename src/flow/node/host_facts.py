@@ -26,22 +26,42 @@ def facts(root: str) -> dict[str, Any]:
         "memory_gb": machine.memory_gb,
         "gpus": [{"index": one.index, "kind": one.kind, "memory_gb": one.memory_gb} for one in machine.cards],
         "gpus_taken": gpus_taken([one.index for one in machine.cards]),
-        "engines": [one for one in ENGINES if shutil.which(one)],
+        "engines": {one: engine_fault(one) for one in ENGINES if shutil.which(one)},
         "python": ".".join(map(str, sys.version_info[:3])),
         "disk_free_gb": round(_free_bytes(root) / 1e9, 1),
         "address": address(),
         "host": socket.gethostname(),
+        "machine": f"{identity()} {_first_line('/proc/sys/kernel/random/boot_id')}".strip(),
     }
+
+
+def engine() -> str | None:
+    """What runs containers here: the first that works, else the first there is, which says why it does not."""
+    found = [one for one in ENGINES if shutil.which(one)]
+    return next((one for one in found if not engine_fault(one)), found[0] if found else None)
+
+
+def engine_fault(name: str) -> str:
+    """Why an engine that is installed does not work; "" where it does, or that is not known."""
+    if name != "docker" or "DOCKER_HOST" in os.environ:
+        return ""
+    own = os.path.join(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}", "docker.sock")
+    fault = ""
+    for path in (own, "/var/run/docker.sock"):
+        try:
+            with socket.socket(socket.AF_UNIX) as one:
+                one.connect(path)
+                return ""
+        except PermissionError:
+            fault = "it is not open to you"
+        except OSError:
+            fault = fault or "its daemon does not run"
+    return fault
 
 
 def identity() -> str:
     """What tells this machine from others, the same for all its users."""
-    try:
-        with open("/etc/machine-id", encoding="ascii") as file:
-            machine = file.read().strip()
-    except (OSError, ValueError):
-        machine = ""
-    return f"{socket.gethostname()} {machine} {address()}"
+    return f"{socket.gethostname()} {_first_line('/etc/machine-id')} {address()}"
 
 
 def gpus_taken(indices: list[int]) -> list[int]:
@@ -61,6 +81,14 @@ def gpus_taken(indices: list[int]) -> list[int]:
     finally:
         os.close(fd)
     return taken
+
+
+def _first_line(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.readline().strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _free_bytes(root: str) -> int:

@@ -1,4 +1,4 @@
-"""One turn of a task on its host: its next attempt, or the note that it has ended. Standard library, Python 3.8 and up.
+"""One turn of a task on its host: what its last attempt came to, and the next one. Standard library, Python 3.8 and up.
 
 Everything it decides is read off the files, so that it may be killed at any time and called again.
 """
@@ -23,22 +23,27 @@ SHUTDOWN = "its runner was ended, as by a shutdown"
 TELL_SECONDS = 5.0  # that another machine may take to hear of a loss
 
 
-def run(tasks: str, folder: str, index: int | None, gpus: list[int] | None, *, umask: int, lacks: str = "") -> None:
-    """Run the next attempt of the task or element in `folder`, and note that it has ended where none follows.
+def settle(tasks: str, folder: str, index: int | None) -> Turn | None:
+    """Note how the last attempt ended whose runner died, and that the task or element in `folder` has ended where none
+    follows; None then, else what is to have its turn. Needs no room."""
+    if answers.read(folder, "ended"):
+        return None
+    job = Turn(tasks, folder, index)
+    job.note_loss()
+    return None if job.note_end() else job
+
+
+def run(tasks: str, folder: str, index: int | None, *, gpus: list[int] | None, umask: int, lacks: str = "") -> None:
+    """The same, and run the next attempt.
 
     gpus: those it is to see; None where the host has none. umask: that of its command. lacks: why it cannot run here.
 
     Must be alone in its process.
     """
-    job = Turn(tasks, folder, index)
-    if answers.read(folder, "ended"):
-        return
-    job.note_loss()
-    if not job.is_over():
+    job = settle(tasks, folder, index)
+    if job:
         job.attempt(gpus, umask=umask, lacks=lacks)
-    if job.is_over():
-        os.makedirs(folder, mode=0o700, exist_ok=True)  # of an element that never had a turn
-        answers.write(folder, "ended", json.dumps({"code": job.last().get("code")}), durably=True)
+        job.note_end()
 
 
 def hears_shutdown(rank: Any, has_ended: bool) -> bool:
@@ -89,6 +94,14 @@ class Turn:
         before = self.task["first_attempt"] - 1 - free  # those that were lost elsewhere count
         return is_done or end["cause"] in ("timeout", "cancel") or before + len(counted) > self.task["retries"]
 
+    def note_end(self) -> bool:
+        """Whether no attempt follows: that is on record then."""
+        if not self.is_over():
+            return False
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)  # of an element that never had a turn
+        answers.write(self.folder, "ended", json.dumps({"code": self.last().get("code")}), durably=True)
+        return True
+
     def note_loss(self) -> None:
         """Of an attempt whose runner died: that is on record before anything runs again."""
         folder = self.folders()[-1] if self.folders() else ""
@@ -106,7 +119,7 @@ class Turn:
         elif why := asked.why_requeued(asked.asked(folder)):
             cause, reason = asked.REQUEUE, why
         facts = {"v": 1, "started": None, "code": None, "signal": None, **self.last()}
-        facts.update(phase="ended", cause=cause, reason=reason, ended=time.time())
+        facts.update(phase="ended", cause=cause, reason=reason, ended=max(_last_sign(folder), facts["started"] or 0))
         answers.write(folder, "status.json", json.dumps(facts), durably=True)
         if self.rank and cause == "lost":
             _tell_main(json.loads(answers.read(folder, "task.json")), reason)
@@ -191,7 +204,7 @@ class Turn:
             if mount["kind"] == "s3":
                 mount["cache"] = os.path.join(os.path.dirname(os.path.dirname(self.base)), "cache")
         if task["image"]:
-            task["engine"] = next((one for one in facts.ENGINES if shutil.which(one)), None)
+            task["engine"] = facts.engine()
         os.makedirs(os.path.join(folder, "inbox"), mode=0o700, exist_ok=True)
         for name in task["needs"]:
             shutil.copy(os.path.join(self.base, name), os.path.join(folder, name))
@@ -204,6 +217,12 @@ def _use_scratch(task: dict[str, Any]) -> None:
     task["user_env"] = ["XDG_CACHE_HOME", *task["user_env"]]
     if task["image"]:
         task["mounts"] = [*task["mounts"], {"kind": "folder", "source": task["scratch"], "target": task["scratch"]}]
+
+
+def _last_sign(folder: str) -> float:
+    """When something of an attempt was last seen alive: it wrote, or its keeper saw it (see `host_keeper.py`)."""
+    with os.scandir(folder) as entries:
+        return max(one.stat(follow_symlinks=False).st_mtime for one in entries)
 
 
 def _tell_main(task: dict[str, Any], reason: str) -> None:

@@ -6,6 +6,7 @@ killed, the next one goes on. Standard library, Python 3.8 and up.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib
 import json
@@ -16,7 +17,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from typing import Any
+from functools import partial
+from typing import Any, Callable
 
 _PACKAGE = f"{__package__}." if __package__ else ""
 answers, remains, inventory = (importlib.import_module(_PACKAGE + one) for one in ("answers", "remains", "inventory"))
@@ -26,6 +28,7 @@ importlib.import_module(_PACKAGE + "runner")  # loaded once for all that are for
 LINGER_SECONDS = 10
 LACK_SECONDS = 20.0  # for what a rented machine was bought with to show
 LOOK_SECONDS = 1.0  # between looks at runners that another keeper started, and at what waits for a time
+SIGN_SECONDS = 60.0  # between two signs of life of what runs, by which it is known when it died with the host
 AGAIN_SECONDS = 5.0  # before a start is tried again that came to nothing, as on a full disk
 
 
@@ -36,9 +39,9 @@ class Unit:
         self.folder, self.index, self.meta = folder, index, meta
         self.pid = 0  # of our child that runs it
         self.runs = False
-        self.gpus: list[int] = []  # that it has while it runs
+        self.is_broken = False  # its last attempt has died without a report: that is to be noted
+        self.gpus: list[int] = []  # that it has while it runs, or something of it may
         self.not_before: float = meta["not_before"]
-        self.lacks = ""  # what it fails for, instead of starting
         self.again_at = 0.0  # after a start that came to nothing
 
     @property
@@ -50,6 +53,11 @@ class Unit:
         """The task folder of its last start here; "" before the first."""
         starts = answers.attempts(self.folder)
         return os.path.join(self.folder, str(starts[-1]), str(self.meta["rank"])) if starts else ""
+
+    @property
+    def is_to_be_noted(self) -> bool:
+        """Whether there is something to write down of it, before its next turn or in place of that."""
+        return not self.runs and (self.is_broken or host.is_noted(self.folder, "cancel"))
 
 
 class Room:
@@ -79,7 +87,7 @@ class Keeper:
         self.machine = inventory.read_inventory()
         self.gate = answers.read(root, "gate").strip()  # a file without which nothing starts
         self.lent: set[int] = set()  # GPUs that other users' tasks have
-        self.began = self.idle_since = time.monotonic()
+        self.began = self.idle_since = self.signed_at = time.monotonic()
         try:
             os.mkfifo(os.path.join(root, "wake"), 0o600)
         except FileExistsError:
@@ -95,6 +103,7 @@ class Keeper:
             self._reap()
             self._see_asked()
             self._look_at_adopted()
+            self._sign()
             self._give_turns()
             if self.units:
                 self.idle_since = time.monotonic()
@@ -107,6 +116,7 @@ class Keeper:
         waits += [LOOK_SECONDS for one in self.units.values() if one.runs and not one.pid]
         waits += [LOOK_SECONDS] if self.lent or self.gate else []  # nobody tells when they are given back, or it opens
         waits += [] if self.units else [LINGER_SECONDS]
+        waits += [SIGN_SECONDS] if any(one.runs for one in self.units.values()) else []
         soon = [one for one in waits if one > 0]
         select.select([self.wake], [], [], min(soon) if soon else None)
         try:
@@ -152,6 +162,8 @@ class Keeper:
         folder = unit.last_rank()
         if folder and remains.is_alive(folder):
             unit.runs, unit.gpus = True, given_gpus(folder)
+        elif is_broken(folder):
+            unit.is_broken, unit.gpus = True, given_gpus(folder)
 
     def _see_asked(self) -> None:
         """What clients have left for us: new tasks, and those of which an end or a wait is asked."""
@@ -187,30 +199,29 @@ class Keeper:
             return
         room = self._room()
         running = Counter(array_of(name) for name, unit in self.units.items() if unit.runs)
-        cancelled = {name for name, unit in self.units.items() if self._ends_unstarted(unit)}
+        for unit in self.units.values():
+            if unit.again_at <= time.time() and unit.is_to_be_noted:
+                self._start(unit, host_job.settle)  # which needs no room but what it has
         for name, unit in sorted(self.units.items(), key=lambda item: item[1].turn):
-            is_cancelled = name in cancelled
-            cancelled.discard(name)
-            if unit.runs or unit.again_at > time.time():
-                continue
-            if not is_cancelled and self._waits(unit, running[array_of(name)]):
+            if unit.runs or unit.again_at > time.time() or self._waits(unit, running[array_of(name)]):
                 continue
             fits, gpus = room.take(unit.meta)
-            unit.lacks = "" if fits or is_cancelled else self._lacks(unit.meta)
-            if fits or is_cancelled or unit.lacks:
+            lacks = "" if fits else self._lacks(unit.meta)
+            if fits or lacks:
                 unit.gpus = gpus
-                self._start(unit)
+                given = gpus if self.machine.cards else None
+                self._start(unit, partial(host_job.run, gpus=given, umask=self.umask, lacks=lacks))
                 running[array_of(name)] += 1
-            if room.cpus <= 0 and not cancelled:
+            if room.cpus <= 0:
                 break
 
     def _room(self) -> Room:
         """What nobody has."""
-        own = [card for unit in self.units.values() if unit.runs for card in unit.gpus]
+        own = [card for unit in self.units.values() for card in unit.gpus]
         self.lent = set(facts.gpus_taken([one.index for one in self.machine.cards])).difference(own)
         room = Room(self.machine, {*own, *self.lent})
         for unit in self.units.values():
-            if unit.runs:
+            if unit.runs or unit.is_broken:
                 room.take({**unit.meta, "gpus": 0})
         return room
 
@@ -225,9 +236,6 @@ class Keeper:
         has = f"{self.machine.cpus:g} CPUs, {self.machine.memory_gb:g} GB and {len(self.machine.cards)} GPUs"
         return f"the machine has {has}: {meta['cpus']:g} CPUs, {memory}{meta['gpus']} GPUs are asked for"
 
-    def _ends_unstarted(self, unit: Unit) -> bool:
-        return not unit.runs and host.is_noted(unit.folder, "cancel")
-
     def _waits(self, unit: Unit, running: int) -> bool:
         limit = unit.meta["at_once"]
         is_full = limit is not None and running >= limit
@@ -235,8 +243,8 @@ class Keeper:
         is_kept = is_kept or (unit.meta["is_gang"] and not os.path.exists(os.path.join(unit.folder, "lease")))
         return is_full or is_kept or unit.not_before > time.time()
 
-    def _start(self, unit: Unit) -> None:
-        """A process of its own for the attempt, or for the note that there is none to follow."""
+    def _start(self, unit: Unit, act: Callable[[str, str, int | None], object]) -> None:
+        """A process of its own for the attempt, or for a note, which may take long, as it ends what is left."""
         pid = os.fork()
         if pid == 0:
             code = 1
@@ -244,9 +252,7 @@ class Keeper:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os.setsid()
-                gpus = unit.gpus if self.machine.cards else None
-                tasks = os.path.join(self.root, "tasks")
-                host_job.run(tasks, unit.folder, unit.index, gpus, umask=self.umask, lacks=unit.lacks)
+                act(os.path.join(self.root, "tasks"), unit.folder, unit.index)
                 code = 0
             except BaseException as error:  # it must not go on as a second keeper
                 print(f"{unit.folder}: {error!r}", file=sys.stderr, flush=True)  # noqa: T201
@@ -283,10 +289,27 @@ class Keeper:
             if not remains.is_locked(os.path.join(folder, "runner.lock")):
                 remains.kill_left_over(folder)  # it is looked at again
             return
-        unit.runs, unit.gpus = False, []
+        unit.runs = False
+        was_broken, unit.is_broken = unit.is_broken, is_broken(folder)
+        if not unit.is_broken:
+            unit.gpus = []
+        elif not was_broken:
+            self._sign_for(folder)
         if answers.read(unit.folder, "ended"):
             del self.units[name]
             self._forget_ended(name.partition("_")[0])
+
+    def _sign(self) -> None:
+        """Leave a sign of life with what runs."""
+        if time.monotonic() - self.signed_at >= SIGN_SECONDS:
+            self.signed_at = time.monotonic()
+            for unit in self.units.values():
+                if unit.runs and not unit.is_broken:
+                    self._sign_for(unit.last_rank())
+
+    def _sign_for(self, folder: str) -> None:
+        with contextlib.suppress(OSError):  # it did not begin yet
+            os.utime(os.path.join(folder, "runner.lock"))
 
     def _forget_ended(self, task_id: str) -> None:
         if not self._of_array(task_id):
@@ -298,6 +321,11 @@ class Keeper:
 def array_of(name: str) -> str:
     """The task of an element, also where it was given to this host later than others."""
     return remains.task_of(name).partition("_")[0]  # type: ignore[no-any-return]
+
+
+def is_broken(folder: str) -> bool:
+    """Whether the attempt in this task folder, which is not alive, has left no report of its end."""
+    return bool(folder) and answers.read_status(folder).get("phase") != "ended"
 
 
 def given_gpus(folder: str) -> list[int]:

@@ -36,9 +36,9 @@ def volumes(root: str) -> dict[str, Any]:
 
 
 def make(root: str, values: dict[str, Any]) -> dict[str, Any]:
-    """An empty volume; the one of its name, where that is here already."""
+    """An empty volume, made now by this clock; the one of its name, where that is here already."""
     folder = _folder(root)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    answers.make_private(folder)
     with _alone(folder):
         for one in _all(folder):
             if one["name"] == values["name"]:
@@ -46,6 +46,7 @@ def make(root: str, values: dict[str, Any]) -> dict[str, Any]:
         at = os.path.join(folder, values["volume_id"])
         for part in (at, os.path.join(at, "data"), os.path.join(at, "holders")):
             os.mkdir(part, 0o700)
+        values = {**values, "created": time.time()}  # under the lock, which who lists them waits for
         answers.write(at, "volume.json", json.dumps(values), durably=True)  # last: it is there whole, or not at all
         return next(one for one in _all(folder) if one["volume_id"] == values["volume_id"])
 

@@ -260,7 +260,7 @@ class Rented(Ssh):
     def held(self) -> list[str]:
         """The tasks for which something may be rented, or was made, that is not known to be gone."""
         folder = self._held
-        return sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
+        return sorted(one.name for one in folder.glob("[!.]*"))  # others are what a killed client was writing
 
     # -- stopping for a while
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
@@ -21,6 +22,7 @@ _TARGET = re.compile(r"(?:[\w.-]+@)?(?:[\w.-]+|\[[0-9a-fA-F:]+\])(?::\d+)?")
 NEEDS = ("remains", "inventory", "asked", "host_facts")
 _LOOKS_SECONDS = 600.0  # between two that found a host silent, for what lies between them to count
 _TRY_SECONDS = 30.0  # between two tries of a host of which nothing is awaited
+_REST_SECONDS = 10.0  # at most, that a host is not asked again which a question was just put to in vain
 _AT_ONCE = 32  # hosts that are asked at the same time
 T = TypeVar("T")
 
@@ -60,6 +62,7 @@ class Fleet:
         self._home, self._settings = home, settings
         self.see_again: Callable[[str, Remote], None] = lambda *_: None  # called with a host that was silent
         self._remotes: dict[str, Remote] = {}
+        self._failures: dict[str, tuple[float, FlowError]] = {}  # until when each holds, by the monotonic clock
 
     @property
     def hosts(self) -> dict[str, Host]:
@@ -114,9 +117,18 @@ class Fleet:
         return self._remotes[name]
 
     def ask_each(self, names: Sequence[str], question: Callable[[str, Remote], T]) -> dict[str, T | FlowError]:
-        """The answer of each host, or why there is none; all are asked at once."""
+        """The answer of each host, or why there is none; all are asked at once.
+
+        One that did not answer is let be for as long as that took, with the same error: a command has several
+        questions, and is not to wait for each.
+        """
 
         def asked(name: str) -> T | FlowError:
+            began = time.monotonic()
+            until, failure = self._failures.get(name, (0.0, None))
+            if failure and began < until:
+                self._note_silence(name)  # or, had this machine slept since, it would be taken for a long one
+                return copy(failure)  # as who gets it may add advice
             try:
                 answer = question(name, self.remote(name))
                 if self.silent_since(name) is not None:
@@ -126,6 +138,8 @@ class Fleet:
             except FlowError as error:
                 if not isinstance(error, (StorageError, ResourceNotFoundError)):  # which it told of itself
                     self._note_silence(name)
+                    now = time.monotonic()
+                    self._failures[name] = now + min(now - began, _REST_SECONDS), copy(error)
                 return error
 
         if len(names) == 1:

@@ -137,7 +137,12 @@ def needs(plan: Plan) -> str:
     """What it asks of a host, in words."""
     gpus = f"{plan.gpus} {plan.gpu_kind or 'GPU'}, " if plan.gpus else ""
     memory = f", {plan.memory_gb:g} GB of memory" if plan.memory_gb else ""
-    return f"{gpus}{plan.cpus:g} CPUs{memory}"
+    return f"{gpus}{cpu_text(plan.cpus)}{memory}"
+
+
+def cpu_text(count: float) -> str:
+    """A number of CPUs, in words."""
+    return f"{count:g} CPU{'s' * (count != 1)}"
 
 
 def _why_none(plan: Plan, facts: Mapping[str, Mapping[str, Any]], able: int) -> str:
@@ -152,7 +157,7 @@ def _why_none(plan: Plan, facts: Mapping[str, Mapping[str, Any]], able: int) -> 
 def _has(host: Mapping[str, Any]) -> str:
     cards = [one["kind"] for one in host["gpus"]]
     gpus = f"{len(cards)} {cards[0]}, " if cards else ""
-    return f"{gpus}{host['cpus']:g} CPUs, {host['memory_gb']:g} GB"
+    return f"{gpus}{cpu_text(host['cpus'])}, {host['memory_gb']:g} GB"
 
 
 def _advice(missing: Mapping[str, str]) -> list[str]:

@@ -54,7 +54,11 @@ class Ssh:
     @property
     def capabilities(self) -> Capabilities:
         """What the hosts do by themselves."""
+        hosts = 0
+        with suppress(ValidationError):  # of a line that cannot be read: who asks the hosts is told
+            hosts = len(self.fleet.hosts)
         return Capabilities(
+            max_nodes=hosts or None,
             volumes=True,
             containers=True,
             arrays=True,
@@ -181,7 +185,7 @@ class Ssh:
             able, near, _ = self._volumes.hosts_for(plan, facts, missing)
             for move in moves(plan, places, new, gone, (able, near, missing)):
                 places.add(move)
-            places = self._places(plan.task_id)
+        places = self._places(plan.task_id)  # also with what somebody else has moved meanwhile
         for one in lost:
             if move := places.move_of(str(one.task_id)):
                 self._note_loss(move, plan.nodes)

@@ -11,13 +11,14 @@ from typing import Any
 
 from flow.errors import FlowError, TaskNotFoundError
 from flow.machines import Allocation, Machines
+from flow.node import answers
 from flow.providers.ssh.fleet import Fleet
 from flow.providers.ssh.gathering import last_meeting
 from flow.providers.ssh.places import Places, unit_of
 from flow.providers.ssh.states import allocation_of
 from flow.record import Records
 from flow.remote import Remote
-from flow.status import Want
+from flow.status import Want, read_report
 
 
 @dataclass(slots=True)
@@ -164,6 +165,8 @@ class Sight:
     ) -> Allocation:
         of_task = places.get(unit.partition("_")[0])
         move = of_task.move_of(unit) if of_task else None
+        if (seen.lost or seen.silent) and (end := self._end_on_record(unit)):
+            return end
         if of_task and (seen.lost or self._was_given_up(unit, seen)):
             attempt = max(self.last_attempt(unit), move.attempt if move else 1, last_meeting(self._record(unit)))
             gone = {*seen.lost, *(move.lost if move else ())}
@@ -177,6 +180,14 @@ class Sight:
             reason = next(iter(seen.silent.values()))
             return Allocation(unit, self.last_attempt(unit), Machines.SILENT, reason=reason)
         return allocation_of(unit, seen.entries, clocks, move)
+
+    def _end_on_record(self, unit: str) -> Allocation | None:
+        """Of an element that was seen to have ended, with what it left copied here: whatever is with its host now."""
+        number = max(answers.attempts(str(self._record(unit))), default=0) if "_" in unit else 0
+        report = read_report(self._record(unit) / str(number) / "0") if number else None
+        if report is None or report.phase != "ended" or report.cause in ("lost", "requeue"):
+            return None
+        return Allocation(unit, number, Machines.GONE, reports={0: report})
 
     def _may_move(self, unit: str, attempt: int, gone: Collection[str]) -> bool:
         """Whether a task or element that was lost in this attempt may run again on other hosts than these."""
@@ -222,20 +233,26 @@ class Sight:
     # -- which attempt it was
 
     def note_attempt(self, unit: str, attempt: int) -> None:
-        """The attempt that it was seen in: the next one elsewhere must be another."""
-        if attempt > max(self._attempts.get(unit, 0), 1):
-            file = self._noted(unit)
+        """The attempt that it was seen in: the next one elsewhere must be another, and what ran does not wait again.
+
+        Of first attempts it is noted once for all of an array, as each look would cost a file for each element.
+        """
+        name = unit if attempt > 1 else unit.partition("_")[0]
+        if attempt > self._attempts.get(name, 0):
+            file = self._noted(name)
             with suppress(OSError):  # a home that can only be read
-                if file.parents[1].is_dir() and _number_in(file) != attempt:
+                if file.parents[1].is_dir() and _number_in(file) < attempt:
                     file.parent.mkdir(mode=0o700, exist_ok=True)
                     file.write_text(str(attempt))
+            self._attempts[name] = attempt
         self._attempts[unit] = attempt
 
     def last_attempt(self, unit: str) -> int:
-        """The attempt that it was last seen in; 0 before the first."""
-        rows = Records(self._home).rows_of([unit.partition("_")[0]]) if unit not in self._attempts else []
-        seen = min(rows[0].outcome.attempt, 1) if rows else self._attempts.get(unit, 1)
-        return max(seen, _number_in(self._noted(unit)))
+        """The attempt that it was last seen in, whoever looked; 0 before the first, as far as that is known."""
+        base = unit.partition("_")[0]
+        unknown = 0 if self._record(base).exists() else 1
+        first = min(_number_in(self._noted(base)), 1)
+        return max(self._attempts.get(unit, unknown), _number_in(self._noted(unit)), first)
 
     def _noted(self, unit: str) -> Path:
         return self._record(unit.partition("_")[0]) / "seen" / unit

@@ -66,7 +66,7 @@ def _machines(
     if len(entries) > 1 and not begun and not one["held"]:
         return Machines.QUEUED, f"waits for {host}, to have all of its {len(entries)} nodes at once"
     reason = _why_waiting(host, one, clocks[host])
-    if any(report.cause in ("requeue", "lost") for report in reports.values()):
+    if any(report.phase == "running" or report.cause in ("requeue", "lost") for report in reports.values()):
         return Machines.PREEMPTED, reason
     return Machines.QUEUED, reason
 

@@ -75,25 +75,28 @@ class FleetVolumes:
     def create(
         self, name: str, size_gb: int, *, interface: str = "block", region: str | None = None, plan: Plan | None = None
     ) -> Volume:
-        """Make an empty folder for it, on the host `region`; else where the plan's task fits, or most is free."""
+        """Make an empty folder for it, on the host `region`; else where the plan's task fits, or most is free.
+
+        Of clients that make one of a name at the same moment on several hosts, all but the first give way.
+        """
         if region is not None:
             self._fleet.remote(region)  # or it is refused
         with self._alone():
-            found = next((one for one in self._listed() if one[1]["name"] == name), None)
-            if found and found[1]["is_empty"] and region in (None, found[0]):
-                made = _volume(*found)
-                if (made.size_gb, made.interface) == (size_gb, interface):
-                    return made
+            found = self._first_called(name)
             if found:
-                raise ValidationError(
-                    f"there is a volume `{name}` already", suggestions=["take another name", "see `flow volume list`"]
-                )
+                return _made_before(*found, size_gb=size_gb, interface=interface, region=region)
             host = region or (self._choose(plan) if plan else self._roomiest())
             volume = Volume(f"vol-{os.urandom(6).hex()}", name, size_gb, interface, host, time.time(), 0.0)
             values = {one: getattr(volume, one) for one in _FIELDS}
-            made = self._ask(host, "make", values)
+            self._ask(host, "make", values)
+            # looked for once more, now that whoever makes one later finds this one
+            found = self._first_called(name) or (host, values)
+            if found[1]["volume_id"] == volume.volume_id:
+                return _volume(*found)
+            with contextlib.suppress(ResourceNotFoundError):  # the other one is on the same host
+                self._ask(host, "remove", volume.volume_id)
             self._listed()
-            return _volume(host, made)
+            return _made_before(*found, size_gb=size_gb, interface=interface, region=region)
 
     def price_per_month(self, size_gb: int, *, interface: str = "block", region: str | None = None) -> float:
         """Nothing."""
@@ -242,6 +245,11 @@ class FleetVolumes:
             write_durably(self._file, json.dumps(known).encode())
         return [(name, volume) for name, one in known.items() for volume in one["volumes"]]
 
+    def _first_called(self, name: str) -> tuple[str, dict[str, Any]] | None:
+        """The oldest volume of that name, by the clocks of the hosts."""
+        found = [one for one in self._listed() if one[1]["name"] == name]
+        return min(found, key=lambda one: (one[1]["created"] or 0.0, one[1]["volume_id"]), default=None)
+
     def _known(self, volume_id: str) -> tuple[str, dict[str, Any]]:
         """Where it was seen last; else where it is found."""
         hosts = self._fleet.hosts
@@ -300,6 +308,16 @@ class FleetVolumes:
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with Lock(self._file.with_suffix(".lock")):
             yield
+
+
+def _made_before(host: str, values: Mapping[str, Any], *, size_gb: int, interface: str, region: str | None) -> Volume:
+    """A volume of the name that is asked for, if it is as asked, and empty. Raises ValidationError otherwise."""
+    made = _volume(host, values)
+    if values["is_empty"] and region in (None, host) and (made.size_gb, made.interface) == (size_gb, interface):
+        return made
+    raise ValidationError(
+        f"there is a volume `{made.name}` already", suggestions=["take another name", "see `flow volume list`"]
+    )
 
 
 def _asked(plan: Plan, facts: Mapping[str, Mapping[str, Any]], near: set[str]) -> set[str]:
