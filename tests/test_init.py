@@ -186,7 +186,7 @@ def test_a_wrong_key_is_refused_at_once(at: Cloud) -> None:
 def test_a_key_without_rights_is_told(at: Cloud) -> None:
     at.faults.play(NO_MEMBER, "GET /v2/ssh-keys", times=9)
     ended = by_options(key=at.key)
-    assert (ended.returncode, "not allowed: Not a member of project" in ended.stderr) == (5, True)
+    assert (ended.returncode, f"not allowed in the project `{at.project}`: Not a member" in ended.stderr) == (5, True)
     assert not user_file().exists()
 
 
@@ -230,7 +230,7 @@ def test_an_ssh_key_that_is_not_there_is_told(at: Cloud) -> None:
     ended = by_options("--ssh-key", "laptop", key=at.key)
     assert (ended.returncode, "error: the project has no SSH key `laptop`" in ended.stderr) == (4, True)
     ended = by_options("--ssh-key", "~/.ssh/none", key=at.key)
-    assert (ended.returncode, f"error: no SSH key `{Path.home()}/.ssh/none`" in ended.stderr) == (4, True)
+    assert (ended.returncode, f"error: there is no SSH key `{Path.home()}/.ssh/none`" in ended.stderr) == (4, True)
     assert not user_file().exists()
 
 

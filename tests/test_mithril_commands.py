@@ -20,7 +20,7 @@ from flow.client import Flow
 from flow.providers.mithril.api import Api
 from tests.support.commands import flow
 from tests.support.mithril_cloud import Cloud
-from tests.support.mithril_cloud.faults import broken
+from tests.support.mithril_cloud.faults import broken, refusal
 from tests.support.processes import wait_until
 from tests.support.ssh_faults import end_attendant
 
@@ -111,6 +111,65 @@ def test_a_task_may_run_elsewhere_than_the_settings_say(
     refused = flow("run", "--dry-run", "--gpu", "h200", "true")
     assert f"is not to be had in `{REGION}`" in refused.stderr
     assert "`--region` names another for this task" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        ("run --gpu a10", "no instance type `a10` at mithril", "did you mean `a100`?"),
+        ("run -i 8xh1000", "no instance type `8xh1000` at mithril", "did you mean `8xh100`?"),
+        ("run -i 3xa100", "no instance type `3xa100` at mithril", "there is `a100`, `2xa100`, `4xa100`, `8xa100`"),
+        (
+            "run --gpu 8xa100 --region us-centrl1-b",
+            "`a100-80gb.sxm.8x` is not to be had in `us-centrl1-b`",
+            "did you mean `us-central1-b`?\nhint: it is in us-central1-b (4 free), us-central5-a (2 free)",
+        ),
+        (
+            "volume create data --size-gb 1 --region us-central1-c",
+            "Block storage is not available in this region",
+            "block volumes can be made in eu-central1-a, us-central1-b",
+        ),
+    ],
+)
+def test_what_is_not_there_is_told_with_what_is(
+    client: Flow, pretended: Cloud, words: str, error: str, hint: str
+) -> None:
+    refused = flow(*words.split(), *(["true"] if words.startswith("run") else []))
+    assert refused.stderr.startswith(f"error: {error}")
+    assert f"hint: {hint}" in refused.stderr
+    assert (refused.returncode, client.tasks()) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("status", "detail", "told"),
+    [
+        (400, "Quota exceeded for a100-80gb.sxm.1x", ["0 of 64 instances of that type are in use"]),
+        (400, "Limit price below minimum", ["the bid was $1.88/h for each machine; it costs $1.25/h there now"]),
+        (400, "no ssh keys", ["`flow init` chooses an SSH key"]),
+    ],
+)
+def test_what_the_cloud_refuses_is_told_with_what_is_known_of_it(
+    client: Flow, pretended: Cloud, status: int, detail: str, told: list[str]
+) -> None:
+    pretended.faults.play(refusal(status, detail), "POST /v2/spot/bids")
+    refused = flow("run", "--gpu", "a100", "true")
+    assert refused.stderr.startswith(f"error: {detail} (request ")
+    assert [one for one in told if f"hint: {one}" not in refused.stderr] == []
+    assert client.held() == []
+
+
+def test_who_waits_for_a_machine_is_told_where_there_is_one(
+    client: Flow, pretended: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = pretended.lane("a100-80gb.sxm.8x", REGION)
+    lane.capacity = 0
+    shown = flow("run", "--dry-run", "--gpu", "8xa100", "--region", REGION, "true")
+    assert f"{REGION} has 0 of them free now: waits until it has 1; us-central5-a would do" in shown.stderr
+    monkeypatch.setenv("MITHRIL_PROJECT", "proj_of_others")
+    refused = flow("run", "--gpu", "8xa100", "true")
+    assert "error: not allowed in the project `proj_of_others`: Not a member of project" in refused.stderr
+    monkeypatch.delenv("MITHRIL_PROJECT")
+    flow("cancel", "--all", "--yes")
 
 
 def test_status_tells_what_every_bid_costs(client: Flow, pretended: Cloud) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flow.chores import attend
 from flow.client import Flow
-from flow.errors import QuotaExceededError, ValidationError
+from flow.errors import QuotaExceededError, ResourceNotFoundError, ValidationError
 from flow.providers.startup import LASTING, READY, ROOT
 from flow.record import Submission
 from flow.task import Task
 from flow.task_volumes import make_volumes, store_of
 from tests.support.commands import flow
+from tests.support.containers import IMAGE
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import refusal, reset, taken_then, taken_then_reset
 from tests.support.processes import wait_until
@@ -96,6 +99,20 @@ def test_what_cannot_be_had_is_refused_with_what_can(client: Flow) -> None:
     assert client.tasks() == []
 
 
+@pytest.mark.parametrize("named", ["~/.ssh/id_ed25518", "id_ed25518"])
+def test_a_key_that_is_not_there_is_not_made(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    (Path.home() / ".ssh").mkdir()
+    (Path.home() / ".ssh/id_ed25519.pub").write_text("ssh-ed25519 AAAA me\n")
+    monkeypatch.setenv("FLOW_MITHRIL_SSH_KEY", named)
+    with pytest.raises(ResourceNotFoundError, match=r"no SSH key `.*id_ed25518`") as refused:
+        _run(Flow(), "true")
+    assert refused.value.suggestions[0] == f"did you mean `{Path.home()}/.ssh/id_ed25519`?"
+    assert cloud.spot.ssh_keys == {} and cloud.spot.bids == {}
+    assert len(list((Path.home() / ".ssh").iterdir())) == 1
+
+
 def test_a_machine_that_never_boots_is_given_back(client: Flow, cloud: Cloud) -> None:
     cloud.clock.ahead_seconds = -4000.0  # so that it is long ago
     cloud.spot.boot_seconds = math.inf
@@ -111,6 +128,27 @@ def test_what_was_made_for_a_bid_that_is_refused_goes(client: Flow, cloud: Cloud
         _run(client, "true", volumes=[{"name": "scratch", "size_gb": 10, "mount_path": "/scratch"}])
     assert [one.status for one in client.tasks()] == ["failed"]
     assert client.volumes() == [] and client.held() == []
+
+
+def test_what_a_machine_does_not_have_is_a_failure_and_no_endless_bill(client: Flow, cloud: Cloud) -> None:
+    cloud.machines.lacks_gpus = True
+    task = _run(client, "true", gpu="8xa100")
+    assert task.wait(timeout=90) == "failed"
+    assert re.fullmatch(r"the machine has \d+ CPUs, .* GB and 0 GPUs: 1 CPU, 8 GPUs are asked for", task.reason)
+    assert wait_until(lambda: client.held() == [], seconds=60)
+
+
+def test_a_volume_that_holds_something_else_is_left_as_it_is(client: Flow, cloud: Cloud) -> None:
+    made = client.create_volume(name="data", size_gb=1)
+    backing = cloud.spot.volumes[made.volume_id].backing
+    with backing.open("r+b") as file:
+        file.write(b"precious")
+    for image in (None, IMAGE):
+        cloud.give_docker()
+        task = _run(client, "true", image=image, volumes=[{"mount_path": "/data", "name": "data"}])
+        assert task.wait(timeout=90) == "failed"
+        assert "holds data and no file system: it is left as it is" in task.reason
+    assert backing.read_bytes()[:8] == b"precious"
 
 
 def test_a_task_whose_profile_was_removed_is_shown_with_what_to_do(

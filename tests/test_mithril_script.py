@@ -49,7 +49,13 @@ def test_the_script_of_a_task_is_short_and_clean(client: Flow, cloud: Cloud, tmp
     assert len(volumes) == len(plan.mounts)
     mark = Mark(plan.task_id, 1, plan.hash, "0123456789abcdef", ("200",))
     script = startup_script(
-        plan, mark=mark, user="ubuntu", notice="/opt/mithril/*_SIGNAL.yml", volumes=volumes, grace_seconds=600
+        plan,
+        mark=mark,
+        user="ubuntu",
+        notice="/opt/mithril/*_SIGNAL.yml",
+        scratch="/mnt/local",
+        volumes=volumes,
+        grace_seconds=600,
     )
     assert script.startswith("#!/bin/bash\n")
     assert len(script) <= AIM < MOST

@@ -25,10 +25,9 @@ from tests.support.aws import Aws
 from tests.support.containers import IMAGE
 from tests.support.processes import processes_of, wait_until
 from tests.support.pythons import old_pythons
-from tests.support.registries import HOST, Registry, proxied, registry
+from tests.support.registries import HOST, TOKEN, Registry, proxied, registry
 
 OLD_PYTHON = old_pythons()[0]
-TOKEN = "123456789012-auth-token"  # what moto gives
 LOGIN = {"registry": HOST, "username": "AWS", "password": TOKEN}
 KEYS = {"AWS_ACCESS_KEY_ID": "one", "AWS_SECRET_ACCESS_KEY": "two"}
 

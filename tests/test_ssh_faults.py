@@ -294,6 +294,18 @@ def test_a_runner_is_killed(client: Flow, fleet: Fleet) -> None:
     assert host.run("pgrep -fx 'sleep 1111'", check=False).stdout == ""
 
 
+def test_what_a_shutdown_ends_was_not_cancelled_and_runs_again(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    task = running(client, "[ $FLOW_ATTEMPT = 2 ] || exec sleep 1000", on="gpu1")
+    runner = runner_of(host, task)
+    host.run("kill -TERM -1")  # all but the first process, as systemd does it
+    assert wait_until(lambda: host.run(f"kill -0 {runner}", check=False).returncode != 0, seconds=_SECONDS)
+    host.reboot()
+    assert task.wait(timeout=_SECONDS) == "completed", task.reason
+    assert (attempts(task), task.logs()) == (["preempted", "completed"], "up\nup\n")
+    assert task.attempts[0].reason == "its runner was ended, as by a shutdown"
+
+
 def test_the_container_of_a_runner_that_was_killed_ends_before_anything_else_runs(
     empty_fleet: Fleet, quick_ssh: None, tmp_path: Path, containers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

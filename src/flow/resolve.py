@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -135,13 +135,20 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
     is_type = (gpu is not None and is_known_kind(gpu.kind)) or "." in asked
     if provider.capabilities.emulates and is_type:
         return _emulated(asked, gpu, offers, notes)
-    names = sorted({one.instance_type for one in offers})
-    if provider.capabilities.emulates:
-        names += MEMORY_GB
+    kinds = MEMORY_GB if provider.capabilities.emulates else ()
     raise ValidationError(
         f"no instance type `{asked}` at {provider.name}",
-        suggestions=[*did_you_mean(asked, names), "list what there is with `flow offers`"],
+        suggestions=[*_near_types(asked, gpu, offers, kinds), "list what there is with `flow offers`"],
     )
+
+
+def _near_types(asked: str, gpu: Gpu | None, offers: list[Offer], kinds: Iterable[str]) -> list[str]:
+    """The counts of that GPU that are offered, else the name that is meant."""
+    same = {one.gpu.count or 1: str(one.gpu) for one in offers if one.gpu and gpu and one.gpu.kind == gpu.kind}
+    if same:
+        return [f"there is {', '.join(f'`{same[count]}`' for count in sorted(same))}"]
+    spelled = {str(one.gpu) for one in offers if one.gpu} | {one.gpu.kind for one in offers if one.gpu}
+    return did_you_mean(asked.lower(), sorted({*(one.instance_type for one in offers), *spelled, *kinds}))
 
 
 def _in_region(config: TaskConfig, offers: list[Offer], provider: Provider) -> Offer:
@@ -152,11 +159,16 @@ def _in_region(config: TaskConfig, offers: list[Offer], provider: Provider) -> O
         return there[0]
     if not offers:
         raise ValidationError(f"{provider.name} has no machines now", suggestions=["see `flow offers`"])
-    regions = sorted({f"{one.region} ({one.available} free)" for one in offers if one.region})
+    free: dict[str, int] = {}
+    for one in offers:
+        if one.region and one.instance_type == offers[0].instance_type:
+            free[one.region] = free.get(one.region, 0) + (one.available or 0)
+    is_known = any(one.region == region for one in provider.offers())
     raise ValidationError(
         f"`{offers[0].instance_type}` is not to be had in `{region}`",
         suggestions=[
-            f"it is in {', '.join(regions)}",
+            *([] if is_known else did_you_mean(str(region), free)),
+            f"it is in {', '.join(f'{name} ({free[name]} free)' for name in sorted(free))}",
             "leave `region` out to have one chosen" if config.region else "`--region` names another for this task",
         ],
     )
@@ -386,7 +398,10 @@ def _price_cap(config: TaskConfig, provider: Provider, offer: Offer | None, note
     if offer.price_per_hour and cap < offer.price_per_hour * nodes:
         notes.append(f"the price is ${offer.price_per_hour * nodes:.2f}/h now: waits until it is down to ${cap:.2f}/h")
     elif offer.available is not None and offer.available < nodes:
-        notes.append(f"{offer.region} has {offer.available} of them free now: waits until it has {nodes}")
+        same = [one for one in provider.offers() if one.instance_type == offer.instance_type]
+        there = [str(one.region) for one in same if (one.available or 0) >= nodes]
+        elsewhere = f"; {', '.join(dict.fromkeys(there))} would do" if there else "; no other region does"
+        notes.append(f"{offer.region} has {offer.available} of them free now: waits until it has {nodes}{elsewhere}")
     return cap
 
 

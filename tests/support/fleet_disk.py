@@ -159,7 +159,7 @@ def install(machine: Machine, folder: Path, key: Path) -> None:
         os.mknod(folder / "usr.new" / program.relative_to("/usr"), stat.S_IFCHR, os.makedev(0, 0))  # not in any layer
     if machine.gpus:
         program = folder / "local/bin/nvidia-smi"
-        program.write_text(_NVIDIA_SMI.format(gpus=machine.gpus, gpu=machine.gpu, memory=machine.gpu_memory_mib))
+        program.write_text(nvidia_smi(machine.gpus, machine.gpu, machine.gpu_memory_mib))
         program.chmod(0o755)
     if machine.disk_mb:
         disk = folder / "disk"
@@ -167,6 +167,11 @@ def install(machine: Machine, folder: Path, key: Path) -> None:
         os.truncate(disk, machine.disk_mb << 20)
         owner = (root / machine.home[1:]).stat().st_uid
         subprocess.run(["mkfs.ext4", "-q", "-m0", "-E", f"root_owner={owner}:{owner}", disk], check=True)
+
+
+def nvidia_smi(count: int, name: str, memory_mib: int) -> str:
+    """A program that tells of so many GPUs."""
+    return _NVIDIA_SMI.format(gpus=count, gpu=name, memory=memory_mib)
 
 
 def _add_accounts(machine: Machine, root: Path, etc: Path) -> None:

@@ -16,6 +16,7 @@ from tests.support.components import require
 from tests.support.processes import free_port, wait_until
 
 HOST = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
+TOKEN = "123456789012-auth-token"  # the password that moto gives for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,8 @@ class Registry:
 
 
 @contextmanager
-def registry(folder: Path, password: str) -> Iterator[Registry]:
-    """One that lets in `AWS` with `password`; leaves the test out without Debian's docker-registry."""
+def registry(folder: Path, password: str, address: str = "127.0.0.1") -> Iterator[Registry]:
+    """One at this address that lets in `AWS` with `password`; skips without Debian's docker-registry."""
     for program in ("docker-registry", "perl"):
         require(program, "private images are pulled from a registry that asks for a login")
     port = free_port()
@@ -46,7 +47,7 @@ def registry(folder: Path, password: str) -> Iterator[Registry]:
     word = subprocess.run(crypt, capture_output=True, text=True, check=True).stdout
     (folder / "htpasswd").write_text(f"AWS:{word}\n")
     (folder / "config.yml").write_text(
-        f'version: 0.1\nhttp: {{addr: "127.0.0.1:{port}"}}\n'
+        f'version: 0.1\nhttp: {{addr: "{address}:{port}"}}\n'
         f'storage: {{filesystem: {{rootdirectory: "{folder}/data"}}}}\n'
         f'auth: {{htpasswd: {{realm: tests, path: "{folder}/htpasswd"}}}}\n'
     )
@@ -55,20 +56,20 @@ def registry(folder: Path, password: str) -> Iterator[Registry]:
         serve = ["docker-registry", "serve", folder / "config.yml"]
         server = subprocess.Popen(serve, stdout=log, stderr=log, env={**os.environ, "HOME": str(folder)})
     try:
-        assert wait_until(lambda: answers(port)), (folder / "log").read_text()
-        yield Registry(folder, proxied(port) | {"CONTAINERS_REGISTRIES_CONF": str(folder / "registries.conf")})
+        assert wait_until(lambda: answers(port, address)), (folder / "log").read_text()
+        yield Registry(folder, proxied(port, address) | {"CONTAINERS_REGISTRIES_CONF": str(folder / "registries.conf")})
     finally:
         server.terminate()
         server.wait(10)
 
 
-def proxied(port: int) -> dict[str, str]:
-    """The variables that send every request to this port of the machine, but for those to the machine itself."""
-    proxy = f"http://127.0.0.1:{port}"
+def proxied(port: int, address: str = "127.0.0.1") -> dict[str, str]:
+    """The variables that send every request to this port, but for those to the machine itself."""
+    proxy = f"http://{address}:{port}"
     return {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "NO_PROXY": "127.0.0.1,localhost"}
 
 
-def answers(port: int) -> bool:
+def answers(port: int, address: str = "127.0.0.1") -> bool:
     """Whether somebody listens there."""
     with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
+        return one.connect_ex((address, port)) == 0

@@ -124,11 +124,6 @@ class Mithril:
             given = choose("SSH key", self._ssh_keys(now), now or _NEW)
         key = None if given == _NEW else given or now
         file = identity_file(flow_home(), key) if given and key else None
-        if file and not file.exists():
-            raise ResourceNotFoundError(
-                f"no SSH key `{file}`",
-                suggestions=["make it with `ssh-keygen`", "or `--ssh-key new`: one of Flow's own"],
-            )
         key = str(file.absolute()) if file and not str(key).startswith("~") else key
         self._setup.answer("mithril.ssh_key", key)
         return key

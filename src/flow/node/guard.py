@@ -12,6 +12,7 @@ import glob
 import json
 import os
 import pwd
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,6 +29,12 @@ LOOK_SECONDS = 1.0
 DEVICE_SECONDS = 120.0  # for a volume's device to appear
 HTTP_SECONDS = 30.0
 CLIENT_SECONDS = 15.0  # for one that is there to collect what the task left
+# Ubuntu does not have it; source: NVIDIA Container Toolkit, "Installing with apt".
+TOOLKIT = """
+at=https://nvidia.github.io/libnvidia-container key=/usr/share/keyrings/nvidia.asc
+curl -fsSL $at/gpgkey >$key
+echo "deb [signed-by=$key] $at/stable/deb/$(dpkg --print-architecture) /" >/etc/apt/sources.list.d/nvidia.list
+"""
 PORT = 7091  # where the machines of one task tell each other whether they are done
 SILENCE_SECONDS = 3600.0  # for which one that does not answer is taken to be at work
 WORKS, COMPLETED, FAILED = b"0", b"1", b"2"
@@ -69,9 +76,13 @@ class Guard:
                 self.as_user("sh", "-c", 'echo preempted >> "$0/asked"', folder)
 
     def prepare(self) -> None:
-        """Docker and volumes; what goes wrong is told to the task that needs it, by a file beside the mount."""
+        """Docker, caches and volumes; what goes wrong is told to the task that needs it, by a file beside the mount."""
         if self.machine["docker"]:
             self.have_docker()
+        if os.path.isdir(self.machine["scratch"]):
+            caches = os.path.join(self.machine["scratch"], "cache")
+            os.makedirs(caches, exist_ok=True)
+            os.chown(caches, self.user.pw_uid, self.user.pw_gid)
         for volume in self.machine["volumes"]:
             at = volume["path"]
             os.makedirs(at, exist_ok=True)
@@ -84,11 +95,13 @@ class Guard:
                 os.unlink(at + ".why")
 
     def have_docker(self) -> None:
-        """Installed where it is missing, and open to the login user."""
-        if _run("sh", "-c", "command -v docker").returncode:
-            apt = "export DEBIAN_FRONTEND=noninteractive; apt-get update -q; apt-get install -yq docker.io"
-            done = _run("sh", "-c", apt)
-            _say(f"docker was installed: {done.returncode} {done.stderr[-200:]}")
+        """Installed where it is missing, as what shows it GPUs, and open to the login user."""
+        if not shutil.which("docker"):
+            _install("docker.io")
+        if shutil.which("nvidia-smi") and not shutil.which("nvidia-container-runtime-hook"):
+            _run("sh", "-c", TOOLKIT)
+            _install("nvidia-container-toolkit")
+            _run("systemctl", "restart", "docker")  # it looks for it when it starts
         _run("usermod", "-aG", "docker", self.user.pw_name)
 
     def mount(self, volume: dict[str, Any]) -> str:
@@ -97,8 +110,8 @@ class Guard:
         if os.path.ismount(at):
             return ""
         if volume["share"]:
-            if _run("sh", "-c", "command -v mount.nfs4").returncode:
-                _run("sh", "-c", "apt-get update -q; apt-get install -yq nfs-common")
+            if not shutil.which("mount.nfs4"):
+                _install("nfs-common")
             done = _run("mount", "-t", "nfs4", "-o", volume["options"], volume["share"], at)
             said = done.stderr.strip() or f"exit {done.returncode}"
             return self.owned(at) if done.returncode == 0 else f"{volume['share']}: {said}"
@@ -269,6 +282,12 @@ class Guard:
         return _run("runuser", "-u", self.user.pw_name, "--", *argv, given=given)
 
 
+def _install(package: str) -> None:
+    apt = "export DEBIAN_FRONTEND=noninteractive; apt-get update -q; apt-get install -yq "
+    done = _run("sh", "-c", apt + package)
+    _say(f"{package} was installed: {done.returncode} {done.stderr[-200:]}")
+
+
 def _is_blank(device: str) -> bool:
     """Whether there are only zeros in the first and the last MiB."""
     with open(device, "rb") as file:
@@ -316,7 +335,9 @@ def _write(path: str, text: str) -> None:
 def _run(*argv: str, given: str = "") -> subprocess.CompletedProcess[str]:
     pipe = subprocess.PIPE
     try:
-        return subprocess.run(argv, input=given, stdout=pipe, stderr=pipe, encoding="utf-8", check=False)
+        return subprocess.run(
+            argv, input=given, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", check=False
+        )
     except FileNotFoundError:
         return subprocess.CompletedProcess(argv, 127, "", f"no `{argv[0]}` on this machine")
 

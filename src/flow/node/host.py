@@ -230,7 +230,12 @@ def _reports(ranks: Sequence[str]) -> dict[str, str]:
 
 def is_noted(folder: str, name: str) -> bool:
     """Whether `hold` or `cancel` was asked of a task or element, or of the whole of its array."""
-    return any(os.path.exists(os.path.join(one, name)) for one in {folder, folder.rpartition("_")[0] or folder})
+    return any(os.path.exists(one) for one in notes(folder, name))
+
+
+def notes(folder: str, name: str) -> list[str]:
+    """The files by which that is asked."""
+    return [os.path.join(one, name) for one in {folder, folder.rpartition("_")[0] or folder}]
 
 
 def _needs(root: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -19,6 +19,7 @@ _PACKAGE = f"{__package__}." if __package__ else ""
 answers, remains, facts = (importlib.import_module(_PACKAGE + one) for one in ("answers", "remains", "host_facts"))
 runner, host, asked = (importlib.import_module(_PACKAGE + one) for one in ("runner", "host", "asked"))
 
+SHUTDOWN = "its runner was ended, as by a shutdown"
 TELL_SECONDS = 5.0  # that another machine may take to hear of a loss
 
 
@@ -32,17 +33,30 @@ def settle(tasks: str, folder: str, index: int | None) -> Turn | None:
     return None if job.note_end() else job
 
 
-def run(tasks: str, folder: str, index: int | None, *, gpus: list[int] | None, umask: int) -> None:
+def run(tasks: str, folder: str, index: int | None, *, gpus: list[int] | None, umask: int, lacks: str = "") -> None:
     """The same, and run the next attempt.
 
-    gpus: those it is to see; None where the host has none. umask: that of its command.
+    gpus: those it is to see; None where the host has none. umask: that of its command. lacks: why it cannot run here.
 
     Must be alone in its process.
     """
     job = settle(tasks, folder, index)
     if job:
-        job.attempt(gpus, umask=umask)
+        job.attempt(gpus, umask=umask, lacks=lacks)
         job.note_end()
+
+
+def hears_shutdown(rank: Any, has_ended: bool) -> bool:
+    """Whether SIGTERM came from no user, who would have left a note first: then the rank is to run again.
+
+    has_ended: whether the command had before that.
+    """
+    if any(map(os.path.exists, rank.task["cancel_notes"])):
+        return False
+    rank.stop(asked.REQUEUE, SHUTDOWN)
+    if not has_ended:  # it was told to end as well, and may have been faster
+        rank.stopped = rank.stopped or (asked.REQUEUE, SHUTDOWN)
+    return True
 
 
 class Turn:
@@ -110,7 +124,7 @@ class Turn:
         if self.rank and cause == "lost":
             _tell_main(json.loads(answers.read(folder, "task.json")), reason)
 
-    def attempt(self, gpus: list[int] | None, *, umask: int) -> None:
+    def attempt(self, gpus: list[int] | None, *, umask: int, lacks: str) -> None:
         """Run it, in this process."""
         number = (answers.attempts(self.folder) or [self.task["first_attempt"] - 1])[-1] + 1
         folder = os.path.join(self.folder, str(number), str(self.rank))
@@ -131,6 +145,12 @@ class Turn:
                 number = meeting["attempt"]
                 folder = os.path.join(self.folder, str(number), str(self.rank))
         self._write_task(folder, number, gpus, meeting)
+        if lacks:
+            end = {"v": 1, "phase": "ended", "cause": "start", "reason": lacks, "code": 126, "signal": None}
+            answers.write(
+                folder, "status.json", json.dumps({**end, "started": None, "ended": time.time()}), durably=True
+            )
+            return
         os.umask(umask)  # what the runner makes has modes of its own, or lies where nobody else gets to
         runner.run(folder, lock_fd=own_lock, keep=gpu_locks)
 
@@ -172,8 +192,11 @@ class Turn:
         master, task["control_port"], task["step_port"] = meeting["ports"]
         task.update(peers=meeting.get("peers", []), token=meeting.get("token"))
         task["env"] = {"MASTER_PORT": str(master), **task["env"]}
+        task["cancel_notes"] = host.notes(self.folder, "cancel")
         if task["slurm"] and self.index is not None:
             task["slurm"]["number"] = task["numbers"][str(self.index)]
+        if task.get("scratch") and os.path.isdir(task["scratch"]):
+            _use_scratch(task)
         if gpus is not None and "CUDA_VISIBLE_DEVICES" not in task["env"]:
             task["gpu_ids"] = gpus
         task["private_mounts"] = os.geteuid() == 0 or task.get("private_mounts", False)
@@ -186,6 +209,14 @@ class Turn:
         for name in task["needs"]:
             shutil.copy(os.path.join(self.base, name), os.path.join(folder, name))
         answers.write(folder, "task.json", json.dumps(task))
+
+
+def _use_scratch(task: dict[str, Any]) -> None:
+    """Have what the command's programs keep for later on a disk of the machine's own."""
+    task["env"] = {"XDG_CACHE_HOME": os.path.join(task["scratch"], "cache"), **task["env"]}
+    task["user_env"] = ["XDG_CACHE_HOME", *task["user_env"]]
+    if task["image"]:
+        task["mounts"] = [*task["mounts"], {"kind": "folder", "source": task["scratch"], "target": task["scratch"]}]
 
 
 def _last_sign(folder: str) -> float:

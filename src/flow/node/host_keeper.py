@@ -26,6 +26,7 @@ host, host_job, facts = (importlib.import_module(_PACKAGE + one) for one in ("ho
 importlib.import_module(_PACKAGE + "runner")  # loaded once for all that are forked
 
 LINGER_SECONDS = 10
+LACK_SECONDS = 20.0  # for what a rented machine was bought with to show
 LOOK_SECONDS = 1.0  # between looks at runners that another keeper started, and at what waits for a time
 SIGN_SECONDS = 60.0  # between two signs of life of what runs, by which it is known when it died with the host
 AGAIN_SECONDS = 5.0  # before a start is tried again that came to nothing, as on a full disk
@@ -86,7 +87,7 @@ class Keeper:
         self.machine = inventory.read_inventory()
         self.gate = answers.read(root, "gate").strip()  # a file without which nothing starts
         self.lent: set[int] = set()  # GPUs that other users' tasks have
-        self.idle_since = self.signed_at = time.monotonic()
+        self.began = self.idle_since = self.signed_at = time.monotonic()
         try:
             os.mkfifo(os.path.join(root, "wake"), 0o600)
         except FileExistsError:
@@ -205,9 +206,11 @@ class Keeper:
             if unit.runs or unit.again_at > time.time() or self._waits(unit, running[array_of(name)]):
                 continue
             fits, gpus = room.take(unit.meta)
-            if fits:
+            lacks = "" if fits else self._lacks(unit.meta)
+            if fits or lacks:
                 unit.gpus = gpus
-                self._start(unit, partial(host_job.run, gpus=gpus if self.machine.cards else None, umask=self.umask))
+                given = gpus if self.machine.cards else None
+                self._start(unit, partial(host_job.run, gpus=given, umask=self.umask, lacks=lacks))
                 running[array_of(name)] += 1
             if room.cpus <= 0:
                 break
@@ -221,6 +224,17 @@ class Keeper:
             if unit.runs or unit.is_broken:
                 room.take({**unit.meta, "gpus": 0})
         return room
+
+    def _lacks(self, meta: dict[str, Any]) -> str:
+        """What a rented machine will never have for its task, so that it is not paid for in vain; "" for none."""
+        if not self.gate or Room(self.machine, set()).take(meta)[0]:
+            return ""
+        self.machine = inventory.read_inventory()  # a driver may come late
+        if time.monotonic() - self.began < LACK_SECONDS or Room(self.machine, set()).take(meta)[0]:
+            return ""
+        memory = f"{meta['memory_gb']:g} GB, " if meta["memory_gb"] else ""
+        has = f"{self.machine.cpus:g} CPUs, {self.machine.memory_gb:g} GB and {len(self.machine.cards)} GPUs"
+        return f"the machine has {has}: {meta['cpus']:g} CPUs, {memory}{meta['gpus']} GPUs are asked for"
 
     def _waits(self, unit: Unit, running: int) -> bool:
         limit = unit.meta["at_once"]

@@ -90,6 +90,8 @@ def _is_free(path: str) -> bool:
 def _folder_of(mount: dict[str, Any], folder: str, check: Callable[[], None]) -> dict[str, Any]:
     """A mount as the folder of this machine that it comes from; a device is mounted at its target, for all to see."""
     source, target = mount["source"], mount["target"]
+    if mount["kind"] == "folder" and not os.path.isdir(source):  # an engine would make one
+        raise CannotMount(_why_not_there(source))
     if mount["kind"] == "device":
         _beside("volumes").mount_device(source, target)
         source = target
@@ -98,6 +100,15 @@ def _folder_of(mount: dict[str, Any], folder: str, check: Callable[[], None]) ->
     if mount["kind"] == "s3":
         source = _objects(source, folder, mount["cache"], check)
     return {"source": source, "target": target, "read_only": mount["kind"] == "s3"}
+
+
+def _why_not_there(source: str) -> str:
+    """What who was to bring a folder has left beside it."""
+    try:
+        with open(source + ".why", encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError:
+        return f"the folder `{source}` is not there"
 
 
 def _objects(source: str, folder: str, cache: str, check: Callable[[], None]) -> str:

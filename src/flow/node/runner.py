@@ -295,6 +295,7 @@ class Rank:
             raise Ended(128 + signal.SIGTERM, None, *self.stopped)
 
     def _signalled(self, numbers: bytes) -> None:
+        has_ended = self.processes.wait_status is not None
         self._reap()
         if signal.SIGUSR1 in numbers:
             self._hear_asked()
@@ -304,7 +305,8 @@ class Rank:
                 self.terminated = now
             elif now - self.terminated > AGAIN_SECONDS:
                 self._kill()
-            self.stop("cancel", "cancelled")
+            if not (self.task.get("cancel_notes") and _beside("host_job").hears_shutdown(self, has_ended)):
+                self.stop("cancel", "cancelled")
 
     def _hear_asked(self) -> None:
         if os.path.exists(self.path("asked")):

@@ -83,12 +83,14 @@ def startup_script(
     mark: Mark,
     user: str,
     notice: str,
+    scratch: str,
     volumes: Sequence[Mapping[str, Any]] = (),
     grace_seconds: float,
     deliver_seconds: float = 1800.0,
 ) -> str:
     """The script of a plan's machines. notice: the file in which the cloud tells a machine that it takes it back.
-    volumes: `path` on the machine with `device`, or with `share` and `options`.
+    scratch: the folder of a disk of the machine's own, if it has one. volumes: `path` on the machine with `device`, or
+    with `share` and `options`.
 
     The same for every machine of the plan; nothing secret is in it.
     """
@@ -96,6 +98,7 @@ def startup_script(
         "task_id": plan.task_id,
         "user": user,
         "notice": notice,
+        "scratch": scratch,
         "machines": machines,
         "docker": plan.image is not None,
         "volumes": list(volumes),

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.support.components import require
 from tests.support.fleet import Fleet, Host
 from tests.support.mithril_cloud import account, bids, catalogue, goods, storage
 from tests.support.mithril_cloud.checks import RefusedError
 from tests.support.mithril_cloud.clock import Clock
+from tests.support.mithril_cloud.debian import debian_image
 from tests.support.mithril_cloud.faults import Answer, Faults
 from tests.support.mithril_cloud.guest import LOG
 from tests.support.mithril_cloud.machines import Machines, remove_backing
@@ -21,6 +23,7 @@ from tests.support.mithril_cloud.market import Lane
 from tests.support.mithril_cloud.records import ApiKey, Bid, Instance, Project, Reservation, Volume
 from tests.support.mithril_cloud.server import Request, Server
 from tests.support.mithril_cloud.spot import Spot, held
+from tests.support.mithril_cloud.virtual import require_virtual
 from tests.support.processes import wait_until
 
 _ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
@@ -94,7 +97,8 @@ class Cloud:
         first = ApiKey("laptop", now, now + 90 * 86400)
         self.api_keys, self.key = {first.fid: first}, first.secret
         self.spot = Spot(self.machines, catalogue.lanes(), catalogue.TYPES)
-        self.machines.pretended = self.machines.has_docker = False
+        self.machines.pretended, self.machines.lacks_gpus = False, False
+        self.machines.docker = self.machines.image = None
         self.faults.clear()
         self.server.requests.clear()
 
@@ -173,10 +177,21 @@ class Cloud:
         assert host, self.describe(name)
         return host
 
-    def give_docker(self) -> None:
-        """Have a Docker on machines from now on, with the image of `tests.support.containers`; skips without one."""
+    def give_docker(self, variables: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Have a Docker on machines from now on, with the image of `tests.support.containers`; skips without one.
+
+        It has `variables`, those of a registry for example.
+        """
         require("dockerd", "containers run on machines of the cloud")
-        self.machines.has_docker = True
+        self.machines.docker = variables
+
+    def give_kernels(self, cache: Path, files: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Have machines from now on be virtual ones, a Debian with the real cloud-init; skips where there can be none.
+
+        They hear of no preemption, and boot in a minute; their image is kept in `cache`. They have `files`, by path.
+        """
+        require_virtual()
+        self.machines.image, self.machines.files = debian_image(cache), files
 
     def crash(self, name: str, rank: int = 0) -> None:
         """Its machine dies; the bid stays, and is paid for."""

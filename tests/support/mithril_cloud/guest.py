@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.support.containers import IMAGE, image_archive
 from tests.support.mithril_cloud import systemctl
+from tests.support.registries import HOST
 
 SCRIPT = "var/lib/foundry/startup_script.sh"
 LOG = "var/log/foundry/startup_script.log"
@@ -45,10 +46,29 @@ exec mount -i --bind "/run/shares/$name" "$target"
 """
 _DOCKER = f"""\
 [Service]
-ExecStart=/usr/sbin/dockerd --bridge=none --iptables=false --ip-forward=false
+EnvironmentFile=-/etc/default/docker
+ExecStart=/usr/sbin/dockerd --bridge=none --iptables=false --ip-forward=false --insecure-registry={HOST}
 ExecStartPost=/bin/sh -c 'until docker version; do sleep 0.05; done; docker import /var/cache/image.tar {IMAGE}'
 [Install]
 WantedBy=multi-user.target
+"""
+# NVIDIA's repository has what shows its GPUs to Docker; containers find no device here, but the variable.
+_APT_GET = """\
+#!/bin/bash
+[[ $* == *" nvidia-container-toolkit" ]] || exec /usr/bin/apt-get "$@"
+cat /etc/apt/sources.list.d/*.list >/tmp/sources
+read -r _ key address place < <(grep https://nvidia.github.io/libnvidia-container/stable/deb/ /tmp/sources)
+[ "$address$place" = https://nvidia.github.io/libnvidia-container/stable/deb/amd64/ ] && [ -s "${key:11:-1}" ] || {
+  echo "E: Unable to locate package nvidia-container-toolkit" >&2
+  exit 100
+}
+printf '#!/bin/sh\\n' >/usr/bin/nvidia-container-runtime-hook
+chmod +x /usr/bin/nvidia-container-runtime-hook
+"""
+_CURL = """\
+#!/bin/bash
+[[ $* != *https://nvidia.github.io/libnvidia-container/gpgkey ]] || exec echo a key
+exec /usr/bin/curl "$@"
 """
 _PORT_FORWARDER = """\
 #!/bin/bash
@@ -88,10 +108,14 @@ def furnish(folder: Path, keys: Sequence[str], script: str | None) -> None:
         (folder / "local" / name).mkdir(exist_ok=True)
     _program(folder / "local/sbin/boot", _BOOT)
     _program(folder / "local/bin/foundrypf", _PORT_FORWARDER)
+    _program(folder / "local/bin/curl", _CURL)
+    _program(folder / "local/sbin/apt-get", _APT_GET)
 
 
-def add_docker(folder: Path) -> None:
-    """One that runs from the first boot on, with a small image in it."""
+def add_docker(folder: Path, variables: Mapping[str, str]) -> None:
+    """One that runs from the first boot on, with a small image in it, and finds HOST where `variables` say."""
+    (folder / "etc.new/default").mkdir(exist_ok=True)
+    (folder / "etc.new/default/docker").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
     (folder / "root/var/cache/image.tar").write_bytes(image_archive())
     units = folder / "etc.new/systemd/system"
     (units / "docker.service").write_text(_DOCKER)

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Literal
 
 from tests.support.fleet import Fleet, Host
-from tests.support.fleet_disk import Machine, install
+from tests.support.fleet_disk import Machine, install, nvidia_smi
+from tests.support.mithril_cloud.debian import Image
 from tests.support.mithril_cloud.guest import Attached, add_docker, announce, furnish, prepare_boot
 from tests.support.mithril_cloud.records import InstanceType, Volume
+from tests.support.mithril_cloud.virtual import Virtual
 from tests.support.processes import wait_until
 
 Power = Literal["on", "down", "off", "gone"]  # down: as by its own `poweroff`; it keeps its address and is paid for
@@ -49,7 +51,7 @@ class Slot:
     fid: str
     number: int | None = None
     setup: Setup | None = None
-    host: Host | None = None
+    host: Host | Virtual | None = None
     actual: Power = "gone"
     wanted: Power = "gone"
     at_work: bool = False
@@ -63,7 +65,10 @@ class Machines:
     """`changed` guards all of it, and is notified when a machine is as it is wanted."""
 
     def __init__(self, fleet: Fleet, changed: threading.Condition) -> None:
-        self.has_docker = False  # on disks that are made from now on
+        self.docker: Mapping[str, str] | None = None  # the variables of that on disks that are made from now on
+        self.image: Image | None = None  # with which they have kernels of their own from now on
+        self.files: Mapping[str, str] = {}  # that those have
+        self.lacks_gpus = False  # as where the driver does not find them
         self.pretended = False  # no machine is booted; instances only say so
         self._fleet, self._changed = fleet, changed
         self._slots: dict[str, Slot] = {}
@@ -81,9 +86,16 @@ class Machines:
         slot.is_elsewhere, slot.announced = True, False
         return f"10.66.{self._fleet.number}.{slot.number}"
 
-    def address(self, fid: str) -> str:
+    def destination(self, fid: str, *, with_port: bool) -> str:
+        """As ssh is told of it; a port that is the usual one may be left out."""
+        slot = self[fid]
+        if isinstance(slot.host, Virtual):
+            return f"{slot.host.address}:{slot.host.port}"
+        return self._address(slot) + (":22" if with_port else "")
+
+    def _address(self, slot: Slot) -> str:
         network = "203.0.113" if self.pretended else f"198.18.{self._fleet.number}"
-        return f"{network}.{self[fid].number}"
+        return f"{network}.{slot.number}"
 
     def bring(self, fid: str, wanted: Power, setup: Setup | None = None) -> None:
         """Returns at once."""
@@ -100,7 +112,7 @@ class Machines:
     def announce(self, fid: str, instance_status: str, bid_status: str, end_time: str | None) -> None:
         """Write the signal file once, where there is somebody to read it."""
         slot = self[fid]
-        if slot.actual == "on" and slot.host and not slot.announced:
+        if slot.actual == "on" and isinstance(slot.host, Host) and not slot.announced:
             announce(slot.host.folder, instance_status, bid_status, end_time)
             slot.announced = True
 
@@ -149,15 +161,21 @@ class Machines:
                 slot.actual = wanted
 
     def _boot(self, slot: Slot) -> None:
-        setup = slot.setup
-        assert setup and slot.number
+        assert slot.setup
         if slot.host:
             slot.host.power_off()  # what is left of one that went down by itself
-        card, memory = _CARDS.get(setup.kind.gpu, (setup.kind.gpu, setup.kind.memory_gb * 1024))
+        slot.host = self._virtual(slot, slot.setup) if self.image else self._namespaced(slot, slot.setup)
+        self._fleet.hosts[slot.fid] = slot.host  # type: ignore[assignment]  # to be ended with the others
+        slot.is_elsewhere = False
+        slot.host.start()
+
+    def _namespaced(self, slot: Slot, setup: Setup) -> Host:
+        assert slot.number
+        card, memory = _card(setup.kind)
         machine = Machine(
             setup.name,
-            self.address(slot.fid),
-            gpus=setup.kind.gpus,
+            self._address(slot),
+            gpus=0 if self.lacks_gpus else setup.kind.gpus,
             gpu=card,
             gpu_memory_mib=memory,
             user="ubuntu",
@@ -168,13 +186,20 @@ class Machines:
         if not host.folder.exists():
             install(machine, host.folder, self._fleet.folder / "user.pub")
             furnish(host.folder, setup.keys, setup.script)
-            if self.has_docker:
-                add_docker(host.folder)
-        slot.host = self._fleet.hosts[slot.fid] = host
+            if self.docker is not None:
+                add_docker(host.folder, self.docker)
         attached = self._attach(slot, setup.volumes)
         prepare_boot(host.folder, setup.name, setup.nodes, attached, elsewhere=slot.is_elsewhere)
-        slot.is_elsewhere = False
-        host.start()
+        return host
+
+    def _virtual(self, slot: Slot, setup: Setup) -> Virtual:
+        assert self.image
+        host = Virtual(self._fleet.folder / slot.fid, self.image, self._fleet.gateway, self._fleet.folder / "user")
+        host.volumes = setup.volumes
+        if not host.folder.exists():
+            gpus = nvidia_smi(setup.kind.gpus, *_card(setup.kind))
+            host.install(setup.name, setup.keys, setup.script, {"/usr/bin/nvidia-smi": gpus, **self.files})
+        return host
 
     def _end(self, slot: Slot, *, gone: bool) -> None:
         if slot.host:
@@ -202,6 +227,11 @@ class Machines:
     def _is_free(self, volume: str) -> bool:
         """Whether the machine that had it last has let go of it."""
         return not any(volume in one.loops for one in list(self._slots.values()))
+
+
+def _card(kind: InstanceType) -> tuple[str, int]:
+    """What its driver calls each GPU, and the memory of one in MiB."""
+    return _CARDS.get(kind.gpu, (kind.gpu, kind.memory_gb * 1024))
 
 
 def make_backing(folder: Path, fid: str, interface: str, size_gb: int) -> Path:

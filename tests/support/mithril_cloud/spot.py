@@ -116,8 +116,8 @@ class Spot:
 
     def _answer(self, bid: Bid, one: Instance) -> None:
         """The first of a bid says its port, others do not: the API leaves that open."""
-        address = self.machines.address(one.fid)
-        one.status, one.ssh_destination = "STATUS_RUNNING", f"{address}:22" if one is bid.instances[0] else address
+        is_first = one is bid.instances[0]
+        one.status, one.ssh_destination = "STATUS_RUNNING", self.machines.destination(one.fid, with_port=is_first)
 
     def _setup(self, bid: Bid, one: Instance) -> Setup:
         return Setup(

@@ -117,7 +117,8 @@ class Api:
             raise NotKnownError(
                 f"{self.url} answered {status}, {_said(text)}: whether it did what was asked is not known"
             )
-        raise _refusal(status, headers, text, url=self.url, key_name=self._key_name)
+        project = str((body or query).get("project") or "")
+        raise _refusal(status, headers, text, url=self.url, key_name=self._key_name, project=project)
 
     def _sent(
         self, method: str, path: str, query: Mapping[str, object], body: Mapping[str, Any] | None, *, is_last: bool
@@ -256,16 +257,21 @@ def _entries(told: Any) -> list[dict[str, Any]]:
     return told
 
 
-def _refusal(status: int, headers: Mapping[str, str], text: str, *, url: str, key_name: str) -> FlowError:
+def _refusal(status: int, headers: Mapping[str, str], text: str, *, url: str, key_name: str, project: str) -> FlowError:
     """The error that an answer is, in the server's words."""
     said = _said(text) or f"error {status}"
     request = headers.get("x-request-id") or headers.get("x-correlation-id")
     said += f" (request {request})" if request else ""
     if status in (400, 402, 409, 422):
         return _refused(status, said)
+    place = f" in the project `{project}`" if project else ""
     known: dict[int, tuple[type[FlowError], str, tuple[str, ...]]] = {
         401: (AuthenticationError, f"{key_name} is not accepted: ", (f"get a new one from {KEYS_PAGE}", _INIT)),
-        403: (AuthenticationError, "not allowed: ", (f"is it the right project? {_INIT}",)),
+        403: (
+            AuthenticationError,
+            f"not allowed{place}: ",
+            ("`mithril projects list` has yours; `flow init` sets it",),
+        ),
         404: (ResourceNotFoundError, "", ()),
         429: (ProviderError, "too many requests: ", ("try again in a minute",)),
     }
@@ -284,6 +290,8 @@ def _refused(status: int, said: str) -> FlowError:
         return NameTakenError(said, suggestions=["choose another name"])
     if "price" in low and "below" in low:
         return PriceTooLowError(said, suggestions=["raise `max_price_per_hour` (`flow offers` shows the prices)"])
+    if "ssh key" in low:
+        return ValidationError(said, suggestions=["`flow init` chooses an SSH key, or has one made"])
     return ValidationError(said)
 
 

@@ -48,11 +48,25 @@ def login_keys(account: Account, folder: Path, named: str | None, label: str) ->
 
 
 def identity_file(folder: Path, named: str | None) -> Path | None:
-    """Flow's own private key, or the file that is named; None where a key at Mithril is."""
+    """Flow's own private key, which may have to be made, or the file that is named; None where a key at Mithril is.
+
+    Raises ResourceNotFoundError where there is no such file.
+    """
     if named is None:
         return folder / "id_ed25519"
     file = Path(named.removesuffix(".pub")).expanduser()
-    return file if "/" in named or named.startswith("~") or file.is_file() else None
+    if file.is_file():
+        return file
+    if "/" not in named and not named.startswith("~"):
+        return None
+    raise ResourceNotFoundError(
+        f"there is no SSH key `{file}`",
+        suggestions=[
+            *_near_files(file.name, file.parent),
+            f"make it: `ssh-keygen -t ed25519 -f {file}`",
+            "`flow init --ssh-key new` takes one of Flow's own",
+        ],
+    )
 
 
 def make_key(file: Path) -> None:
@@ -88,8 +102,19 @@ def _named(there: list[dict[str, Any]], named: str) -> dict[str, Any]:
             return one
     names = [str(one.get("name")) for one in there]
     raise ResourceNotFoundError(
-        f"the project has no SSH key `{named}`", suggestions=[*did_you_mean(named, names), "`mithril ssh-keys list`"]
+        f"the project has no SSH key `{named}`, and here is no such file",
+        suggestions=[
+            *(did_you_mean(named, names) or _near_files(named, _USERS.expanduser())),
+            "`mithril ssh-keys list` has those of the project; a file is named with its folder, as `~/.ssh/id_ed25519`",
+        ],
     )
+
+
+def _near_files(name: str, folder: Path) -> list[str]:
+    """That one of the private keys in a folder may be meant."""
+    there = {file.stem: str(file.with_suffix("")) for file in sorted(folder.glob("*.pub"))}
+    near = did_you_mean(name, there)
+    return [one.replace(f"`{stem}`", f"`{path}`") for one in near for stem, path in there.items() if f"`{stem}`" in one]
 
 
 def _private_of(public: str) -> Path | None:

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flow.channel import Channel, ssh
-from flow.errors import FlowError, ProviderError, ValidationError
+from flow.errors import FlowError, ProviderError, QuotaExceededError, ValidationError
 from flow.gpus import Gpu
 from flow.machines import Capabilities, Machines, Offer, Price, Volume
 from flow.mounts import VOLUME
 from flow.plan import Plan
 from flow.providers import Option
 from flow.providers.mithril.account import BIDS, Account, open_api
-from flow.providers.mithril.api import URL, NameTakenError, NotKnownError
+from flow.providers.mithril.api import URL, NameTakenError, NotKnownError, PriceTooLowError
 from flow.providers.mithril.keys import Keys, login_keys
 from flow.providers.mithril.market import Market, dollars, moment, price_text
 from flow.providers.mithril.volumes import Volumes, on_machine, path_of
 from flow.providers.rented import Machine, Rental, Rented
 from flow.providers.startup import Mark, read_mark, startup_script, tell_guard
 
-_INSTANCES, _KEYS = "/v2/instances", "/v2/api-keys"
+_INSTANCES, _KEYS, _QUOTAS = "/v2/instances", "/v2/api-keys", "/v2/quotas"
 _USER = "ubuntu"
 _NOTICE = "/opt/mithril/*_SIGNAL.yml"
 _SCRIPT_BYTES = 10_000
@@ -46,6 +46,7 @@ class Mithril(Rented):
     """`home` is the folder that holds the records."""
 
     name: ClassVar[str] = "mithril"
+    scratch: ClassVar[str] = "/mnt/local"
     startup_copy: ClassVar[str] = "/var/lib/foundry/startup_script.sh"
     options: ClassVar[tuple[Option, ...]] = (
         Option("api_key", str, "key of the API", environment="MITHRIL_API_KEY", secret=True),
@@ -139,6 +140,7 @@ class Mithril(Rented):
             mark=Mark(plan.task_id, attempt, plan.hash, self.home_id, (str(round(limit * 100)),)),
             user=_USER,
             notice=_NOTICE,
+            scratch=self.scratch,
             volumes=on_machine(self.volumes.list(), volumes),
             grace_seconds=float(str(self._settings.get("grace_minutes") or 10.0)) * 60,
         )
@@ -161,6 +163,9 @@ class Mithril(Rented):
                     break
                 if is_last:  # which is no refusal: it may still come
                     raise NotKnownError(f"the bid `{plan.task_id}` does not show: {error.message}") from error
+            except (PriceTooLowError, QuotaExceededError) as error:
+                error.suggestions = (*self._facts_of(error, plan, limit), *error.suggestions)
+                raise
         self.note_answer(plan.task_id)
 
     def end(self, rental: Rental) -> None:
@@ -317,6 +322,18 @@ class Mithril(Rented):
         """Of one machine: what is given, down to a cent."""
         limit = (plan.max_price_per_hour or 0.0) / plan.machines
         return int(round(limit * 100, 6)) / 100
+
+    def _facts_of(self, error: FlowError, plan: Plan, limit: float) -> Iterator[str]:
+        """What is known of why a bid is refused."""
+        if isinstance(error, PriceTooLowError):
+            price = self._prices().get((self._type_id(plan), str(plan.region)))
+            now = f"; it costs {price_text(price)}/h there now" if price is not None else ""
+            yield f"the bid was {price_text(limit)}/h for each machine{now}"
+            return
+        with suppress(FlowError, KeyError):
+            for one in self.account.api.list(_QUOTAS, project=self.account.project):
+                if one.get("instance_type") == self._type_id(plan):
+                    yield f"{one['used_quantity']} of {one['total_quantity']} {one['units']} of that type are in use"
 
     def _has_come(self, plan: Plan, attempt: int) -> bool:
         """Whether a bid for this attempt is there: it may take a moment to show."""

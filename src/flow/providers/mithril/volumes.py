@@ -17,7 +17,7 @@ from flow.providers.mithril.market import moment
 from flow.record import Records
 
 FOLDER = "/mnt/flow"  # on the machines: each volume below it, by its id
-_VOLUMES = "/v2/volumes"
+_VOLUMES, _REGIONS = "/v2/volumes", "/marketplace/v1/regions"
 _NFS = "nfsvers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2"
 
 
@@ -83,6 +83,10 @@ class Volumes:
                     return one
             if isinstance(error, NameTakenError):
                 raise ValidationError(f"there is a volume `{name}` already") from error
+            raise
+        except ValidationError as error:
+            if "not available" in error.message:
+                error.suggestions = (*error.suggestions, *self._regions(interface))
             raise
 
     def price_per_month(self, size_gb: int, *, interface: str = "block", region: str | None = None) -> float | None:
@@ -150,6 +154,14 @@ class Volumes:
             self._made.mkdir(mode=0o700, parents=True, exist_ok=True)
             with (self._made / plan.task_id).open("a") as file:
                 file.write(f"{volume.volume_id}\n")
+
+    def _regions(self, interface: str) -> Sequence[str]:
+        """Where such volumes can be made, as far as that is told."""
+        able = f"{'fileshare' if interface == 'file' else 'block'}_storage_enabled"
+        with suppress(FlowError):
+            found = [str(one.get("name")) for one in self._api.list(_REGIONS) if one.get(able)]
+            return [f"{interface} volumes can be made in {', '.join(sorted(found))}"] if found else []
+        return []
 
     def _of(self, volume_id: str) -> Volume:
         for one in self.list():

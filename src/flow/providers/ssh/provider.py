@@ -35,6 +35,7 @@ class Ssh:
     """Tasks on the hosts of a fleet. `home` is the folder that holds the records."""
 
     name: ClassVar[str] = "ssh"
+    scratch: ClassVar[str] = ""  # a folder of the machines for what tasks can do without
     options: ClassVar[tuple[Option, ...]] = (
         Option("hosts", list, "the machines, as ssh knows them"),
         Option("folder", str, "the folder for tasks on each host", "~/.flow-host"),
@@ -230,11 +231,13 @@ class Ssh:
                 "needs": [f"inbox/{name}" for name in secrets],
                 "slurm": slurm_job(plan) if plan.batch else None,
                 "mounts": self._mounts(plan),
+                "scratch": self.scratch,
                 "private_mounts": bool(plan.options.get("private_mounts")),
                 "numbers": {index: plan.number_of(index) for index in part.indices} if plan.batch else {},
             },
             "meta": {
                 **_meta(plan),
+                **({"gpu_kind": None} if self.capabilities.rents else {}),  # the cloud's own names may be others
                 **{name: getattr(part, name) for name in ("rank", "indices", "at_once", "first_attempt")},
             },
             "inbox": secrets,
