@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from flow.errors import ResourceNotFoundError
 from flow.mounts import VOLUME
-from flow.providers.rented import Rental, Rented
+from flow.providers.rental import Rental
+from flow.providers.rented import Rented
 
 if TYPE_CHECKING:
     from flow.client import Flow

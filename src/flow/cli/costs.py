@@ -10,7 +10,7 @@ from flow.errors import FlowError
 
 if TYPE_CHECKING:
     from flow.client import Flow
-    from flow.providers.rented import Rental
+    from flow.providers.rental import Rental
 
 _NAMED = 3  # bids of no task here, told one by one
 

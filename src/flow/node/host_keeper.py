@@ -233,8 +233,9 @@ class Keeper:
         if time.monotonic() - self.began < LACK_SECONDS or Room(self.machine, set()).take(meta)[0]:
             return ""
         memory = f"{meta['memory_gb']:g} GB, " if meta["memory_gb"] else ""
-        has = f"{self.machine.cpus:g} CPUs, {self.machine.memory_gb:g} GB and {len(self.machine.cards)} GPUs"
-        return f"the machine has {has}: {meta['cpus']:g} CPUs, {memory}{meta['gpus']} GPUs are asked for"
+        has = f"{_count(self.machine.cpus, 'CPU')}, {self.machine.memory_gb:g} GB and "
+        asked = f"{_count(meta['cpus'], 'CPU')}, {memory}{_count(meta['gpus'], 'GPU')} are asked for"
+        return f"the machine has {has}{_count(len(self.machine.cards), 'GPU')}: {asked}"
 
     def _waits(self, unit: Unit, running: int) -> bool:
         limit = unit.meta["at_once"]
@@ -316,6 +317,10 @@ class Keeper:
             self.tasks.discard(task_id)
             shutil.rmtree(os.path.join(self.root, "tasks", task_id, "inbox"), ignore_errors=True)  # secrets
             os.unlink(os.path.join(self.root, "queue", task_id))
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:g} {what}{'s' * (number != 1)}"
 
 
 def array_of(name: str) -> str:

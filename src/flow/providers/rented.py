@@ -14,19 +14,20 @@ import time
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from flow.channel import Channel
-from flow.durable import create_durably, write_durably
+from flow.durable import create_durably
 from flow.errors import FlowError, ProviderError, QuotaExceededError, ResourceNotFoundError, ValidationError
 from flow.machines import Allocation, Capabilities, Machines
 from flow.node import host as program
 from flow.plan import Plan
+from flow.providers.holds import Holds
 from flow.providers.losses import Losses
-from flow.providers.ssh.fleet import NEEDS, Fleet
+from flow.providers.rental import Machine, Rental, RentedFleet
 from flow.providers.ssh.gathering import gather
 from flow.providers.ssh.provider import Part, Ssh
 from flow.providers.ssh.sight import Sight, look
@@ -36,85 +37,15 @@ from flow.record import Records
 from flow.remote import Remote
 from flow.status import Want, read_report, report_from_json
 
-_FOLDER = "~/.flow-host"  # for tasks, on each machine
 _BOOT_SECONDS = 3600.0  # after which a machine is not waited for any more; 20 minutes are common
 _STOP_SECONDS = 10.0  # beside a task's own grace time
-_LATE_SECONDS = 120.0  # within which a request that was never answered may still show
 _DEAD_SECONDS = 120.0  # after which a machine that its cloud calls dead is taken to be lost
 _TRUSTED_SECONDS = 3.0  # how long what the cloud told of machines is taken to hold, of those that are up or come
-_ANSWERED, _MAKING = b"answered", b"volumes"  # of a task that is held; nothing: machines were asked for
 _TAKE_COLLECTED = f"sudo -n touch {ROOT}/collected"
 _CUT_SECONDS = 60.0  # after which a startup script is taken to be cut off: it takes one or two
 _SIGNS = {"lasting": LASTING, "ready": READY, "told": f"{ROOT}/bill.json", "guarded": ROOT}
 _STATE = "".join(f"test -e {path} && echo {word}; " for word, path in _SIGNS.items()) + ":"
 _TAKE_BILL = f"sudo -n sh -c 'umask 077; cat > {ROOT}/bill.new && mv {ROOT}/bill.new {ROOT}/bill.json'"
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """One that is rented. target: as ssh takes it, once it can be reached. address: for the task's other machines."""
-
-    name: str
-    rank: int
-    target: str | None = None
-    address: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Rental:
-    """Machines as their cloud tells of them: of a task of ours, of another client's, or of none (`task_id` None).
-
-    state: UP says no more than that they could be reached, LOST that the cloud calls one of them dead. attempt: the
-    first that they were rented for. ended_with: what a machine that paused itself told of its task's end.
-    """
-
-    rental_id: str
-    task_id: str | None
-    state: Machines
-    name: str = ""
-    attempt: int = 1
-    plan_hash: str = ""
-    home_id: str = ""
-    reason: str = ""
-    machines: tuple[Machine, ...] = ()
-    created: float | None = None
-    given: float | None = None  # when the last of its machines was, in seconds since the epoch
-    price_per_hour: float | None = None  # US dollars, all machines together
-    ended_with: str = ""
-    told: Mapping[str, Any] | None = None  # the cloud's own words
-
-
-class RentedFleet(Fleet):
-    """Machines by their names at the cloud, as far as they were seen."""
-
-    def __init__(self, home: Path, settings: Mapping[str, object]) -> None:
-        super().__init__(home, settings)
-        self.ways: dict[str, Channel] = {}
-
-    def dead_seconds(self, name: str) -> float:
-        """For how long it has been found dead, this time included."""
-        self._note_silence(name)
-        return time.time() - (self.silent_since(name) or time.time())
-
-    def note_life(self, name: str) -> None:
-        """It is not dead."""
-        self._silence(name).unlink(missing_ok=True)
-
-    def hang_up(self, name: str) -> None:
-        """End the connections to a machine."""
-        if name in self._remotes:
-            self._remotes.pop(name).hang_up()
-        elif way := self.ways.get(name):
-            way.hang_up()
-        self.ways.pop(name, None)
-
-    def remote(self, name: str) -> Remote:
-        """The machine of that name. Raises ProviderError where none that can be reached is known by it."""
-        if name not in self.ways:
-            raise ProviderError(f"the machine `{name}` cannot be reached yet")
-        if name not in self._remotes or self._remotes[name].channel != self.ways[name]:
-            self._remotes[name] = Remote(self.ways[name], _FOLDER, program, NEEDS, "the machine's folder")
-        return self._remotes[name]
 
 
 class Rented(Ssh):
@@ -126,6 +57,7 @@ class Rented(Ssh):
         super().__init__(home, options)
         self.fleet: RentedFleet = RentedFleet(home, options)
         self.sight, self.losses = Sight(home, self.fleet), Losses(home)
+        self.holds = Holds(home / self.name / "held")
         self.fleet.see_again = lambda *_: None  # what is over there goes with the machine
         self._seen: dict[str, tuple[float, list[Rental]]] = {}  # by task: when, and what
         self._unready: dict[str, float] = {}  # machines whose startup script has not ended, since when
@@ -272,8 +204,7 @@ class Rented(Ssh):
 
     def held(self) -> list[str]:
         """The tasks for which something may be rented, or was made, that is not known to be gone."""
-        folder = self._held
-        return sorted(one.name for one in folder.glob("[!.]*"))  # others are what a killed client was writing
+        return self.holds.tasks()
 
     # -- stopping for a while
 
@@ -431,7 +362,7 @@ class Rented(Ssh):
     def _unseen(self, task_id: str) -> Allocation:
         """Of what was asked for, and does not show: not yet, or not any more."""
         move = self.losses.last(task_id)
-        if self._is_new(task_id):
+        if self.holds.is_new(task_id):
             reason = "is asked for, and does not show yet"
             return Allocation(task_id, move.attempt - 1 if move else 0, Machines.QUEUED, reason=reason)
         attempt = max(self.losses.last_seen(task_id), move.attempt if move else 1)
@@ -516,12 +447,12 @@ class Rented(Ssh):
 
     def _ask_for(self, plan: Plan) -> None:
         move = self.losses.last(plan.task_id)
-        self._hold_open(plan.task_id)
+        self.holds.open(plan.task_id)
         try:
             self.rent(plan, move.attempt if move else 1, self._count(plan))
         except (ValidationError, QuotaExceededError):  # refused, so that there is nothing to come
             self.forget_task(plan.task_id, is_refused=move is None)
-            (self._held / plan.task_id).unlink(missing_ok=True)
+            self.holds.close(plan.task_id)
             raise
 
     def _deliver(self, plan: Plan, rental: Rental) -> None:
@@ -539,8 +470,8 @@ class Rented(Ssh):
             return  # it boots
         untold = [name for name, one in words.items() if "told" not in one]
         if untold:
-            if not (self._held / plan.task_id).exists():  # given back meanwhile by another: a key is to be revoked
-                self.note_answer(plan.task_id)
+            if not self.holds.is_open(plan.task_id):  # given back meanwhile by another: a key is to be revoked
+                self.holds.note_answer(plan.task_id)
             bill, ranks = self.bill(plan, rental), {one.name: one.rank for one in rental.machines}
 
             def tell(name: str, remote: Remote) -> None:
@@ -594,7 +525,7 @@ class Rented(Ssh):
             records = Records(self.home)
             is_kept = records.get(task_id).plan.keep and records.intent(task_id).want is not Want.CANCEL
             if is_kept and records.final(task_id):
-                (self._held / task_id).unlink(missing_ok=True)
+                self.holds.close(task_id)
             return is_kept
         return False
 
@@ -621,54 +552,21 @@ class Rented(Ssh):
         self._hang_up(task_id)
         if rental:
             self.end(rental)
-        asked = self._held / task_id
-        may_come = rental is None and self._is_new(task_id) and asked.read_bytes() != _ANSWERED
-        if may_come or self._live(task_id) is not None:
+        if (rental is None and self.holds.may_come(task_id)) or self._live(task_id) is not None:
             return
         self.forget_task(task_id)
         shutil.rmtree(self._copies / task_id, ignore_errors=True)
-        asked.unlink(missing_ok=True)
+        self.holds.close(task_id)
 
     def _hang_up(self, task_id: str) -> None:
         """End the connections to its machines: one to a machine that is gone would be waited for."""
         for name in self._machines.pop(task_id, ()):
             self.fleet.hang_up(name)
 
-    def _is_new(self, task_id: str) -> bool:
-        """Whether it was asked for so lately that it may still have to show."""
-        try:
-            return time.time() - (self._held / task_id).stat().st_mtime < _LATE_SECONDS
-        except OSError:
-            return False
-
-    def _hold_open(self, task_id: str) -> None:
-        self._held.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_durably(self._held / task_id, b"")
-
-    def note_answer(self, task_id: str) -> None:
-        """A request was answered: nothing of it can come late."""
-        write_durably(self._held / task_id, _ANSWERED)
-
-    def note_making(self, task_id: str) -> None:
-        """Something is about to be made for a task that is not on record yet."""
-        self._held.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_durably(self._held / task_id, _MAKING)
-
-    def was_asked_for(self, task_id: str) -> bool:
-        """Whether machines were asked for, as far as that is still known."""
-        try:
-            return (self._held / task_id).read_bytes() != _MAKING
-        except FileNotFoundError:
-            return True
-
     @property
     def _copies(self) -> Path:
         """Of what machines had that have ended themselves, until it is in the record."""
         return self.home / self.name / "copied"
-
-    @property
-    def _held(self) -> Path:
-        return self.home / self.name / "held"
 
     @property
     def home_id(self) -> str:

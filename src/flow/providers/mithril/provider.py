@@ -25,7 +25,8 @@ from flow.providers.mithril.api import URL, NameTakenError, NotKnownError, Price
 from flow.providers.mithril.keys import Keys, login_keys
 from flow.providers.mithril.market import Market, dollars, moment, price_text
 from flow.providers.mithril.volumes import Volumes, on_machine, path_of
-from flow.providers.rented import Machine, Rental, Rented
+from flow.providers.rental import Machine, Rental
+from flow.providers.rented import Rented
 from flow.providers.startup import Mark, read_mark, startup_script, tell_guard
 
 _INSTANCES, _KEYS, _QUOTAS = "/v2/instances", "/v2/api-keys", "/v2/quotas"
@@ -91,7 +92,7 @@ class Mithril(Rented):
     def volumes(self) -> Volumes:
         """Its volumes."""
         made = self.home / self.name / "made"
-        return Volumes(self.account, self.home, self._region, made=made, note=self.note_making)
+        return Volumes(self.account, self.home, self._region, made=made, note=self.holds.note_making)
 
     def offers(self, gpu: Gpu | None = None) -> list[Offer]:
         """Spot machines, those in the settings' region first; what can be had now, then the cheapest first."""
@@ -166,7 +167,7 @@ class Mithril(Rented):
             except (PriceTooLowError, QuotaExceededError) as error:
                 error.suggestions = (*self._facts_of(error, plan, limit), *error.suggestions)
                 raise
-        self.note_answer(plan.task_id)
+        self.holds.note_answer(plan.task_id)
 
     def end(self, rental: Rental) -> None:
         """Delete the bid, and with it the machines and their disks."""
@@ -289,7 +290,7 @@ class Mithril(Rented):
         for key in self.account.api.list(_KEYS):
             if str(key.get("name", "")).startswith(f"flow-{task_id}-") and not key.get("deactivated_at"):
                 self.account.api.delete(f"{_KEYS}/{key['fid']}")
-        is_unknown = not self.was_asked_for(task_id)
+        is_unknown = not self.holds.was_asked_for(task_id)
         self.volumes.forget_task(task_id, is_refused=is_refused, is_unknown=is_unknown)
 
     def _mounts(self, plan: Plan) -> list[dict[str, str]]:
