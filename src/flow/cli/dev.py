@@ -6,7 +6,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -81,8 +81,7 @@ def dev(
     from flow.dev import DevMachine
 
     idle_seconds = None if idle_stop is None else _idle_seconds(idle_stop)
-    client = Flow(provider=provider)
-    machine = DevMachine(client, environment=environment)
+    machine = DevMachine(Flow(provider=provider), environment=environment)
     if show_status:
         return _show(machine)
     if do_reset:
@@ -91,17 +90,7 @@ def dev(
         return 0
     if do_stop:
         return _stop(machine, yes=yes)
-    if not no_upload and _is_project(Path.cwd()):
-        machine.read_ahead()
-    task = machine.start(
-        instance_type=instance_type, region=region, idle_stop_seconds=idle_seconds, upload=not no_upload
-    )
-    output.notes([*client.notes, *(task.plan.notes if machine.is_new else ())])
-    if machine.is_new:
-        _tell_start(task)
-    _until_started(task)
-    if task.status.is_final:
-        raise FlowError(f"the development machine ended: {task.reason}", suggestions=[f"see `flow logs {task}`"])
+    _start(machine, instance_type=instance_type, region=region, idle_stop_seconds=idle_seconds, upload=not no_upload)
     if watch:
         assert command
         return _watch(machine, command, image)
@@ -109,6 +98,19 @@ def dev(
         _sync(machine)
     attach()
     return _run(machine, command, image)
+
+
+def _start(machine: DevMachine, *, upload: bool, **wanted: Any) -> None:
+    """Until it runs. wanted: what `DevMachine.start` takes."""
+    if upload and _is_project(Path.cwd()):
+        machine.read_ahead()
+    task = machine.start(upload=upload, **wanted)
+    output.notes([*machine.client.notes, *(task.plan.notes if machine.is_new else ())])
+    if machine.is_new:
+        _tell_start(task)
+    _until_started(task)
+    if task.status.is_final:
+        raise FlowError(f"the development machine ended: {task.reason}", suggestions=[f"see `flow logs {task}`"])
 
 
 def _check(verbs: dict[str, bool], others: dict[str, object]) -> None:
