@@ -15,6 +15,7 @@ import pytest
 from flow.chores import attend
 from flow.client import Flow
 from flow.errors import QuotaExceededError, ResourceNotFoundError, ValidationError
+from flow.providers.mithril.api import Api
 from flow.providers.startup import LASTING, READY, ROOT
 from flow.record import Submission
 from flow.task import Task
@@ -111,6 +112,18 @@ def test_a_key_that_is_not_there_is_not_made(
     assert refused.value.suggestions[0] == f"did you mean `{Path.home()}/.ssh/id_ed25519`?"
     assert cloud.spot.ssh_keys == {} and cloud.spot.bids == {}
     assert len(list((Path.home() / ".ssh").iterdir())) == 1
+
+
+def test_other_keys_of_the_project_may_log_in_too(client: Flow, cloud: Cloud) -> None:
+    body = {"project": cloud.project, "name": "bob", "public_key": "ssh-ed25519 AAAA bob", "required": False}
+    bob = Api(cloud.key, cloud.url).create("/v2/ssh-keys", body)["fid"]
+    task = _run(client, "true", ssh_keys=["bob"])
+    assert cloud.bid(task.task_id).launch.ssh_keys[1:] == [bob]
+    with pytest.raises(ValidationError, match=r"no SSH key `bo`, which `ssh_keys` names") as refused:
+        _run(client, "true", ssh_keys=["bo"])
+    assert refused.value.suggestions[0] == "did you mean `bob`?"
+    assert [one.name for one in cloud.spot.bids.values()] == [task.task_id]
+    task.cancel()
 
 
 def test_a_machine_that_never_boots_is_given_back(client: Flow, cloud: Cloud) -> None:

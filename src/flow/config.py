@@ -219,7 +219,7 @@ class TaskConfig(_Checked):
     wait_for_price: bool = Field(False, description="Whether to wait where machines cost more than that now.")
     keep: bool = Field(False, description="Whether machines that cost money are kept after the task's end.")
     max_run_time_hours: Positive | None = Field(None, description="Time limit in hours, of all attempts.")
-    ssh_keys: Texts = Field([], description="Names of the SSH keys that may log in.")
+    ssh_keys: Texts = Field([], description="SSH keys of the cloud that may log in, too, by name or id.")
     region: Word | None = Field(None, description="Region of the provider.")
     upload_code: bool = Field(True, description="Whether the project folder is sent along.")
     provider: Word | None = Field(None, description="Where to run; by default what the settings say.")

@@ -89,6 +89,7 @@ class Plan:
     mounts: tuple[Mount, ...] = ()  # outer before inner
     price_per_hour: float | None = None  # of all nodes together, US dollars
     max_price_per_hour: float | None = None  # of all nodes together
+    ssh_keys: tuple[str, ...] = ()  # with which others may log in on machines of a cloud: as it names them
     keep: bool = False  # machines that cost money are kept after its end
     records: str = ""  # where such copy what it left, to end then: the bucket of S3 and a path in it, "bucket/path"
     limit_seconds: float | None = None  # summed over attempts

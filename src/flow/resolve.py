@@ -81,6 +81,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         mounts=plan_mounts(config, provider, task_id=task_id, name=name, notes=notes) if _has_mounts(config) else (),
         price_per_hour=_price(config, provider, machine.offer),
         max_price_per_hour=_price_cap(config, provider, machine.offer, notes),
+        ssh_keys=_ssh_keys(config, provider, notes),
         keep=config.keep,
         limit_seconds=config.max_run_time_hours and config.max_run_time_hours * 3600,
         grace_seconds=config.grace_seconds,
@@ -266,6 +267,13 @@ def _output_mode(config: TaskConfig) -> int:
 
 def _batch_option(config: TaskConfig, name: str) -> str | None:
     return submitting.option(config.batch.options, name) if config.batch else None
+
+
+def _ssh_keys(config: TaskConfig, provider: Provider, notes: list[str]) -> tuple[str, ...]:
+    if config.ssh_keys and not provider.capabilities.rents:
+        notes.append(f"`ssh_keys` is left out: who may log in is for the machines of {provider.name} to say")
+        return ()
+    return tuple(config.ssh_keys)
 
 
 def _output_files(config: TaskConfig, folder: str, *, in_place: bool) -> tuple[str | None, str | None]:

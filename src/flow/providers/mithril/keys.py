@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,18 @@ def login_keys(account: Account, folder: Path, named: str | None, label: str) ->
         body = {"project": account.project, "name": label, "public_key": public, "required": False}
         ours = account.api.create("/v2/ssh-keys", body)
     return Keys(identity, tuple(dict.fromkeys([str(ours["fid"]), *required])))
+
+
+def keys_of_others(account: Account, names: Sequence[str]) -> tuple[str, ...]:
+    """The ids of keys of the project, by name or id. Raises ValidationError where there is none of these."""
+    there = list(account.api.list("/v2/ssh-keys", project=account.project)) if names else []
+    ids = {str(one[what]): str(one["fid"]) for what in ("name", "fid") for one in there if one.get(what)}
+    if missing := [one for one in names if one not in ids]:
+        raise ValidationError(
+            f"the project has no SSH key `{missing[0]}`, which `ssh_keys` names",
+            suggestions=[*did_you_mean(missing[0], list(ids)), "`mithril ssh-keys list` has those of the project"],
+        )
+    return tuple(ids[one] for one in names)
 
 
 def identity_file(folder: Path, named: str | None) -> Path | None:

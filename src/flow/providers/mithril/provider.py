@@ -22,7 +22,7 @@ from flow.plan import Plan
 from flow.providers import Option
 from flow.providers.mithril.account import BIDS, Account, open_api
 from flow.providers.mithril.api import URL, NameTakenError, NotKnownError, PriceTooLowError
-from flow.providers.mithril.keys import Keys, login_keys
+from flow.providers.mithril.keys import Keys, keys_of_others, login_keys
 from flow.providers.mithril.market import Market, dollars, moment, price_text
 from flow.providers.mithril.volumes import Volumes, on_machine, path_of
 from flow.providers.rental import Machine, Rental
@@ -133,7 +133,8 @@ class Mithril(Rented):
 
     def rent(self, plan: Plan, attempt: int, machines: int) -> None:
         """Bid for them; a bid of this name that is ours already is left alone."""
-        keys, limit = self._login, self._limit(plan)
+        others = keys_of_others(self.account, plan.ssh_keys)
+        key_ids, limit = list(dict.fromkeys([*self._login.key_ids, *others])), self._limit(plan)
         volumes = [one.source for one in plan.mounts if one.kind == VOLUME]
         script = startup_script(
             plan,
@@ -152,7 +153,7 @@ class Mithril(Rented):
             "limit_price": price_text(limit),
             "instance_quantity": machines,
             "name": plan.task_id,
-            "launch_specification": {"volumes": volumes, "ssh_keys": list(keys.key_ids), "startup_script": script},
+            "launch_specification": {"volumes": volumes, "ssh_keys": key_ids, "startup_script": script},
         }
         for is_last in (False, True):
             try:
