@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
+from flow.attempts import is_given_up
 from flow.channel import Channel
 from flow.durable import writing
 from flow.errors import ProviderError, StorageError
@@ -93,7 +94,10 @@ def _copy(channel: Channel, root: str, names: list[str], into: str) -> list[str]
 
 
 def _take_in(new: Path, place: Path, *, aside: Path) -> None:
-    """Put a folder in its place; what another client has put there goes `aside`."""
+    """Put a folder in its place; what another client has put there goes `aside`.
+
+    Raises ProviderError where that is the word that this attempt was given up: then it runs again elsewhere.
+    """
     for folder in (new, place.parent):
         folder.mkdir(parents=True, exist_ok=True)
     while True:
@@ -103,6 +107,8 @@ def _take_in(new: Path, place: Path, *, aside: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+        if is_given_up(place):
+            raise ProviderError("it was given up as lost meanwhile")
         with contextlib.suppress(FileNotFoundError):
             place.rename(aside)
 
