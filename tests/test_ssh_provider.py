@@ -79,7 +79,9 @@ def test_a_submission_that_is_interrupted_goes_on(client: Flow, fleet: Fleet, pr
 def test_a_call_that_is_interrupted_while_it_is_submitted_is_ended(client: Flow, fleet: Fleet, project: Path) -> None:
     (project / "weights").write_bytes(os.urandom(20_000_000))
     fields = "provider='ssh', region='gpu2'"
-    (project / "app.py").write_text(f"from flow import function\n@function({fields})\ndef f(): pass\nf.remote()\n")
+    (project / "app.py").write_text(
+        f"from flow import function\n@function({fields})\ndef f(): import time; time.sleep(1000)\nf.remote()\n"
+    )
     fleet.hosts["gpu2"].slow(100)
     with subprocess.Popen([sys.executable, "app.py"], stderr=subprocess.PIPE, text=True) as program:
         assert wait_until(lambda: bool(list(client.home.glob("record/*/hosts.json"))), seconds=60)

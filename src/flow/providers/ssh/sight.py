@@ -113,7 +113,8 @@ class Sight:
                 seen.setdefault(entry["id"], Seen()).entries[name] = entry
             elif number == of_task.number(unit):
                 seen.setdefault(unit, Seen()).entries[name] = entry
-                self.note_attempt(unit, entry["attempt"])
+                if any('"waiting"' not in text for text in entry["reports"].values()):  # it has begun
+                    self.note_attempt(unit, entry["attempt"])
             elif not entry["ended"]:
                 left.setdefault(name, []).append(entry)
         for of_task in places.values():
