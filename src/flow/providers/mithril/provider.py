@@ -175,8 +175,9 @@ class Mithril(Rented):
         self.account.api.delete(f"{BIDS}/{rental.rental_id}")
 
     def wake(self, rental: Rental) -> None:
-        """Let a paused bid go on."""
-        self.account.api.update(f"{BIDS}/{rental.rental_id}", {"paused": False})
+        """Let a paused bid go on, without the word that its machine has put into its limit price."""
+        limit = {"limit_price": price_text(_limit_of(rental.told or {}))} if rental.ended_with else {}
+        self.account.api.update(f"{BIDS}/{rental.rental_id}", {"paused": False, **limit})
 
     def bill(self, plan: Plan, rental: Rental) -> dict[str, Any]:
         """With a key of its own, made for this, which expires by itself should nobody revoke it."""
@@ -249,9 +250,9 @@ class Mithril(Rented):
             except ValidationError as error:  # a refusal of this is none of the task
                 raise ProviderError(error.message) from error
             finally:
-                self.account.api.update(bid, {"paused": False})
+                self.wake(rental)
         elif rental.state is Machines.PAUSED:
-            self.account.api.update(bid, {"paused": False})
+            self.wake(rental)
 
     def _prepare(self, plan: Plan, rental: Rental, volume: Volume) -> None:
         """Tell its machines of a volume that they will have when they are back, and stop what runs."""
