@@ -148,6 +148,24 @@ def test_a_task_that_was_lost_is_not_told_as_completed(
     assert Flow().get_task(task.task_id).wait(timeout=90) == "lost"
 
 
+def test_a_machine_whose_key_is_refused_stays_until_its_task_was_collected(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
+    away = Flow()
+    task = _run(away, f"echo worked; {WAIT}")
+    bid = cloud.bid(task.task_id)
+    with _no_attendant(away):
+        (key,) = (one for one in cloud.api_keys.values() if one.name.startswith(f"flow-{task}-"))
+        key.deactivated = cloud.clock.now()
+        _go(cloud, task)
+        assert wait_until(lambda: cloud.count(f"PATCH /v2/spot/bids/{bid.fid}") > 0, seconds=30)
+    task = Flow().get_task(task.task_id)
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n")
+    assert wait_until(lambda: away.held() == [], seconds=60)
+    assert cloud.billed() == []
+
+
 def test_a_machine_ends_its_bid_once_its_task_was_collected_though_the_client_dies(client: Flow, cloud: Cloud) -> None:
     task = _run(client, f"echo worked; {WAIT}", num_instances=2)
     with _no_attendant(client):
@@ -160,7 +178,7 @@ def test_a_machine_ends_its_bid_once_its_task_was_collected_though_the_client_di
 
 
 @pytest.mark.parametrize(
-    ("fields", "hours"), [({"max_run_time_hours": 2}, 74), ({}, 168), ({"max_run_time_hours": 9e4}, 364 * 24)]
+    ("fields", "hours"), [({"max_run_time_hours": 2}, 74), ({}, 364 * 24), ({"max_run_time_hours": 9e4}, 364 * 24)]
 )
 def test_the_key_of_a_machine_expires_by_itself(
     client: Flow, cloud: Cloud, fields: dict[str, Any], hours: float

@@ -29,6 +29,7 @@ LOOK_SECONDS = 1.0
 DEVICE_SECONDS = 120.0  # for a volume's device to appear
 HTTP_SECONDS = 30.0
 LIMIT_SECONDS = 3600  # for one program, as that which copies a record
+REFUSED_SECONDS = 60.0  # before it is asked again by a key that was refused
 CLIENT_SECONDS = 15.0  # for one that is there to collect what the task left
 # Ubuntu does not have it; source: NVIDIA Container Toolkit, "Installing with apt".
 TOOLKIT = """
@@ -268,7 +269,10 @@ class Guard:
         except urllib.error.HTTPError as error:
             _say(f"{why}: {error.code}")
             if error.code in (401, 403, 404):  # asked in vain, for ever
-                _run("poweroff")
+                if why in ("completed", "failed"):  # off, nobody could collect from it any more
+                    time.sleep(REFUSED_SECONDS)
+                else:
+                    _run("poweroff")
         time.sleep(5)
 
     def ranks(self) -> list[str]:

@@ -36,9 +36,8 @@ _SCRIPT_BYTES = 10_000
 _ASKED_ONE_BY_ONE = 3  # bids by their names; more are found in the list of all
 _LISTED_SECONDS = 1.0  # how long the list of all bids is taken to hold where no task hangs on it
 _IDS_AT_ONCE = 50
-_KEY_SECONDS = 7 * 86400.0  # of the key by which machines end their bid, where the task has no limit
 _KEY_SLACK_SECONDS = 72 * 3600.0  # for a bid to be allocated in
-_KEY_MOST_SECONDS = 364 * 86400.0  # the API takes a year
+_KEY_MOST_SECONDS = 364 * 86400.0  # also of a task without a limit; the API takes a year
 _PAUSING_SECONDS = 300.0
 _LOOKS, _PAUSE_SECONDS = 5, 1.0  # for a bid that may have been made
 
@@ -463,7 +462,7 @@ def _limit_of(bid: Mapping[str, Any]) -> float:
 def _key_seconds(plan: Plan) -> float:
     """How long the key of a plan's machines is to be good for."""
     if plan.limit_seconds is None:
-        return _KEY_SECONDS
+        return _KEY_MOST_SECONDS
     elements = len(plan.elements.indices) if plan.elements else 1  # which may have to run one after the other
     return min(plan.limit_seconds * elements + _KEY_SLACK_SECONDS, _KEY_MOST_SECONDS)
 
