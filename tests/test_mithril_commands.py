@@ -295,3 +295,25 @@ def test_cancel_that_is_interrupted_leaves_the_rest_to_the_attendant(client: Flo
     assert cancel.returncode == 130
     pretended.faults.clear()
     assert wait_until(lambda: pretended.bid(task.task_id).status == "Terminated", seconds=30)
+
+
+def test_what_cannot_be_read_of_what_a_task_left_keeps_no_end_from_it(client: Flow, cloud: Cloud) -> None:
+    command = "cd $FLOW_OUTPUT; echo kept > kept; echo x > closed; chmod 000 closed"
+    task = client.run(command, upload_code=False)
+    assert task.wait(timeout=90) == "completed"
+    assert re.fullmatch(r"not copied: .*/1/0/output/closed: .*Permission denied", task.reason)
+    kept = task.outputs("kept")
+    assert kept and kept.read_text() == "kept\n"
+    assert wait_until(lambda: client.held() == [], seconds=60) and cloud.billed() == []
+
+
+def test_a_cancel_is_on_record_where_nobody_can_be_asked(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = client.run("sleep 1000", upload_code=False, name="one")
+    with monkeypatch.context() as away:
+        away.setenv("MITHRIL_API_KEY", "of somebody else")
+        ended = flow("cancel", "one")
+    assert ended.returncode != 0 and client.records.intent(task.task_id).want == "cancel", ended.stderr
+    assert task.wait(timeout=90) == "cancelled"
+    assert wait_until(lambda: client.held() == [], seconds=60) and cloud.billed() == []

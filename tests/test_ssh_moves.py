@@ -310,3 +310,42 @@ def test_an_attendant_that_dies_anywhere_is_followed_by_another(
     assert sorted(lines) == sorted(f"{attempt} {rank}" for attempt in (1, 2) for rank in range(nodes))
     loss = json.loads((client.home / "record" / task.task_id / "1" / "0" / "status.json").read_text())
     assert (loss["cause"], loss["reason"]) == ("lost", f"{gone.name} {_LOST}")
+
+
+def test_an_end_that_comes_while_its_loss_is_put_on_record_counts_for_nothing(client: Flow, fleet: Fleet) -> None:
+    task = running(client, "echo up; until [ -e /tmp/go ]; do sleep 0.1; done; echo $FLOW_ATTEMPT >> ~/ends", retries=1)
+    end_attendant(client.home)
+    provider, gone = Flow("ssh").provider(), host_of(task, fleet)
+    gone.cut()
+    assert wait_until(lambda: provider.allocations([task.task_id])[0].machines is Machines.LOST, seconds=_SECONDS)
+    lost = {"v": 1, "phase": "ended", "cause": "lost", "reason": "silent", "ended": 1.0, "given_up": True}
+    folder = client.home / "record" / task.task_id / "1" / "0"
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text(json.dumps(lost))  # by a client that dies before it decides on another host
+    for host in fleet.hosts.values():
+        host.run("touch /tmp/go")
+    gone.heal()
+    assert wait_until(lambda: gone.run("cat ~/ends", check=False).stdout == "1\n", seconds=_SECONDS)
+    again = Flow("ssh").get_task(task.task_id)
+    assert again.wait(timeout=_SECONDS) == "completed"
+    assert attempts(again) == [(1, "lost"), (2, "completed")]
+    assert not list((client.home / "record").glob("*/final-contradicted*"))
+
+
+def test_what_has_ended_and_is_here_is_not_given_up_any_more(client: Flow, fleet: Fleet) -> None:
+    task = running(client, "echo up; until [ -e /tmp/go ]; do sleep 0.1; done", retries=1)
+    end_attendant(client.home)
+    provider, gone = client.provider(), host_of(task, fleet)
+    folder = client.home / "record" / task.task_id / "1" / "0"
+    folder.mkdir(parents=True)
+    end = {"v": 1, "phase": "ended", "cause": "exit", "code": 0, "started": 1.0, "ended": 2.0}
+    (folder / "status.json").write_text(json.dumps(end))  # by another client, which found the host to be back
+    gone.cut()
+    assert wait_until(lambda: is_lost(Flow("ssh"), task), seconds=_SECONDS, every=0.2)
+    with suppress(FlowError):  # it is silent
+        provider.allocate(task.plan, 2)
+    assert not moves(client, task)
+    gone.heal()
+    gone.run("touch /tmp/go")
+    assert task.wait(timeout=_SECONDS) == "completed"
+    assert attempts(task) == [(1, "completed")]

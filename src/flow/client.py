@@ -227,16 +227,17 @@ class Flow:
 
     # -- finding
 
-    def get_task(self, reference: str, *, unfinished: bool = False) -> Task:
+    def get_task(self, reference: str, *, unfinished: bool = False, refresh: bool = True) -> Task:
         """The task that an id, a unique prefix, a number, a name, `:1` or `@last` names.
 
-        A name means its newest task; or the one that is `unfinished`, where there is one.
-        Raises TaskNotFoundError, ValidationError where several are meant.
+        A name means its newest task; or the one that is `unfinished`, where there is one. Without `refresh` it is as it
+        was when last looked at. Raises TaskNotFoundError, ValidationError where several are meant.
         """
         self.finish_interrupted()
         task = self.task_of(self._find(reference, unfinished=unfinished))
         try:
-            task.refresh()
+            if refresh:
+                task.refresh()
         except StorageError as error:  # part of its record is damaged: it can still be seen, and cancelled
             self.notes.append(error.message)
         return task

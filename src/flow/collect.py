@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
+from flow.attempts import is_given_up
 from flow.channel import Channel
 from flow.durable import writing
 from flow.errors import ProviderError, StorageError
@@ -23,15 +24,17 @@ from flow.record import Records
 
 _PART, _STALE_SECONDS = ".collecting-", 86_400.0
 # The folders are given, a line each; one that is not there fails all of it.
-_PACK = """cd {root} && names=$(cat) || exit
-for one in $names; do [ -d "$one" ] || {{ echo "$one is not there" >&2; exit 1; }}; done
+_PACK = """cd {root} && names=$(cat) || exit 3
+for one in $names; do [ -d "$one" ] || {{ echo "$one is not there" >&2; exit 3; }}; done
 for one in $names; do find "$one" -mindepth 1 -maxdepth 1 {left_out}; done | tar -c {zipped} -f - -T -"""
+_LEFT_OUT = 2  # with what tar ends where it could not read some files; source: GNU tar's manual, "Synopsis"
 _STAYS = ("workspace", "inbox")  # in a task folder: the code that was sent there, and secrets
 
 
-def collect(provider: Provider, records: Records, allocations: Collection[Allocation]) -> None:
+def collect(provider: Provider, records: Records, allocations: Collection[Allocation]) -> list[str]:
     """Copy all attempts of these ended tasks or elements into the record; again, where that was cut short.
 
+    What could not be read there, as the command forbade it, is left out: a sentence each.
     Raises ProviderError where a machine is out of reach, StorageError where there is no room here.
     """
     places: dict[tuple[Channel, str, Path], list[str]] = {}
@@ -46,10 +49,12 @@ def collect(provider: Provider, records: Records, allocations: Collection[Alloca
                 task, record, at = task.parent, record.parent, f"{task.name}/"
             names = [f"{at}{number}/{node.rank}" for number in range(node.first_attempt, allocation.attempt + 1)]
             places.setdefault((provider.channel(allocation, node.rank), str(task), record), []).extend(names)
+    left_out: list[str] = []
     for (channel, root, record), names in places.items():
         with writing(records.home):
             record.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _copy(channel, root, names, str(record))
+        left_out += _copy(channel, root, names, str(record))
+    return left_out
 
 
 def is_collected(records: Records, allocation: Allocation) -> bool:
@@ -75,20 +80,24 @@ def forget(provider: Provider, allocations: Collection[Allocation]) -> None:
         channel.ask(f"exec {shlex.join(words)}", stdin="\n".join(sorted(names)).encode())
 
 
-def _copy(channel: Channel, root: str, names: list[str], into: str) -> None:
+def _copy(channel: Channel, root: str, names: list[str], into: str) -> list[str]:
     """Each of these folders is there whole or not at all, whoever is killed and whoever else copies it meanwhile."""
     for left in Path(into).glob(f"{_PART}*"):  # by who was killed
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(left)
     with writing(Path(into)), tempfile.TemporaryDirectory(dir=into, prefix=_PART, ignore_cleanup_errors=True) as part:
-        _unpack(channel, root, names, part)
+        left_out = _unpack(channel, root, names, part)
         for number, name in enumerate(names):
             _take_in(Path(part, name), Path(into, name), aside=Path(part, f"old-{number}"))
+    return left_out
 
 
 def _take_in(new: Path, place: Path, *, aside: Path) -> None:
-    """Put a folder in its place; what another client has put there goes `aside`."""
+    """Put a folder in its place; what another client has put there goes `aside`.
+
+    Raises ProviderError where that is the word that this attempt was given up: then it runs again elsewhere.
+    """
     for folder in (new, place.parent):
         folder.mkdir(parents=True, exist_ok=True)
     while True:
@@ -98,12 +107,14 @@ def _take_in(new: Path, place: Path, *, aside: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+        if is_given_up(place):
+            raise ProviderError("it was given up as lost meanwhile")
         with contextlib.suppress(FileNotFoundError):
             place.rename(aside)
 
 
-def _unpack(channel: Channel, root: str, names: list[str], into: str) -> None:
-    """Raises where not all of it came, as far as tar can tell."""
+def _unpack(channel: Channel, root: str, names: list[str], into: str) -> list[str]:
+    """What could not be read there. Raises where not all else came, as far as tar can tell."""
     left_out = " ".join(f"! -name {name}" for name in _STAYS)  # of a task folder itself, not of what lies deeper
     script = _PACK.format(root=shlex.quote(root), left_out=left_out, zipped="" if channel.is_here else "-z")
     unpack = ["tar", "-x", *([] if channel.is_here else ["-z"]), "-f", "-", "-C", into, "--no-same-owner"]
@@ -125,8 +136,11 @@ def _unpack(channel: Channel, root: str, names: list[str], into: str) -> None:
         )
     if there.returncode == 255 and channel.prefix:
         raise channel.unreachable(said)
-    if there.returncode or here.returncode:
-        last = (said.strip() or why.strip()).rpartition("\n")[2]
+    lines = [line.removeprefix("tar: ") for line in said.splitlines()]
+    complaints = [line for line in lines if line.strip() and not line.startswith("Exiting with failure")]
+    if here.returncode or there.returncode not in (0, _LEFT_OUT):
+        first = next(iter(complaints), why.strip().partition("\n")[0])
         raise ProviderError(
-            f"what the task left in `{root}` cannot be copied: {last}", suggestions=["try again in a moment"]
+            f"what the task left in `{root}` cannot be copied: {first}", suggestions=["try again in a moment"]
         )
+    return complaints if there.returncode else []

@@ -36,14 +36,16 @@ def observe(
     if outcomes and not provider.capabilities.same_machine:
         allocations = _keep_ended(provider, records, outcomes, allocations)
     if outcome.state.is_final and not provider.capabilities.same_machine:
+        if outcome.state is TaskStatus.LOST and (final := records.final(task_id)):  # by who has given them back since
+            return final, outcomes
         try:
-            collect(provider, records, allocations)
+            left_out = collect(provider, records, allocations)
         except ProviderError:  # somebody else has, perhaps, and let go of the machines
             final = records.final(task_id)
             if final is None:
                 raise
             return final, outcomes
-        outcome = records.set_final(task_id, outcome)
+        outcome = records.set_final(task_id, _with_left_out(outcome, left_out))
         if provider.capabilities.rents:
             with contextlib.suppress(FlowError):  # else the attendant does
                 provider.release(task_id)
@@ -51,6 +53,15 @@ def observe(
         with contextlib.suppress(StorageError):  # a home that can only be read
             _record_untold(records, {task_id: outcome, **outcomes}, task_id, nodes=nodes, allocations=allocations)
     return outcome, outcomes
+
+
+def _with_left_out(outcome: Outcome, left_out: Collection[str]) -> Outcome:
+    """What a task has come to, with what of its files could not be brought here."""
+    if not left_out:
+        return outcome
+    first, *others = left_out
+    told = f"not copied: {first}" + (f", and {len(others)} more" if others else "")
+    return replace(outcome, reason=f"{outcome.reason}; {told}" if outcome.reason else told)
 
 
 def _keep_ended(
@@ -68,7 +79,7 @@ def _keep_ended(
     ended = [one for one in allocations if (end := outcomes.get(one.task_id or "")) and end.state.is_final]
     new = [one for one in ended if not is_kept(one)]
     with contextlib.suppress(FlowError):  # somebody else has, perhaps; and there is time until all have ended
-        collect(provider, records, new)
+        collect(provider, records, new)  # what is left out of it is in its log there
         for one in new if rents else ():
             records.set_final(one.task_id or "", outcomes[one.task_id or ""])
     return [one for one in allocations if not is_kept(one)]

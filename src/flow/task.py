@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from flow.attempts import Attempt, attempt_numbers, attempts_of, moment
-from flow.errors import QuotaExceededError, StorageError, TaskFailedError, ValidationError
+from flow.errors import FlowError, QuotaExceededError, TaskFailedError, ValidationError
 from flow.machines import Allocation, Volume
 from flow.observe import instances, observe
 from flow.patience import Patience
@@ -262,7 +262,7 @@ class Task:
 
     def cancel(self) -> None:
         """Ask for the end of the task and all its processes; durable when it returns. No effect on one that ended."""
-        with contextlib.suppress(StorageError):  # what cannot be told is ended all the same
+        with contextlib.suppress(FlowError):  # what cannot be told is ended all the same
             self.refresh()
         if not self.status.is_final:
             self._records.set_intent(self.task_id, Want.CANCEL)

@@ -414,7 +414,9 @@ class _Story:
             task = client.get_task(task_id)
             seen = Counter(line.rpartition("] ")[2] for line in (self.folder / name).read_text().splitlines())
             whole = Counter(line.text.decode() for line in task.lines(stream="stdout"))
-            missed = whole - seen if str(task.status) != "lost" else None  # else its host may have more
+            if str(task.status) == "lost":  # it went with its host, and what that may still have
+                continue
+            missed = whole - seen
             more = seen - whole if not self._records("moves/*.json") else None
             if missed or more:
                 code, said = self.processes[name].returncode, (self.folder / f"{name}.errors").read_text()

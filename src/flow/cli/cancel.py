@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -10,7 +11,7 @@ from flow.cli import follow, listing, output
 from flow.cli.confirm import confirmed
 from flow.cli.group import FlowCommand, UsageError
 from flow.cli.references import task_argument
-from flow.errors import ProviderError
+from flow.errors import FlowError, ProviderError
 from flow.status import FINAL, TaskStatus
 
 if TYPE_CHECKING:
@@ -59,7 +60,11 @@ def cancel(references: tuple[str, ...], *, name_pattern: str | None, everything:
 
 def _chosen(client: Flow, references: tuple[str, ...], name_pattern: str | None) -> list[Task]:
     if references:
-        return [client.get_task(reference, unfinished=True) for reference in references]
+        tasks = [client.get_task(reference, unfinished=True, refresh=False) for reference in references]
+        for task in tasks:
+            with suppress(FlowError):  # what cannot be looked at is told to end all the same
+                task.refresh()
+        return tasks
     return client.tasks(states=UNFINISHED, limit=None, name_pattern=name_pattern)
 
 
@@ -67,7 +72,7 @@ def _end(client: Flow, tasks: list[Task]) -> None:
     if not tasks:
         return
     output.say(f"ending {_count(tasks)}")
-    rented = [task for task in tasks if client.provider(task.provider).capabilities.rents]
+    rented = [task for task in tasks if _is_rented(client, task)]
     refusal = None
     try:
         client.cancel(*tasks)
@@ -85,6 +90,13 @@ def _end(client: Flow, tasks: list[Task]) -> None:
         output.say("")
         output.note(f"{_count(tasks)} will end without this command")
         raise
+
+
+def _is_rented(client: Flow, task: Task) -> bool:
+    try:
+        return client.provider(task.provider).capabilities.rents
+    except FlowError:  # its profile was removed
+        return False
 
 
 def _count(tasks: list[Task]) -> str:

@@ -147,7 +147,7 @@ def cpu_text(count: float) -> str:
 
 def _why_none(plan: Plan, facts: Mapping[str, Mapping[str, Any]], able: int) -> str:
     if plan.region and plan.region not in facts:
-        return f"`{plan.region}` is no host of the fleet that answers"
+        return f"`{plan.region}` is no host of the fleet that answers: there is {', '.join(facts)}"
     if able:
         return f"{plan.nodes} nodes are asked for, and {able} of the fleet's hosts have {needs(plan)}"
     have = "; ".join(f"{name} has {_has(host)}" for name, host in facts.items())

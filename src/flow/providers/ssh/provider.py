@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
+from flow.attempts import is_given_up
 from flow.channel import Channel
 from flow.durable import create_durably
 from flow.errors import FlowError, ProviderError, TaskNotFoundError, ValidationError
@@ -184,7 +185,8 @@ class Ssh:
             facts, missing = self._facts()
             able, near, _ = self._volumes.hosts_for(plan, facts, missing)
             for move in moves(plan, places, new, gone, (able, near, missing)):
-                places.add(move)
+                if self._note_loss(move, plan.nodes):  # else a host is back, and its end has come here meanwhile
+                    places.add(move)
         places = self._places(plan.task_id)  # also with what somebody else has moved meanwhile
         for one in lost:
             if move := places.move_of(str(one.task_id)):
@@ -193,15 +195,17 @@ class Ssh:
             self.sight.look([plan.task_id], {plan.task_id: places})  # where it was, what is left of it is ended
         return places
 
-    def _note_loss(self, move: Move, nodes: int) -> None:
-        """Record the attempts of which nobody will ever tell more."""
+    def _note_loss(self, move: Move, nodes: int) -> bool:
+        """Record the attempts of which nobody is to tell more; whether the last of them had not ended otherwise."""
         lost = {"v": 1, "phase": "ended", "cause": "lost", "reason": move.reason, "ended": time.time()}
+        lost["given_up"] = True
         for attempt in range(1, move.attempt):
             for rank in range(nodes):
                 folder = self._record(move.unit) / str(attempt) / str(rank)
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with suppress(FileExistsError):
                     create_durably(folder / "status.json", json.dumps(lost).encode())
+        return is_given_up(self._record(move.unit) / str(move.attempt - 1) / "0")
 
     def _parts(self, task_id: str) -> dict[str, list[str]]:
         """By host, what they call a task, an array or an element."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flow.attempts import is_given_up
 from flow.errors import FlowError, TaskNotFoundError
 from flow.machines import Allocation, Machines
 from flow.node import answers
@@ -179,7 +180,12 @@ class Sight:
         if seen.silent:
             reason = next(iter(seen.silent.values()))
             return Allocation(unit, self.last_attempt(unit), Machines.SILENT, reason=reason)
-        return allocation_of(unit, seen.entries, clocks, move)
+        made = allocation_of(unit, seen.entries, clocks, move)
+        first = move.attempt if move else 1
+        if of_task and any(is_given_up(self._record(unit) / str(n) / "0") for n in range(first, made.attempt + 1)):
+            machines = Machines.LOST if self._may_move(unit, made.attempt, ()) else Machines.GONE
+            return Allocation(unit, made.attempt, machines, reason="its host was out of reach for long")
+        return made
 
     def _end_on_record(self, unit: str) -> Allocation | None:
         """Of an element that was seen to have ended, with what it left copied here: whatever is with its host now."""
