@@ -83,6 +83,11 @@ def _who_deleted(cloud: Cloud, bid: Bid) -> list[str]:
     return [one.headers["Authorization"].removeprefix("Bearer ") for one in asked]
 
 
+def _limit(cloud: Cloud, task: Task) -> int:
+    """What its bid was made with, in cents."""
+    return int(str(cloud.bid(task.task_id).launch.startup_script).splitlines()[1].split()[-1])
+
+
 def _go(cloud: Cloud, task: Task) -> None:
     """Let its commands end."""
     for rank in range(task.plan.nodes):
@@ -107,6 +112,58 @@ def test_what_ends_while_no_client_is_there_is_paused_and_then_collected(
     assert (task.logs(), task.exit_code) == ("worked\n", 0)
     assert wait_until(lambda: away.held() == [], seconds=60)
     assert cloud.bid(task.task_id).status == "Terminated"
+    assert cloud.bid(task.task_id).limit_cents == _limit(cloud, task)  # or another pause would be told as this one
+
+
+def test_a_volume_that_is_being_added_comes_before_the_task_goes_on(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was about to add it died, and the task ended meanwhile."""
+    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
+    away = Flow()
+    task = _run(away, f"echo worked; {WAIT}")
+    volume = away.create_volume(name="data", size_gb=1)
+    with _no_attendant(away):
+        (away.home / "record" / task.task_id / "adding").write_text(volume.volume_id)
+        _go(cloud, task)
+        cloud.await_bid(task.task_id, "Paused")
+    task = Flow().get_task(task.task_id)
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n")
+    bid = cloud.bid(task.task_id)
+    assert (bid.launch.volumes, bid.limit_cents) == ([volume.volume_id], _limit(cloud, task))
+
+
+def test_a_task_that_was_lost_is_not_told_as_completed(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
+    away = Flow()
+    task = _run(away, "sleep 1000")
+    with _no_attendant(away):
+        folder = f"/home/ubuntu/.flow-host/tasks/{task}/1/0"
+        read = f"import json; print(json.load(open('{folder}/status.json'))['runner_pid'])"
+        cloud.host(task.task_id).run(f'kill -9 $(python3 -c "{read}")')
+        cloud.await_bid(task.task_id, "Paused")
+        assert away.tasks(refresh=True)[0].reason.startswith("has ended, and was not collected yet")
+    assert Flow().get_task(task.task_id).wait(timeout=90) == "lost"
+
+
+def test_a_machine_whose_key_is_refused_stays_until_its_task_was_collected(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
+    away = Flow()
+    task = _run(away, f"echo worked; {WAIT}")
+    bid = cloud.bid(task.task_id)
+    with _no_attendant(away):
+        (key,) = (one for one in cloud.api_keys.values() if one.name.startswith(f"flow-{task}-"))
+        key.deactivated = cloud.clock.now()
+        _go(cloud, task)
+        assert wait_until(lambda: cloud.count(f"PATCH /v2/spot/bids/{bid.fid}") > 0, seconds=30)
+    task = Flow().get_task(task.task_id)
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n")
+    assert wait_until(lambda: away.held() == [], seconds=60)
+    assert cloud.billed() == []
 
 
 def test_a_machine_ends_its_bid_once_its_task_was_collected_though_the_client_dies(client: Flow, cloud: Cloud) -> None:
@@ -121,7 +178,7 @@ def test_a_machine_ends_its_bid_once_its_task_was_collected_though_the_client_di
 
 
 @pytest.mark.parametrize(
-    ("fields", "hours"), [({"max_run_time_hours": 2}, 74), ({}, 168), ({"max_run_time_hours": 9e4}, 364 * 24)]
+    ("fields", "hours"), [({"max_run_time_hours": 2}, 74), ({}, 364 * 24), ({"max_run_time_hours": 9e4}, 364 * 24)]
 )
 def test_the_key_of_a_machine_expires_by_itself(
     client: Flow, cloud: Cloud, fields: dict[str, Any], hours: float
@@ -190,6 +247,28 @@ def test_where_nothing_can_be_copied_the_machine_is_paused_and_collected(
 ) -> None:
     task = _run(client, f"echo worked; {WAIT}")
     bucket.delete_bucket(Bucket="bucket")
+    with _no_attendant(client):
+        _go(cloud, task)
+        cloud.await_bid(task.task_id, "Paused")
+    task = Flow().get_task(task.task_id)
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n")
+
+
+def test_what_may_not_be_read_does_not_keep_the_rest_from_being_copied(bucket: Any, client: Flow, cloud: Cloud) -> None:
+    make = "for n in $(seq 1500); do at=$FLOW_OUTPUT/a-file-with-a-name-that-is-not-short-$n; : >$at; chmod 0 $at; done"
+    task = _run(client, f"{make}; mkdir -m 0 $FLOW_OUTPUT/shut; echo worked; {WAIT}")
+    assert wait_until(lambda: task.logs() == "worked\n", seconds=60)
+    _ends_with_nobody_there(client, cloud, task)
+    task = Flow().get_task(task.task_id)
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n")
+
+
+def test_a_copy_that_hangs_is_given_up(bucket: Any, client: Flow, cloud: Cloud) -> None:
+    task = _run(client, f"echo worked; {WAIT}")
+    host = cloud.host(task.task_id)
+    host.run("printf '#!/bin/sh\\n[ $1 = -cz ] && exec sleep 1000\\nexec /usr/bin/tar \"$@\"' >/usr/local/bin/tar")
+    host.run("chmod +x /usr/local/bin/tar; sed -i 's/^LIMIT_SECONDS = .*/LIMIT_SECONDS = 3/' /opt/flow/guard.py")
+    host.run("systemctl restart flow-guard")
     with _no_attendant(client):
         _go(cloud, task)
         cloud.await_bid(task.task_id, "Paused")

@@ -28,6 +28,8 @@ OPEN = RUN + "/open"  # while it is there, tasks get their turn
 LOOK_SECONDS = 1.0
 DEVICE_SECONDS = 120.0  # for a volume's device to appear
 HTTP_SECONDS = 30.0
+LIMIT_SECONDS = 3600  # for one program, as that which copies a record
+REFUSED_SECONDS = 60.0  # before it is asked again by a key that was refused
 CLIENT_SECONDS = 15.0  # for one that is there to collect what the task left
 # Ubuntu does not have it; source: NVIDIA Container Toolkit, "Installing with apt".
 TOOLKIT = """
@@ -176,7 +178,7 @@ class Guard:
         if is_open or self.is_copying or not os.path.exists(os.path.join(self.task, "meta.json")):
             return WORKS
         codes = [_json(os.path.join(folder, "status.json")).get("code") for folder in self.ranks()]
-        return FAILED if any(codes) or not codes else COMPLETED
+        return COMPLETED if codes and all(code == 0 for code in codes) else FAILED  # None: it was lost
 
     def states(self) -> list[bytes]:
         """The same of all machines of the task, which are paid for and paused as one; b"" where one does not answer."""
@@ -230,10 +232,13 @@ class Guard:
         """Whether the task's record is in S3, from all of its machines; what is not from here is copied now."""
         given = json.dumps({**records, "tasks": os.path.join(self.root, "tasks")})
         self.is_copying = True
-        done = self.as_user("python3", os.path.join(self.tools(), "record_copy.py"), given=given)
-        self.is_copying = False
+        try:
+            done = self.as_user("python3", os.path.join(self.tools(), "record_copy.py"), given=given)
+        finally:
+            self.is_copying = False
+        if done.returncode or done.stderr:
+            _say(f"copied: {done.returncode} {done.stderr[-300:]}")
         if done.returncode:
-            _say(f"not copied: {done.returncode} {done.stderr[-300:]}")
             time.sleep(5)
         return done.returncode == 0
 
@@ -264,7 +269,10 @@ class Guard:
         except urllib.error.HTTPError as error:
             _say(f"{why}: {error.code}")
             if error.code in (401, 403, 404):  # asked in vain, for ever
-                _run("poweroff")
+                if why in ("completed", "failed"):  # off, nobody could collect from it any more
+                    time.sleep(REFUSED_SECONDS)
+                else:
+                    _run("poweroff")
         time.sleep(5)
 
     def ranks(self) -> list[str]:
@@ -333,13 +341,14 @@ def _write(path: str, text: str) -> None:
 
 
 def _run(*argv: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    pipe = subprocess.PIPE
+    """It is ended, with all that it started, where it takes too long; its exit code is not 0 then."""
+    pipe, words = subprocess.PIPE, ["timeout", "-k", "10", str(LIMIT_SECONDS), *argv]
     try:
         return subprocess.run(
-            argv, input=given, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", check=False
+            words, input=given, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", check=False
         )
-    except FileNotFoundError:
-        return subprocess.CompletedProcess(argv, 127, "", f"no `{argv[0]}` on this machine")
+    except OSError as error:
+        return subprocess.CompletedProcess(argv, 127, "", str(error))
 
 
 def _say(text: str) -> None:

@@ -31,7 +31,10 @@ def main() -> int:
             with tempfile.TemporaryFile() as names:
                 names.write("\0".join(files_of(asked["tasks"], asked["task_id"])).encode(errors="surrogateescape"))
                 names.seek(0)
-                objects.put(place, asked["access"], name, Packed(asked["tasks"], names))
+                packed = Packed(asked["tasks"], names)
+                objects.put(place, asked["access"], name, packed)
+            if packed.said():  # of what could not be read
+                print(packed.said(), file=sys.stderr)  # noqa: T201
             answers.write(folder, "copied", "")
         others = [one for one in asked["names"] if one != name]
         return 0 if all(objects.is_there(place, asked["access"], one) for one in others) else OTHERS
@@ -41,20 +44,28 @@ def main() -> int:
 
 
 class Packed:
-    """A tar of files in `folder`, compressed, to be read. names: a file of their names, a NUL between two."""
+    """A tar of files in `folder`, compressed, to be read; without those that may not be read.
+
+    names: a file of their names, a NUL between two.
+    """
 
     def __init__(self, folder: str, names: Any) -> None:
-        words = ["tar", "-cz", "-C", folder, "--null", "-T", "-", "-f", "-"]
-        self._process = subprocess.Popen(words, stdin=names, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        words = ["tar", "-cz", "--ignore-failed-read", "-C", folder, "--null", "-T", "-", "-f", "-"]
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # a pipe is full at 64 KB, and tar would wait
+        self._process = subprocess.Popen(words, stdin=names, stdout=subprocess.PIPE, stderr=self._said)
 
     def read(self, size: int) -> bytes:
         """So much, less only at its end. Raises objects.Failed where not all could be packed."""
-        assert self._process.stdout and self._process.stderr
+        assert self._process.stdout
         data = self._process.stdout.read(size)
-        if len(data) < size and self._process.wait():
-            said = self._process.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise objects.Failed(f"what the task left cannot be packed: {said}")
+        if len(data) < size and self._process.wait() not in (0, 1):  # 1: a file has changed meanwhile
+            raise objects.Failed(f"what the task left cannot be packed: {self.said()}")
         return data
+
+    def said(self) -> str:
+        """The last line of what tar had to say; "" if nothing."""
+        self._said.seek(0)
+        return self._said.read().decode(errors="replace").strip().rpartition("\n")[2]
 
 
 def files_of(tasks: str, task_id: str) -> list[str]:

@@ -130,10 +130,10 @@ class Rented(Ssh):
                 self._ask_for(plan)
             return
         self.losses.note_asked(plan.task_id)  # before anything of it may run, so that it is not asked for again
+        if self.goes_on_changing(plan):
+            return
         if rental.state is Machines.PAUSED and rental.ended_with:
             self.wake(rental)
-        elif self.goes_on_changing(plan):
-            return
         elif rental.state is Machines.UP and rental.plan_hash == plan.hash:
             self._deliver(plan, rental)
 

@@ -36,9 +36,8 @@ _SCRIPT_BYTES = 10_000
 _ASKED_ONE_BY_ONE = 3  # bids by their names; more are found in the list of all
 _LISTED_SECONDS = 1.0  # how long the list of all bids is taken to hold where no task hangs on it
 _IDS_AT_ONCE = 50
-_KEY_SECONDS = 7 * 86400.0  # of the key by which machines end their bid, where the task has no limit
 _KEY_SLACK_SECONDS = 72 * 3600.0  # for a bid to be allocated in
-_KEY_MOST_SECONDS = 364 * 86400.0  # the API takes a year
+_KEY_MOST_SECONDS = 364 * 86400.0  # also of a task without a limit; the API takes a year
 _PAUSING_SECONDS = 300.0
 _LOOKS, _PAUSE_SECONDS = 5, 1.0  # for a bid that may have been made
 
@@ -175,8 +174,9 @@ class Mithril(Rented):
         self.account.api.delete(f"{BIDS}/{rental.rental_id}")
 
     def wake(self, rental: Rental) -> None:
-        """Let a paused bid go on."""
-        self.account.api.update(f"{BIDS}/{rental.rental_id}", {"paused": False})
+        """Let a paused bid go on, without the word that its machine has put into its limit price."""
+        limit = {"limit_price": price_text(_limit_of(rental.told or {}))} if rental.ended_with else {}
+        self.account.api.update(f"{BIDS}/{rental.rental_id}", {"paused": False, **limit})
 
     def bill(self, plan: Plan, rental: Rental) -> dict[str, Any]:
         """With a key of its own, made for this, which expires by itself should nobody revoke it."""
@@ -249,9 +249,9 @@ class Mithril(Rented):
             except ValidationError as error:  # a refusal of this is none of the task
                 raise ProviderError(error.message) from error
             finally:
-                self.account.api.update(bid, {"paused": False})
+                self.wake(rental)
         elif rental.state is Machines.PAUSED:
-            self.account.api.update(bid, {"paused": False})
+            self.wake(rental)
 
     def _prepare(self, plan: Plan, rental: Rental, volume: Volume) -> None:
         """Tell its machines of a volume that they will have when they are back, and stop what runs."""
@@ -462,7 +462,7 @@ def _limit_of(bid: Mapping[str, Any]) -> float:
 def _key_seconds(plan: Plan) -> float:
     """How long the key of a plan's machines is to be good for."""
     if plan.limit_seconds is None:
-        return _KEY_SECONDS
+        return _KEY_MOST_SECONDS
     elements = len(plan.elements.indices) if plan.elements else 1  # which may have to run one after the other
     return min(plan.limit_seconds * elements + _KEY_SLACK_SECONDS, _KEY_MOST_SECONDS)
 
