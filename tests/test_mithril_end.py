@@ -11,12 +11,18 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+from threading import Thread
 from typing import Any
 
 import pytest
 
+from flow.chores import attend
 from flow.client import Flow
-from flow.errors import ValidationError
+from flow.errors import ProviderError, ValidationError
+from flow.plan import Plan
+from flow.providers.copied import fetch
 from flow.task import Task
 from tests.support.aws import Aws
 from tests.support.faults import DOOM
@@ -285,6 +291,71 @@ def test_a_record_that_cannot_be_read_is_not_lost(bucket: Any, client: Flow, clo
     assert task.reason.startswith("its record in `s3://bucket/some/path` cannot be read: "), task.reason
     cloud_aws.take_any_signature()
     assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n")
+
+
+@contextmanager
+def _s3_that_answers(last: bytes) -> Iterator[str]:
+    """Where each object is said to be there, and to be read gets this answer."""
+
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            line = self.rfile.readline()
+            while self.rfile.readline().strip():
+                pass
+            found = b"200 OK\r\nContent-Length: 19\r\n\r\n"
+            listing = b"<ListBucketResult/>" if b"list-type" in line else b""
+            self.wfile.write(b"HTTP/1.1 " + (found + listing if listing or line.startswith(b"HEAD") else last))
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffff\r\nonly some of it", "it was cut off: IncompleteRead"),
+        (b"404 Not Found\r\nContent-Length: 0\r\n\r\n", "`task-1/1/0.tar.gz` was taken away just now"),
+    ],
+)
+def test_a_record_that_goes_or_breaks_off_while_it_is_read_is_asked_for_again(
+    tmp_path: Path, answer: bytes, told: str
+) -> None:
+    plan = Plan("task-1", "train", "mithril", ("true",), records="bucket/path")
+    with _s3_that_answers(answer) as url:
+        environ = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET}
+        with pytest.raises(ProviderError) as failed:
+            fetch(plan, ["task-1/1/0.tar.gz"], tmp_path / "record", tmp_path / "copied" / "task-1", environ)
+    assert failed.value.message.startswith(f"its record in `s3://bucket/path` cannot be read: {told}")
+    assert list((tmp_path / "copied").iterdir()) == []
+
+
+def test_a_task_that_waits_does_not_start_before_the_others_where_its_records_cannot_be_read(
+    bucket: Any, client: Flow, cloud: Cloud, cloud_aws: Aws
+) -> None:
+    client = Flow()
+    first = client.run("sleep 1000", upload_code=False)
+    second = client.run("true", depends_on=[first.task_id], upload_code=False)
+    cloud_aws.ask_for_signatures("s3:*")
+    for _ in range(3):
+        assert attend(client, {})
+    assert [one.name for one in cloud.spot.bids.values()] == [first.task_id]
+    assert (second.refresh().status, second.reason) == ("pending", f"waits for {first} to be completed")
+
+
+def test_a_record_that_is_damaged_does_not_keep_others_from_being_collected(client: Flow, cloud: Cloud) -> None:
+    damaged, other = _run(client, "sleep 1000"), _run(client, f"echo worked; {WAIT}")
+    record = client.home / "record" / damaged.task_id / "record.json"
+    whole = record.read_bytes()
+    record.write_text("{")
+    _go(cloud, other)
+    assert wait_until(lambda: client.records.final(other.task_id) is not None, seconds=60)  # by the attendant alone
+    record.write_bytes(whole)
+    assert client.get_task(damaged.task_id).status == "running"
+    assert client.get_task(other.task_id).logs() == "worked\n"
 
 
 def test_who_is_there_collects_before_anything_is_copied(

@@ -7,13 +7,22 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import flow
 from flow.client import Flow
+from flow.machines import Allocation, Machines
+from flow.plan import Elements, Plan
+from flow.providers.losses import Losses
+from flow.record import Records, Submission
+from flow.status import Outcome, TaskStatus
 from flow.task import Task
+from tests.support.doom import Doom
 from tests.support.faults import DOOM
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import reset, taken_then_reset
@@ -205,6 +214,26 @@ def test_of_an_array_what_has_ended_stays_and_the_rest_runs_again(client: Flow, 
     assert array.logs() == "1.1\n2.2\n3.2\n"
     assert [one[0] for one in bids(cloud, array)] == ["1", "2"]
     assert is_given_back(client, cloud)
+
+
+def test_what_ended_before_a_loss_was_on_record_does_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, losses = Records(tmp_path), Losses(tmp_path)
+    plan = Plan("task-1", "sweep", "mithril", ("true",), retries=1, elements=Elements((1, 2, 3)))
+    records.add(Submission(plan.task_id, plan, {}, time.time(), "ada"))
+    lost = Allocation(plan.task_id, 1, Machines.LOST, reason="its machine has failed")
+    monkeypatch.setenv("DEATHS", os.devnull)
+    if (child := os.fork()) == 0:  # a client that dies where it has all but written it down
+        Doom("client", Path(str(flow.__file__)).parent, 0, "add").begin()
+        losses.note(plan, lost, ["bid-1"])
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    records.set_final("task-1_1", Outcome(TaskStatus.COMPLETED, exit_code=0, attempt=1))
+    losses.note(plan, lost, ["bid-1"])
+    assert losses.elements(plan) == [2, 3]
+    records.set_final("task-1_2", Outcome(TaskStatus.COMPLETED, exit_code=0, attempt=2))
+    assert losses.elements(plan) == [2, 3]  # those its machines were rented for: each keeps its own
 
 
 def test_an_element_without_a_try_left_is_lost_and_spares_the_others(client: Flow, cloud: Cloud) -> None:

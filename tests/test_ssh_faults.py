@@ -18,7 +18,9 @@ import pytest
 
 from flow.attend import start_attendant
 from flow.client import Flow
-from flow.errors import ProviderError, StorageError
+from flow.errors import FlowError, ProviderError, StorageError
+from flow.providers.ssh.fleet import Fleet as SshFleet
+from flow.remote import Remote
 from flow.task import Task
 from tests.support.commands import flow
 from tests.support.fleet import Fleet, Host
@@ -228,6 +230,19 @@ def test_a_command_waits_once_for_a_host_that_is_away(
         assert tries.read_text() == "\n", words
     fleet.hosts["gpu1"].heal()
     assert one.wait(timeout=_SECONDS) == "cancelled"
+
+
+def test_a_host_that_refuses_a_question_is_not_out_of_reach(client: Flow) -> None:
+    hosts = SshFleet(client.home, {one: client.settings.get(f"ssh.{one}") for one in ("hosts", "ssh_config")})
+
+    def refuse(_: str, remote: Remote) -> None:
+        raise ProviderError(remote.channel.ask("sleep 0.5; echo not this one >&2; exit 3").stderr.decode())
+
+    refused = hosts.ask_each(["gpu1"], refuse)["gpu1"]
+    assert isinstance(refused, ProviderError) and refused.message.endswith("not this one\n")
+    assert hosts.silent_since("gpu1") is None
+    answer = hosts.ask_each(["gpu1"], lambda _, remote: remote.ask("facts"))["gpu1"]
+    assert not isinstance(answer, FlowError), answer
 
 
 def test_a_host_that_was_given_up_ends_what_it_runs_when_it_is_back(

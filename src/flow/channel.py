@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flow.durable import write_durably
-from flow.errors import ProviderError
+from flow.errors import ProviderError, UnreachableError
 
 if TYPE_CHECKING:
     import subprocess
@@ -104,17 +104,17 @@ class Channel:
             words = [*self.prefix[:at], "-O", "exit", *self.prefix[at:]]
             subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
-    def unreachable(self, said: str) -> ProviderError:
+    def unreachable(self, said: str) -> UnreachableError:
         """The error for a machine that does not answer."""
         last = said.strip().rpartition("\n")[2].strip() or "the connection was cut"
         where = self.prefix[-1] if self.prefix else "this machine"
         if "IDENTIFICATION HAS CHANGED" in said:
-            return ProviderError(
+            return UnreachableError(
                 f"`{where}` shows another host key than before: it was installed anew, or is somebody else",
                 suggestions=[f"if you know why, forget the old key: `{_forgetting(said, where)}`"],
             )
         way = f"try `{shlex.join([self.prefix[0], where])}` yourself" if self.prefix else "try again"
-        return ProviderError(f"`{where}` cannot be reached: {last}", suggestions=[way])
+        return UnreachableError(f"`{where}` cannot be reached: {last}", suggestions=[way])
 
     def check_answers(self) -> None:
         """Ask over a connection of its own whether the machine is there, as one that is kept is only given up after a

@@ -74,9 +74,9 @@ def _give_back(client: Flow) -> bool:
         with suppress(UnknownProfileError):  # nobody can, while it is not there
             provider, records = client.provider(name), client.records
             is_needed = True
-            is_over = records.final(task_id) or not records.rows_of([task_id])
-            if is_over or records.intent(task_id).want is Want.CANCEL:  # also where the first request failed
-                with suppress(FlowError):  # it is asked for again
+            with suppress(FlowError):  # it is asked for again
+                is_over = records.final(task_id) or not records.rows_of([task_id])
+                if is_over or records.intent(task_id).want is Want.CANCEL:  # also where the first request failed
                     provider.release(task_id)
     return is_needed
 
@@ -110,16 +110,17 @@ def _see_to_all_rented(client: Flow, provider: str, task_ids: Collection[str]) -
         found: dict[str, list[Allocation]] = {task_id: [] for task_id in task_ids}
         for one in client.provider(provider).allocations(task_ids):
             found[(one.task_id or "").partition("_")[0]].append(one)
-        is_needed = False
+        is_needed, waiting = False, set(client.records.unallocated())
         for task_id, allocations in found.items():
             is_open = True
             with suppress(FlowError):
-                is_open = _see_to_rented(client, client.task_of(task_id), allocations)
+                task = client.task_of(task_id)
+                is_open = _see_to_rented(client, task, allocations, is_allocated=task_id not in waiting)
             is_needed |= is_open
     return is_needed
 
 
-def _see_to_rented(client: Flow, task: Task, found: Collection[Allocation]) -> bool:
+def _see_to_rented(client: Flow, task: Task, found: Collection[Allocation], *, is_allocated: bool) -> bool:
     want = client.records.intent(task.task_id).want
     task.see(found)
     client.records.note_outcomes({task.task_id: task.outcome})
@@ -127,7 +128,8 @@ def _see_to_rented(client: Flow, task: Task, found: Collection[Allocation]) -> b
         return False
     # of an array some may still have to be brought to their machine
     one = next((each for each in found if each.machines is Machines.STARTING), next(iter(found), None))
-    _do(client, task, next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=one, rents=True))
+    if is_allocated or (one and one.machines is Machines.LOST):  # what waits for its turn is given by `give`
+        _do(client, task, next_duty(task.plan, want, is_allocated=True, now=time.time(), allocation=one, rents=True))
     return True
 
 

@@ -92,6 +92,10 @@ class ProviderError(FlowError):
     exit_code = 6
 
 
+class UnreachableError(ProviderError):
+    """A machine does not answer, or Python does not run there: nothing is known of what it does."""
+
+
 class StorageError(FlowError):
     """Flow's own folder cannot be read or written: permissions, a full disk, a damaged file."""
 

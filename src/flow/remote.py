@@ -23,7 +23,7 @@ from flow.blobs import blob_path, manifest_path
 from flow.bundle import read_manifest
 from flow.channel import UNREACHABLE, Channel
 from flow.conversation import Conversation, answer_in
-from flow.errors import FlowError, ProviderError, StorageError
+from flow.errors import FlowError, ProviderError, StorageError, UnreachableError
 from flow.node import answers
 
 NODE = Path(answers.__file__).parent
@@ -164,7 +164,7 @@ class Remote:
             return self.channel.unreachable(done.stderr.decode(errors="replace"))
         said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"exit {done.returncode}"
         where = f"on `{self.channel.prefix[-1]}`" if self.channel.prefix else "here"
-        return ProviderError(
+        return UnreachableError(
             f"`{self.channel.python}` does not run {where}: {said}",
             suggestions=[f"name a Python 3.8 or newer of that machine by `{self.setting.partition('.')[0]}.python`"],
         )

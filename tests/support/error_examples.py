@@ -52,6 +52,7 @@ ELSEWHERE = {
     "AuthenticationError": "This machine asks nobody who you are; a cloud does.",
     "QuotaExceededError": "This machine has no quota: what does not fit waits. A cloud refuses it.",
     "ProviderError": "This machine is always in reach; a machine elsewhere, or a cloud's API, may not be.",
+    "UnreachableError": "This machine is always in reach; it takes one that does not answer through ssh.",
     "NoRoomError": "It takes a full disk. It names Flow's folder, and `flow prune` as the way to make room there.",
     "SubmittedWhileImportedError": "A machine sees it while it imports a function's file; it is no failure of the call "
     "where the function stands above the line that submits, and a RemoteError where it does not.",

@@ -61,7 +61,10 @@ def _fetch_all(plan: Plan, names: list[str], part: Path, accesses: list[dict[str
             if not all(objects.is_there(place, access, name) for name in names):
                 return False
             for rank, name in enumerate(names):
-                _unpack(objects.opened(place, access, name), part / str(rank) / "tasks")
+                source = objects.opened(place, access, name)
+                if source is None:
+                    raise objects.Failed(f"`{name}` was taken away just now")
+                _unpack(source, part / str(rank) / "tasks")
             return True
         except objects.Failed as error:
             failed = str(error)
@@ -76,9 +79,9 @@ def _unpack(source: Any, folder: Path) -> None:
         try:
             shutil.copyfileobj(source, here.stdin, 1 << 20)
             here.stdin.close()
-        except OSError as error:
+        except objects.request.BROKEN as error:
             here.kill()
-            raise objects.Failed(str(error)) from error
+            raise objects.Failed(f"it was cut off: {error}") from error
         said = here.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
     if here.returncode:
         raise objects.Failed(said)

@@ -1,8 +1,8 @@
 """Rented machines that are gone before their task has ended: whether it runs again on others, and what is on record.
 
-A loss is a move as of places.py, of all of a task: on disk before other machines are asked for. A file beside it names
-the elements of an array that go on, those whose end is not on record. An attempt that was preempted is free: it counts
-for nothing against `retries`.
+A loss is a move as of places.py, of all of a task: on disk before other machines are asked for. It names the elements
+of an array that go on, those whose end is not on record. An attempt that was preempted is free: it counts for nothing
+against `retries`.
 """
 
 from __future__ import annotations
@@ -76,11 +76,8 @@ class Losses:
         moves: list[Move | None] = [None, *self._places(plan.task_id).moves.get(plan.task_id, ())]
         if (newest := moves[-1]) is None or newest.attempt <= lost.attempt:
             gone = tuple(sorted(rentals))
-            move = Move(plan.task_id, None, 0, len(moves), lost.attempt + 1, (), gone, lost.reason)
-            indices = [int(unit.partition("_")[2]) for unit in self._going_on(plan, newest) if plan.elements]
-            with suppress(FileExistsError):
-                self._elements_file(move).parent.mkdir(mode=0o700, exist_ok=True)
-                create_durably(self._elements_file(move), json.dumps(indices).encode())
+            indices = tuple(int(unit.partition("_")[2]) for unit in self._going_on(plan, newest) if plan.elements)
+            move = Move(plan.task_id, None, 0, len(moves), lost.attempt + 1, (), gone, lost.reason, indices)
             self._places(plan.task_id).add(move)
             moves.append(self.last(plan.task_id))
         before, move_now = moves[-2:]
@@ -97,7 +94,7 @@ class Losses:
     def _elements(self, plan: Plan, move: Move | None) -> list[int]:
         if move is None:
             return list(plan.elements.indices) if plan.elements else []
-        return list(json.loads(self._elements_file(move).read_text()))
+        return list(move.going_on)
 
     def _units(self, plan: Plan, move: Move | None) -> list[str]:
         if plan.elements is None:
@@ -176,9 +173,6 @@ class Losses:
 
     def _seen(self, unit: str) -> Path:
         return self._record(unit.partition("_")[0]) / "seen"
-
-    def _elements_file(self, move: Move) -> Path:
-        return self._record(move.task_id) / "moves" / f"{move.part}.elements"
 
     def _places(self, task_id: str) -> Places:
         return Places(self._record(task_id))

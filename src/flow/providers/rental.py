@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flow.channel import Channel
-from flow.errors import ProviderError
+from flow.errors import UnreachableError
 from flow.machines import Machines
 from flow.node import host as program
 from flow.providers.ssh.fleet import NEEDS, Fleet
@@ -77,9 +77,9 @@ class RentedFleet(Fleet):
         self.ways.pop(name, None)
 
     def remote(self, name: str) -> Remote:
-        """The machine of that name. Raises ProviderError where none that can be reached is known by it."""
+        """The machine of that name. Raises UnreachableError where none that can be reached is known by it."""
         if name not in self.ways:
-            raise ProviderError(f"the machine `{name}` cannot be reached yet")
+            raise UnreachableError(f"the machine `{name}` cannot be reached yet")
         if name not in self._remotes or self._remotes[name].channel != self.ways[name]:
             self._remotes[name] = Remote(self.ways[name], _FOLDER, program, NEEDS, "the machine's folder")
         return self._remotes[name]

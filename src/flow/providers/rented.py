@@ -12,7 +12,7 @@ import shlex
 import shutil
 import time
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,7 @@ from flow.providers.holds import Holds
 from flow.providers.losses import Losses
 from flow.providers.rental import Machine, Rental, RentedFleet
 from flow.providers.ssh.gathering import gather
+from flow.providers.ssh.places import Move
 from flow.providers.ssh.provider import Part, Ssh
 from flow.providers.ssh.sight import Sight, look
 from flow.providers.ssh.states import allocation_of
@@ -150,19 +151,17 @@ class Rented(Ssh):
             if rental.state is not Machines.UP:
                 self._hang_up(str(rental.task_id))
         told = self._looked_at([one for one in found.values() if self._can_look(one)])
-        allocations = [one for rental in found.values() for one in self._allocations(rental, told)]
+        asking = [(rental.task_id, partial(self._allocations, rental, told)) for rental in found.values()]
+        allocations = [one for task_id, ask in asking for one in self._readable(task_id, ask)]
         if task_ids is None:
             return allocations
         by_id = {str(one.task_id): one for one in allocations}
         for one, (move, was_asked) in before.items():
-            if one not in found and was_asked:
-                by_id[one] = self._unseen(one)
-            elif one not in found and move:
-                by_id[one] = Allocation(one, move.attempt - 1, Machines.LOST, reason=move.reason)
-        for one in (one for one in before if one not in found or found[one].state is Machines.GONE):
-            if copied := self._copied(one):
-                by_id.pop(one, None)
-                by_id.update((str(each.task_id), each) for each in copied)
+            if one not in found or found[one].state is Machines.GONE:
+                ask = partial(self._without_machines, one, move, was_asked=was_asked, is_found=one in found)
+                if made := self._readable(one, ask):
+                    by_id.pop(one, None)
+                    by_id.update((str(each.task_id), each) for each in made)
         asked = set(task_ids)
         whole = {one.partition("_")[0] for one in by_id if "_" not in one}  # arrays of which nothing is seen yet
         for one in asked:
@@ -298,6 +297,29 @@ class Rented(Ssh):
         made += [Allocation(one, first - 1, Machines.STARTING, reason="its code is on the way") for one in missing]
         made += self._ended_before(plan, elements) if plan else []
         return [replace(one, price_per_hour=rental.price_per_hour) for one in made]
+
+    def _readable(self, task_id: str | None, ask: Callable[[], list[Allocation]]) -> list[Allocation]:
+        """What is told of a task; where its record cannot be read it is silent, and does not hide the others."""
+        try:
+            return ask()
+        except FlowError as error:
+            attempt = max(self.losses.last_seen(str(task_id)), 1)
+            return [Allocation(task_id, attempt, Machines.SILENT, reason=error.message)]
+
+    def _without_machines(
+        self, task_id: str, move: Move | None, *, was_asked: bool, is_found: bool
+    ) -> list[Allocation]:
+        """Of a task that has none: what they had copied, if there were any; else what has become of them.
+
+        is_found: the cloud still tells of them.
+        """
+        had_some = is_found or was_asked or self.losses.last_seen(task_id) >= (move.attempt if move else 1)
+        if had_some and (copied := self._copied(task_id)):
+            return copied
+        if was_asked and not is_found:
+            return [self._unseen(task_id)]
+        lost = move and not is_found and Allocation(task_id, move.attempt - 1, Machines.LOST, reason=move.reason)
+        return [lost] if lost else []
 
     def _by_unit(self, answers: Mapping[str, Mapping[str, Any]], first: int) -> dict[str, dict[str, Any]]:
         """What each machine tells of a task, or of each element of an array. first: the attempt it was rented for."""

@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 
 from flow.channel import ssh
 from flow.durable import write_durably
-from flow.errors import FlowError, ResourceNotFoundError, StorageError, ValidationError, did_you_mean
+from flow.errors import FlowError, UnreachableError, ValidationError, did_you_mean
 from flow.node import host as program
 from flow.remote import Remote
 
@@ -136,7 +136,7 @@ class Fleet:
                     self._silence(name).unlink(missing_ok=True)
                 return answer
             except FlowError as error:
-                if not isinstance(error, (StorageError, ResourceNotFoundError)):  # which it told of itself
+                if isinstance(error, (UnreachableError, ValidationError)):  # or no host is called so any more
                     self._note_silence(name)
                     now = time.monotonic()
                     self._failures[name] = now + min(now - began, _REST_SECONDS), copy(error)

@@ -30,6 +30,7 @@ class Move:
     hosts: tuple[str, ...]  # by rank; none: there is no other that can ever run it
     lost: tuple[str, ...]  # all that it was lost with, or has left
     reason: str
+    going_on: tuple[int, ...] = ()  # of an array that moves as a whole: the elements that are to run again
 
     @property
     def part(self) -> str:
@@ -79,7 +80,8 @@ class Places:
         for name in names:
             if name.endswith(".json"):
                 values = json.loads((folder / _MOVES / name).read_bytes())
-                move = Move(**{**values, "hosts": tuple(values["hosts"]), "lost": tuple(values["lost"])})
+                lists = {name: tuple(one) for name, one in values.items() if isinstance(one, list)}
+                move = Move(**{**values, **lists})
                 self.moves.setdefault(move.unit, []).append(move)
             else:
                 self._marks.add(name)
