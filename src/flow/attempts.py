@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,11 +56,3 @@ def _attempt(number: int, folders: Sequence[Path], now: Outcome | None) -> Attem
 def moment(seconds: float | None) -> datetime | None:
     """A time since the epoch as what users are given: in UTC."""
     return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
-
-
-def is_given_up(folder: Path) -> bool:
-    """Whether a client put on record that this attempt counts as lost, whatever its machine tells later."""
-    try:
-        return bool(json.loads((folder / "status.json").read_bytes()).get("given_up"))
-    except (OSError, ValueError):
-        return False

@@ -13,7 +13,6 @@ import time
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-from flow.attempts import is_given_up
 from flow.channel import Channel
 from flow.durable import writing
 from flow.errors import ProviderError, StorageError
@@ -21,6 +20,7 @@ from flow.machines import Allocation
 from flow.node import sweep
 from flow.providers import Provider
 from flow.record import Records
+from flow.status import is_given_up
 
 _PART, _STALE_SECONDS = ".collecting-", 86_400.0
 # The folders are given, a line each; one that is not there fails all of it.

@@ -196,6 +196,14 @@ def read_report(folder: Path) -> Report | None:
         return None
 
 
+def is_given_up(folder: Path) -> bool:
+    """Whether a client put on record that this attempt counts as lost, whatever its machine tells later."""
+    try:
+        return bool(json.loads((folder / "status.json").read_bytes()).get("given_up"))
+    except (OSError, ValueError):
+        return False
+
+
 def _without_machines(intent: Intent) -> Outcome:
     if intent.want is Want.CANCEL:
         return Outcome(TaskStatus.CANCELLED, reason="cancelled before it started", ended=intent.since)

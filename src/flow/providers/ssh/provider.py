@@ -11,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
-from flow.attempts import is_given_up
 from flow.channel import Channel
 from flow.durable import create_durably
 from flow.errors import FlowError, ProviderError, TaskNotFoundError, ValidationError
@@ -29,7 +28,7 @@ from flow.providers.ssh.sight import Sight
 from flow.providers.ssh.volumes import FleetVolumes
 from flow.record import Records
 from flow.remote import Remote, files_for, tools
-from flow.status import Want
+from flow.status import Want, is_given_up
 
 
 class Ssh:

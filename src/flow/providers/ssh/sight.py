@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flow.attempts import is_given_up
 from flow.errors import FlowError, TaskNotFoundError
 from flow.machines import Allocation, Machines
 from flow.node import answers
@@ -19,7 +18,7 @@ from flow.providers.ssh.places import Places, unit_of
 from flow.providers.ssh.states import allocation_of
 from flow.record import Records
 from flow.remote import Remote
-from flow.status import Want, read_report
+from flow.status import Want, is_given_up, read_report
 
 
 @dataclass(slots=True)
