@@ -39,6 +39,7 @@ def measure(*, quick: bool) -> list[Figure]:
         upload = run_quietly([*flow_words(), "upload-code", task.task_id])
         acts = {"ours": _sync, "command": upload, "rsync": _rsync(fleet, "cold"), "trip": _trip(fleet)}
         figures += _again(acts, paths[0], "", rounds=3 * rounds)
+        _settle()
         fleet.hosts["box"].slow(_FAR_MS)
         figures += _again(acts, paths[0], f", {_FAR_MS} ms away", rounds=rounds)
     return figures
