@@ -131,7 +131,7 @@ def test_what_was_made_for_a_task_lies_where_it_fits_and_goes_with_it_if_that_wa
 def test_a_task_goes_to_its_volume_and_two_on_two_hosts_see_what_the_other_writes(client: Flow, fleet: Fleet) -> None:
     fleet.acquaint()
     volume = client.create_volume(1, "shared", interface="file", region="gpu3")
-    wait = "echo {0} > /data/{0}; until test -e /data/{1}; do sleep 0.05; done; cat /data/{1}; rm /data/{1}"
+    wait = "echo {0} > /data/{0}; until test -s /data/{1}; do sleep 0.05; done; cat /data/{1}; rm /data/{1}"
     until = "; until test -e /data/go; do sleep 0.05; done"
     first = running(client, wait.format("first", "second") + until, gpu="a100:4", volumes={"/data": "shared"})
     second = running(client, wait.format("second", "first") + until, gpu="a100:4", volumes={"/data": "shared"})

@@ -165,6 +165,7 @@ def plan_from_dict(values: Mapping[str, Any]) -> Plan:
     batch = fields.get("batch")
     fields["argv"] = tuple(fields["argv"])
     fields["ports"] = tuple(fields.get("ports", ()))
+    fields["ssh_keys"] = tuple(fields.get("ssh_keys", ()))
     fields["notes"] = tuple(fields.get("notes", ()))
     fields["after"] = tuple(Dependency(**one) for one in fields.get("after", ()))
     fields["mounts"] = tuple(mount_from_dict(one) for one in fields.get("mounts", ()))

@@ -69,8 +69,13 @@ class Packed:
 
 
 def files_of(tasks: str, task_id: str) -> list[str]:
-    """What tells of a task, or of the elements of an array: their folders but what stays, and that they have ended."""
+    """What tells of a task, or of the elements of an array: their folders but what stays, and that they have ended.
+
+    Raises objects.Failed where that is too little.
+    """
     found = [f"{task_id}/meta.json"]
+    if not os.path.exists(os.path.join(tasks, found[0])):  # nothing of it could be read back
+        raise objects.Failed(f"what the task left cannot be packed: `{found[0]}` is not there")
     for unit in (one for one in answers.listed(tasks) if one.partition("_")[0] == task_id):
         folder = os.path.join(tasks, unit)
         found += [f"{unit}/ended"] if os.path.exists(os.path.join(folder, "ended")) else []
