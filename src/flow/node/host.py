@@ -211,7 +211,7 @@ def _entry(tasks: str, unit: str, meta: dict[str, Any], queue: _Turns) -> dict[s
     one["free"] = _free_attempts(folder, starts[:-1], meta["rank"])
     one["leased"] = os.path.exists(os.path.join(folder, "lease"))
     one["runs"] = not one["ended"] and any(remains.is_alive(rank) for rank in ranks)
-    if not one["ended"] and not one["runs"] and any('"waiting"' not in text for text in one["reports"].values()):
+    if not one["ended"] and not one["runs"] and has_begun(one["reports"]):
         one.update(ended=bool(answers.read(folder, "ended")), reports=_reports(ranks))  # it may have ended just now
     if not one["ended"] and not one["runs"]:
         one.update(before=queue.before(meta), waits_until=meta["not_before"])
@@ -226,6 +226,11 @@ def _free_attempts(folder: str, starts: Sequence[int], rank: int) -> list[int]:
 
 def _reports(ranks: Sequence[str]) -> dict[str, str]:
     return {os.path.basename(rank): answers.read(rank, "status.json") for rank in ranks}
+
+
+def has_begun(reports: dict[str, str]) -> bool:
+    """Whether an attempt has done more than wait for what it needs, by what its ranks report."""
+    return any('"waiting"' not in text for text in reports.values())
 
 
 def is_noted(folder: str, name: str) -> bool:

@@ -17,10 +17,6 @@ class Holds:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def tasks(self) -> list[str]:
-        """Those that are held."""
-        return sorted(one.name for one in self._folder.glob("[!.]*"))  # others are what a killed client was writing
-
     def open(self, task_id: str) -> None:
         """Machines are about to be asked for."""
         self._write(task_id, _ASKED)

@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from flow.durable import create_durably, write_durably
+from flow.durable import write_durably
 from flow.errors import TaskNotFoundError
 from flow.machines import Allocation
 from flow.plan import Plan
-from flow.providers.ssh.places import Move, Places, unit_name
+from flow.providers.ssh.places import Move, Places, put_end, unit_name
 from flow.record import Records
 from flow.status import Outcome, TaskStatus, Want, read_report
 
@@ -128,11 +128,7 @@ class Losses:
         for attempt in range(_first(move), self._lost_attempt(unit, move) + 1):
             cause, why = ("requeue", _TAKEN) if attempt in free else ("lost", reason)
             end = {"v": 1, "phase": "ended", "cause": cause, "reason": why, "ended": time.time()}
-            for rank in range(nodes):
-                folder = self._record(unit) / str(attempt) / str(rank)
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with suppress(FileExistsError):
-                    create_durably(folder / "status.json", json.dumps(end).encode())
+            put_end(self._record(unit), attempt, nodes, end)
 
     # -- what was seen
 

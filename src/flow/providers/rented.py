@@ -201,10 +201,6 @@ class Rented(Ssh):
         if rental.rental_id in there:
             raise ProviderError(f"`{rental.name}` is still there", suggestions=["try again in a moment"])
 
-    def held(self) -> list[str]:
-        """The tasks for which something may be rented, or was made, that is not known to be gone."""
-        return self.holds.tasks()
-
     # -- stopping for a while
 
     def _stop_tasks(self, rental: Rental, seconds: float) -> None:

@@ -62,6 +62,15 @@ def unit_of(name: str) -> tuple[str, int]:
     return unit_name(base, int(index) if index else None), int(number)
 
 
+def put_end(unit: Path, attempt: int, nodes: int, end: Mapping[str, object]) -> None:
+    """Put on record how an attempt has ended, on each node of which no end is there; `unit`: its record's folder."""
+    for rank in range(nodes):
+        folder = unit / str(attempt) / str(rank)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            create_durably(folder / "status.json", json.dumps(end).encode())
+
+
 class Places:
     """Of one task; `folder` is its record. As it is when this is made."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -12,7 +11,6 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from flow.channel import Channel
-from flow.durable import create_durably
 from flow.errors import FlowError, ProviderError, TaskNotFoundError, ValidationError
 from flow.gpus import Gpu
 from flow.job import runner_job, slurm_job
@@ -22,7 +20,7 @@ from flow.plan import Plan
 from flow.providers import Option, VolumeStore
 from flow.providers.ssh.fleet import Fleet
 from flow.providers.ssh.gathering import gather
-from flow.providers.ssh.places import Move, Places
+from flow.providers.ssh.places import Move, Places, put_end
 from flow.providers.ssh.placing import moves, offers_of, place
 from flow.providers.ssh.sight import Sight
 from flow.providers.ssh.volumes import FleetVolumes
@@ -199,11 +197,7 @@ class Ssh:
         lost = {"v": 1, "phase": "ended", "cause": "lost", "reason": move.reason, "ended": time.time()}
         lost["given_up"] = True
         for attempt in range(1, move.attempt):
-            for rank in range(nodes):
-                folder = self._record(move.unit) / str(attempt) / str(rank)
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with suppress(FileExistsError):
-                    create_durably(folder / "status.json", json.dumps(lost).encode())
+            put_end(self._record(move.unit), attempt, nodes, lost)
         return is_given_up(self._record(move.unit) / str(move.attempt - 1) / "0")
 
     def _parts(self, task_id: str) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ from typing import Any
 from flow.errors import FlowError, TaskNotFoundError
 from flow.machines import Allocation, Machines
 from flow.node import answers
+from flow.node import host as program
 from flow.providers.ssh.fleet import Fleet
 from flow.providers.ssh.gathering import last_meeting
 from flow.providers.ssh.places import Places, unit_of
@@ -112,7 +113,7 @@ class Sight:
                 seen.setdefault(entry["id"], Seen()).entries[name] = entry
             elif number == of_task.number(unit):
                 seen.setdefault(unit, Seen()).entries[name] = entry
-                if any('"waiting"' not in text for text in entry["reports"].values()):  # it has begun
+                if program.has_begun(entry["reports"]):
                     self.note_attempt(unit, entry["attempt"])
             elif not entry["ended"]:
                 left.setdefault(name, []).append(entry)
@@ -168,7 +169,7 @@ class Sight:
         move = of_task.move_of(unit) if of_task else None
         if (seen.lost or seen.silent) and (end := self._end_on_record(unit)):
             return end
-        if of_task and (seen.lost or self._was_given_up(unit, seen)):
+        if of_task and (seen.lost or self._was_ended_with_a_host(unit, seen)):
             attempt = max(self.last_attempt(unit), move.attempt if move else 1, last_meeting(self._record(unit)))
             gone = {*seen.lost, *(move.lost if move else ())}
             machines = Machines.LOST if seen.lost and self._may_move(unit, attempt, gone) else Machines.GONE
@@ -205,7 +206,7 @@ class Sight:
         others = set(self._fleet.hosts).difference(gone)
         return attempt <= plan.retries and want is not Want.CANCEL and not plan.region and len(others) >= plan.nodes
 
-    def _was_given_up(self, unit: str, seen: Seen) -> bool:
+    def _was_ended_with_a_host(self, unit: str, seen: Seen) -> bool:
         """Whether it was ended with a host that is back, and nobody has cancelled it."""
         try:
             return seen.is_cancelled and Records(self._home).intent(unit).want is not Want.CANCEL
