@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -48,7 +49,8 @@ class BatchTask:
                 one.kill()
                 one.wait()
         for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may end of itself meanwhile
+                os.kill(pid, signal.SIGKILL)
 
     def wait(self, seconds: float = 60) -> list[int | None]:
         """The exit code of each node, once all runners are gone."""

@@ -60,7 +60,7 @@ InactiveLimit=0
 MinJobAge=300
 MaxJobCount=30000
 MaxArraySize={elements}
-FirstJobId=4200001
+FirstJobId={first_job}
 PartitionName=gpu Nodes=ALL Default=YES PriorityTier=2
 PartitionName=low Nodes=ALL PriorityTier=1
 NodeName=DEFAULT CPUs={cpus} Sockets=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=64000 Gres=gpu:a100:{gpus}
@@ -195,7 +195,15 @@ class Cluster:
         (folder / "munge.key").write_bytes(os.urandom(1024))
         (folder / "munge.key").chmod(0o400)
         controller, accounting, database, *nodes = _free_ports(3 + self.nodes)
-        places = {"folder": folder, "controller": controller, "accounting": accounting, "database": database}
+        # far from those of any other cluster on this machine, as tests look for processes by them
+        first_job = 1_000_001 + os.getpid() % 600 * 100_000
+        places = {
+            "first_job": first_job,
+            "folder": folder,
+            "controller": controller,
+            "accounting": accounting,
+            "database": database,
+        }
         host = socket.gethostname().partition(".")[0]
         lines = _SLURM.format(
             host=host, memory=DEFAULT_MEMORY_MB, cpus=self.cpus, gpus=self.gpus, elements=self.elements, **places
