@@ -167,9 +167,10 @@ def test_who_waits_for_a_machine_is_told_where_there_is_one(
     assert f"{REGION} has 0 of them free now: waits until it has 1; us-central5-a would do" in shown.stderr
     monkeypatch.setenv("MITHRIL_PROJECT", "proj_of_others")
     refused = flow("run", "--gpu", "8xa100", "true")
-    assert "error: not allowed in the project `proj_of_others`: Not a member of project" in refused.stderr
+    told = "error: no project `proj_of_others` is yours\n\nhint: the projects are my-project\n"
+    assert (refused.stderr, refused.returncode) == (told, 2)
     monkeypatch.delenv("MITHRIL_PROJECT")
-    flow("cancel", "--all", "--yes")
+    assert (client.held(), client.tasks(limit=None)[0].status) == ([], "failed")
 
 
 def test_status_tells_what_every_bid_costs(client: Flow, pretended: Cloud) -> None:

@@ -59,8 +59,8 @@ class Account:
         """
         if self._name and self._name.startswith(_ID):
             return self._name
-        found = list(self.api.list("/v2/projects"))
-        told = [f"the projects are {', '.join(_names(found))}"] if found else ["make one in the web console"]
+        found = self._projects()
+        told = _told(found)
         if not self._name:
             if len(found) == 1:
                 return id_of(found[0])
@@ -72,15 +72,31 @@ class Account:
         same = same or [one for one in found if str(one.get("name")).lower() == self._name.lower()]
         if len(same) == 1:
             return id_of(same[0])
-        origin = f" ({self._origin})" if self._origin else ""
         if same:
             ids = ", ".join(map(id_of, same))
             raise ValidationError(
-                f"`{self._name}`{origin} is the name of {len(same)} projects", suggestions=[f"give an id: {ids}"]
+                f"{self._given} is the name of {len(same)} projects", suggestions=[f"give an id: {ids}"]
             )
         raise ResourceNotFoundError(
-            f"no project `{self._name}`{origin}", suggestions=[*did_you_mean(self._name, _names(found)), *told]
+            f"no project {self._given}", suggestions=[*did_you_mean(self._name, _names(found)), *told]
         )
+
+    def check_project(self) -> None:
+        """Raises ValidationError where the project is none of those that this key may use."""
+        found = self._projects()
+        if self.project not in map(id_of, found):
+            raise ValidationError(f"no project {self._given} is yours", suggestions=_told(found))
+
+    @property
+    def _given(self) -> str:
+        return f"`{self._name}`" + (f" ({self._origin})" if self._origin else "")
+
+    def _projects(self) -> list[dict[str, Any]]:
+        return list(self.api.list("/v2/projects"))
+
+
+def _told(projects: list[dict[str, Any]]) -> list[str]:
+    return [f"the projects are {', '.join(_names(projects))}"] if projects else ["make one in the web console"]
 
 
 def _names(projects: list[dict[str, Any]]) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flow.channel import Channel, ssh
-from flow.errors import FlowError, ProviderError, QuotaExceededError, ValidationError
+from flow.errors import AuthenticationError, FlowError, ProviderError, QuotaExceededError, ValidationError
 from flow.gpus import Gpu
 from flow.machines import Capabilities, Machines, Offer, Price, Volume
 from flow.mounts import VOLUME
@@ -132,6 +132,13 @@ class Mithril(Rented):
 
     def rent(self, plan: Plan, attempt: int, machines: int) -> None:
         """Bid for them; a bid of this name that is ours already is left alone."""
+        try:
+            self._bid(plan, attempt, machines)
+        except AuthenticationError:
+            self.account.check_project()
+            raise
+
+    def _bid(self, plan: Plan, attempt: int, machines: int) -> None:
         others = keys_of_others(self.account, plan.ssh_keys)
         key_ids, limit = list(dict.fromkeys([*self._login.key_ids, *others])), self._limit(plan)
         volumes = [one.source for one in plan.mounts if one.kind == VOLUME]
