@@ -303,10 +303,11 @@ def test_lists_are_filtered_sorted_and_read_page_by_page(pretended: Client) -> N
     assert len(pretended.ask("GET", "/v2/spot/bids?status=Terminated")["data"]) == 1
     assert pretended.refused("GET", "/v2/instances")[0] == 422
     wanted = ",".join(pretended.cloud.bid(name).fid for name in names[:2])
-    instances = pretended.ask("GET", f"/v2/instances?project={pretended.cloud.project}&bid_fid_in={wanted}")["data"]
+    query = f"/v2/instances?project={pretended.cloud.project}&bid_fid_in={wanted}"
+    assert wait_until(lambda: pretended.ask("GET", query)["data"][0]["status"] == "STATUS_RUNNING")
+    instances = pretended.ask("GET", query)["data"]
     assert [one["name"] for one in instances] == ["bid-0-1", "bid-1-1"]
-    status = pretended.ask("GET", f"/v2/instances/{instances[0]['fid']}/status")
-    assert status == {"status": instances[0]["status"]}
+    assert pretended.ask("GET", f"/v2/instances/{instances[0]['fid']}/status") == {"status": "STATUS_RUNNING"}
 
 
 # The market.

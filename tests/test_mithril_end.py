@@ -121,6 +121,27 @@ def test_what_ends_while_no_client_is_there_is_paused_and_then_collected(
     assert cloud.bid(task.task_id).limit_cents == _limit(cloud, task)  # or another pause would be told as this one
 
 
+def test_a_machine_that_may_not_tell_how_its_task_ended_is_paused_all_the_same(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
+    away = Flow()
+    task = _run(away, f"echo worked; {WAIT}")
+    os.kill(_attendant(away), signal.SIGKILL)
+    bid = cloud.bid(task.task_id)
+    lane = cloud.lane(bid.instance_type, bid.region)
+    lane.minimum_cents, least = bid.limit_cents + 10, lane.minimum_cents
+    _go(cloud, task)
+    cloud.await_bid(task.task_id, "Paused")
+    assert task.refresh().status == "paused"
+    lane.minimum_cents = least
+    done = subprocess.run(["mithril", "bids", "update", task.task_id, "--no-paused"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert task.wait(timeout=90) == "completed"
+    assert (task.logs(), task.exit_code) == ("worked\n", 0)
+    assert wait_until(lambda: away.held() == [], seconds=60)
+
+
 def test_a_volume_that_is_being_added_comes_before_the_task_goes_on(
     client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -345,9 +345,12 @@ def test_the_container_of_a_runner_that_was_killed_ends_before_anything_else_run
     held.hold()
     host.run("kill -9 $1", str(runner_of(host, held)))
     assert wait_until(lambda: host.run("docker ps --all --quiet").stdout == "", seconds=_SECONDS)
+    loss = host_folder(host, held) / "1/0/status.json"
+    assert wait_until(lambda: json.loads(loss.read_text())["phase"] == "ended", seconds=_SECONDS)
     assert (held.refresh().status.is_final, held.is_held) == (False, True)
     held.cancel()
-    assert held.wait(timeout=_SECONDS) == "cancelled"
+    assert held.wait(timeout=_SECONDS) == "lost"  # as its last attempt was
+    end_attendant(client.home)
 
 
 def runner_of(host: Host, task: Task) -> int:

@@ -51,7 +51,7 @@ class Guard:
         self.root = os.path.join(self.user.pw_dir, ".flow-host")
         self.task = os.path.join(self.root, "tasks", self.machine["task_id"])
         self.since: dict[str, float] = {}  # by the monotonic clock: what was first seen when
-        self.is_noticed = self.is_copying = False
+        self.is_noticed = self.is_copying = self.is_word_refused = False
 
     def run(self) -> None:
         """For as long as the machine is up."""
@@ -260,6 +260,8 @@ class Guard:
             _run("poweroff")
             return
         method, url, body = bill["requests"][why]
+        if body and self.is_word_refused:
+            body = {"paused": True}
         headers = {**bill["headers"], "Content-Type": "application/json"}
         data = json.dumps(body).encode() if body else None
         request = urllib.request.Request(url, data=data, headers=headers, method=method)
@@ -268,6 +270,7 @@ class Guard:
                 _say(f"{why}: {answer.status}")
         except urllib.error.HTTPError as error:
             _say(f"{why}: {error.code}")
+            self.is_word_refused = error.code in (400, 422)  # as where no bid may be as low any more
             if error.code in (401, 403, 404):  # asked in vain, for ever
                 if why in ("completed", "failed"):  # off, nobody could collect from it any more
                     time.sleep(REFUSED_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -164,17 +165,23 @@ class Fleet:
 
     def may_be_back(self, name: str) -> bool:
         """Whether a host is to be asked though it was silent: not in each look, as that is waited for."""
-        silence = self._silence(name)
-        return not silence.exists() or time.time() - silence.stat().st_mtime > _TRY_SECONDS
+        return self._unasked_seconds(name) > _TRY_SECONDS
 
     def _note_silence(self, name: str) -> None:
         """Once nobody looked for long, as while this machine slept, nobody knows that it was silent all the time."""
-        file, now = self._silence(name), time.time()
-        if self.silent_since(name) is None or now - file.stat().st_mtime > max(self.lost_after_seconds, _LOOKS_SECONDS):
+        file, most = self._silence(name), max(self.lost_after_seconds, _LOOKS_SECONDS)
+        if self.silent_since(name) is None or self._unasked_seconds(name) > most:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_durably(file, str(now).encode())
+            write_durably(file, str(time.time()).encode())
         else:
             file.touch()
+
+    def _unasked_seconds(self, name: str) -> float:
+        """How long ago a host was last found not to answer; endless where it did the last time."""
+        try:
+            return time.time() - self._silence(name).stat().st_mtime
+        except FileNotFoundError:  # another client may remove it at any moment
+            return math.inf
 
     def _silence(self, name: str) -> Path:
         return self._home / "ssh" / "silent" / name
