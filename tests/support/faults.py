@@ -386,7 +386,7 @@ class _Story:
         return [Flow().get_task(f"{task.task_id}_{n}") for n in elements.indices] if elements else [task]
 
     def _judge_processes(self) -> None:
-        if not wait_until(lambda: not self._left_over(), seconds=2):
+        if not wait_until(lambda: not self._left_over(), seconds=15):
             self._wrong(f"processes stayed behind: {self._left_over()}")
 
     def _judge_keys(self) -> None:

@@ -56,7 +56,7 @@ def end(pids: list[int]) -> None:
             return
 
 
-def wait_until(claim: Callable[[], bool], *, seconds: float = 10, every: float = 0.01) -> bool:
+def wait_until(claim: Callable[[], bool], *, seconds: float = 30, every: float = 0.01) -> bool:
     """Whether `claim` came true before the time was out; asked a hundred times a second, or as seldom as told."""
     deadline = time.monotonic() + seconds
     while not claim():

@@ -346,7 +346,7 @@ class _Story:
                 self._wrong(f"{line}: ran {count} times in one attempt")
         for line in self._on_all("cat ~/clash"):
             self._wrong(line)
-        if not wait_until(lambda: not self._left_over(), seconds=5):
+        if not wait_until(lambda: not self._left_over(), seconds=15):
             self._wrong(f"processes stayed behind: {self._left_over()}")
         for task in tasks:
             self._judge_state(task)
