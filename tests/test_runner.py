@@ -550,17 +550,6 @@ def test_a_copy_that_cannot_be_written_ends_the_task_before_it_runs(run: Any) ->
     assert end_of(status) == ended(126, None, "start", reason)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("cannot mount a small tmpfs: " + mounted.stderr.decode().strip())
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
-
-
 def test_a_full_disk_cuts_the_log_and_not_the_task(run: Any, small_disk: Path) -> None:
     one = run("sh", "-c", "head -c 3000000 /dev/zero; exit 6", at="disk/task")
     assert end_of(one.wait()) == ended(6, reason="exit 6; log cut: no space left on device")

@@ -232,6 +232,25 @@ def test_a_command_waits_once_for_a_host_that_is_away(
     assert one.wait(timeout=_SECONDS) == "cancelled"
 
 
+def test_a_damaged_record_does_not_keep_a_host_out_of_reach(client: Flow, fleet: Fleet) -> None:
+    task, damaged = running(client, "sleep 1000", on="gpu1"), running(client, "sleep 1000", on="gpu1")
+    end_attendant(client.home)
+    fleet.hosts["gpu1"].cut()
+    sees = Flow("ssh")
+    hosts = sees.provider().fleet  # type: ignore[attr-defined]
+    assert sees.get_task(task.task_id).refresh().status == "running"
+    assert hosts.silent_since("gpu1") is not None
+    fleet.hosts["gpu1"].heal()
+    intent = client.home / "record" / damaged.task_id / "intent.json"
+    intent.write_text("{")
+    assert Flow("ssh").get_task(task.task_id).refresh().status == "running"
+    assert hosts.silent_since("gpu1") is None
+    intent.unlink()
+    for one in (task, damaged):
+        one.cancel()
+        assert one.wait(timeout=_SECONDS) == "cancelled"
+
+
 def test_a_host_that_refuses_a_question_is_not_out_of_reach(client: Flow) -> None:
     hosts = SshFleet(client.home, {one: client.settings.get(f"ssh.{one}") for one in ("hosts", "ssh_config")})
 
