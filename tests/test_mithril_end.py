@@ -151,7 +151,8 @@ def test_a_volume_that_is_being_added_comes_before_the_task_goes_on(
     task = _run(away, f"echo worked; {WAIT}")
     volume = away.create_volume(name="data", size_gb=1)
     with _no_attendant(away):
-        (away.home / "record" / task.task_id / "adding").write_text(volume.volume_id)
+        note = f"{cloud.bid(task.task_id).fid} {volume.volume_id}"
+        (away.home / "record" / task.task_id / "adding").write_text(note)
         _go(cloud, task)
         cloud.await_bid(task.task_id, "Paused")
     task = Flow().get_task(task.task_id)

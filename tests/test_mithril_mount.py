@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from flow.attend import start_attendant
 from flow.client import Flow
+from flow.errors import ValidationError
 from flow.task import Task
+from tests.support.faults import DOOM
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import slow
 from tests.support.processes import wait_until
@@ -57,3 +63,39 @@ def test_who_is_killed_over_it_is_followed_by_another(client: Flow, cloud: Cloud
     mount.kill()
     mount.wait()
     ends_with_it(client, task)
+
+
+def test_a_task_whose_code_is_not_there_yet_gets_none_and_is_not_disturbed(client: Flow) -> None:
+    client.create_volume(1, "more")
+    client.home.mkdir(parents=True, exist_ok=True)
+    with (client.home / "attend.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # nobody delivers meanwhile
+        task = client.run("echo delivered", upload_code=False)
+        assert wait_until(lambda: task.refresh().reason == "its code is on the way", seconds=60)
+        with pytest.raises(ValidationError, match="does not run now"):
+            client.mount_volume("more", task)
+    start_attendant(client.home)
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "delivered\n"), task.reason
+    assert [str(one.status) for one in task.attempts] == ["completed"]
+
+
+def dies_before_anything_stops(task: Task) -> None:
+    command = [sys.executable, str(DOOM), "client", "_tell_of:0", "mount", "--yes", "more", task.task_id]
+    died = subprocess.run(command, env={**os.environ, "DEATHS": os.devnull}, capture_output=True, timeout=90)
+    assert died.returncode == -signal.SIGKILL, died
+
+
+def test_what_a_client_that_died_was_about_to_add_comes_with_the_next(client: Flow, cloud: Cloud, task: Task) -> None:
+    dies_before_anything_stops(task)
+    other = client.create_volume(1, "other")
+    assert client.mount_volume("other", task) == "/mnt/other"
+    ends_with_it(client, task)
+    assert other.volume_id in cloud.bid(task.task_id).launch.volumes
+
+
+def test_nothing_of_it_stays_behind_when_the_task_is_cancelled(client: Flow, task: Task) -> None:
+    dies_before_anything_stops(task)
+    task.cancel()
+    assert task.wait(timeout=60) == "cancelled"
+    assert wait_until(lambda: client.held() == [], seconds=60)
+    assert not (client.home / "record" / task.task_id / "adding").exists()

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flow.channel import Channel, ssh
-from flow.errors import AuthenticationError, FlowError, ProviderError, QuotaExceededError, ValidationError
+from flow.errors import (
+    AuthenticationError,
+    FlowError,
+    ProviderError,
+    QuotaExceededError,
+    ResourceNotFoundError,
+    ValidationError,
+)
 from flow.gpus import Gpu
 from flow.machines import Capabilities, Machines, Offer, Price, Volume
 from flow.mounts import VOLUME
@@ -211,80 +218,97 @@ class Mithril(Rented):
 
     def add_volume(self, plan: Plan, volume: Volume) -> None:
         """By way of a pause: the API changes a bid's volumes only then. Whoever dies over it is followed by another."""
+        states = {one.machines for one in self.allocations([plan.task_id])}
+        if Machines.UP not in states or Machines.STARTING in states:
+            raise _not_running(plan)
         self.volumes.attach(volume.volume_id, plan)
-        rental = self._live(plan.task_id)
-        if rental is None or not self._can_look(rental):
-            raise ValidationError(
-                f"`{plan.task_id}` does not run on a machine that can be reached", suggestions=["wait until it runs"]
-            )
         with self._changing(plan) as file:
-            if file is None or file.read_text():
+            if file is None:
                 raise ValidationError(
                     f"`{plan.task_id}` is getting another volume", suggestions=["wait until it runs again"]
                 )
-            file.write_text(volume.volume_id)  # no loss where a power cut takes it: nothing was done yet
-            self._add_volume(plan, volume)
-            file.unlink()
+            rental = self._live(plan.task_id)
+            if rental is None or rental.state is not Machines.UP:
+                raise _not_running(plan)
+            wanted = [*_noted(file, rental), volume.volume_id]  # with what a client that died was about to add
+            file.write_text(" ".join([rental.rental_id, *wanted]))  # no loss where a power cut takes it
+            missing = self._missing(rental, wanted)
+            try:
+                self._tell_of(plan, rental, missing)
+            except FlowError:  # nothing was stopped for it
+                file.unlink()
+                raise
+            self._add_volumes(plan, rental, missing)
 
     def goes_on_changing(self, plan: Plan) -> bool:
-        """Whether a volume is being added."""
-        if not self._change(plan).exists():
+        """Whether volumes are being added; not while its machines are away, and come back without them."""
+        if not self._change(plan.task_id).exists():
             return False
         with self._changing(plan) as file:
-            wanted = file and file.read_text()
-            if file and wanted:
-                volume = next((one for one in self.volumes.list() if one.volume_id == wanted), None)
-                self._add_volume(plan, volume)
-            if file:
-                file.unlink()
+            if file is None:
+                return True
+            rental = self._live(plan.task_id)
+            wanted = _noted(file, rental)
+            if rental is None or not wanted:  # of other machines, or not begun
+                file.unlink(missing_ok=True)
+                return False
+            if rental.state not in (Machines.UP, Machines.PAUSED):
+                return False
+            missing = self._missing(rental, wanted)
+            if rental.state is Machines.UP:
+                self._tell_of(plan, rental, missing)
+            self._add_volumes(plan, rental, missing)
         return True
 
-    def _add_volume(self, plan: Plan, volume: Volume | None) -> None:
-        """From wherever it was left; None: there is no such volume any more, and the task is to go on without."""
-        rental = self._live(plan.task_id)
-        if rental is None or rental.state not in (Machines.UP, Machines.PAUSED):
-            return
-        bid = f"{BIDS}/{rental.rental_id}"
-        has = list(((rental.told or {}).get("launch_specification") or {}).get("volumes") or ())
-        if volume and volume.volume_id not in has:
-            if rental.state is Machines.UP:
-                self._prepare(plan, rental, volume)
-                self.account.api.update(bid, {"paused": True})
-                self._await(plan.task_id, Machines.PAUSED)
+    def _add_volumes(self, plan: Plan, rental: Rental, missing: Sequence[Volume]) -> None:
+        """From wherever it was left, until its machines go on: what runs there was told of these, and is stopped."""
+        bid, refused = f"{BIDS}/{rental.rental_id}", None
+        if missing and rental.state is Machines.UP:
+            self._stop_tasks(rental, plan.grace_seconds)
+            self.account.api.update(bid, {"paused": True})
+            self._await(plan.task_id, Machines.PAUSED)
+        if missing:
             try:
-                self.account.api.update(bid, {"volumes": [*has, volume.volume_id]})
-            except ValidationError as error:  # a refusal of this is none of the task
-                raise ProviderError(error.message) from error
-            finally:
-                self.wake(rental)
-        elif rental.state is Machines.PAUSED:
+                ids = [*_volumes_of(rental), *(one.volume_id for one in missing)]
+                self.account.api.update(bid, {"volumes": ids})
+            except (ValidationError, ResourceNotFoundError) as error:  # which is none of the task
+                refused = error
+        if missing or rental.state is Machines.PAUSED:
             self.wake(rental)
+        self._change(plan.task_id).unlink(missing_ok=True)
+        if refused:
+            raise ProviderError(refused.message) from refused
 
-    def _prepare(self, plan: Plan, rental: Rental, volume: Volume) -> None:
-        """Tell its machines of a volume that they will have when they are back, and stop what runs."""
+    def _missing(self, rental: Rental, wanted: Collection[str]) -> list[Volume]:
+        """Those that its bid does not have yet, as far as there still are such volumes."""
+        new = set(wanted) - set(_volumes_of(rental))
+        return [one for one in self.volumes.list() if one.volume_id in new] if new else []
+
+    def _tell_of(self, plan: Plan, rental: Rental, volumes: Sequence[Volume]) -> None:
+        """Tell its machines of volumes that they will have when they are back."""
         if not self._can_look(rental):
             raise ProviderError(f"the machines of `{plan.task_id}` cannot be reached yet")
-        mount = {"kind": "folder", "source": path_of(volume.volume_id), "target": f"/mnt/{volume.name}"}
-        (entry,) = on_machine([volume], [volume.volume_id])
         names = [one.name for one in rental.machines]
-        self._each(names, lambda _, remote: remote.ask("add_mount", plan.task_id, mount))
-        self._each(names, lambda _, remote: tell_guard(remote.channel, entry))
-        self._stop_tasks(rental, plan.grace_seconds)
+        for volume in volumes:
+            mount = {"kind": "folder", "source": path_of(volume.volume_id), "target": f"/mnt/{volume.name}"}
+            (entry,) = on_machine([volume], [volume.volume_id])
+            self._ask_each(names, "add_mount", plan.task_id, mount)
+            self._each(names, lambda _, remote, entry=entry: tell_guard(remote.channel, entry))
 
-    def _change(self, plan: Plan) -> Path:
-        """Names the volume that is being added; locked by who adds it."""
-        return self.home / "record" / plan.task_id / "adding"
+    def _change(self, task_id: str) -> Path:
+        """Names its bid and the volumes that are being added; locked by who adds them."""
+        return self.home / "record" / task_id / "adding"
 
     @contextmanager
     def _changing(self, plan: Plan) -> Iterator[Path | None]:
         """The file, locked; None where another client has it."""
-        with self._change(plan).open("a+") as file:
+        with self._change(plan.task_id).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield None
                 return
-            yield self._change(plan)
+            yield self._change(plan.task_id)
 
     def _await(self, task_id: str, state: Machines) -> None:
         end = time.monotonic() + _PAUSING_SECONDS
@@ -300,6 +324,7 @@ class Mithril(Rented):
                 self.account.api.delete(f"{_KEYS}/{key['fid']}")
         is_unknown = not self.holds.was_asked_for(task_id)
         self.volumes.forget_task(task_id, is_refused=is_refused, is_unknown=is_unknown)
+        self._change(task_id).unlink(missing_ok=True)
 
     def _mounts(self, plan: Plan) -> list[dict[str, str]]:
         """Volumes are where the machine's guard has put them."""
@@ -464,6 +489,23 @@ def _limit_of(bid: Mapping[str, Any]) -> float:
     """The limit price that a bid was made with."""
     made_for = _mark_of(bid)
     return int(made_for.words[0]) / 100 if made_for and made_for.words else dollars(bid.get("limit_price")) or 0.0
+
+
+def _not_running(plan: Plan) -> ValidationError:
+    return ValidationError(
+        f"`{plan.task_id}` does not run now", suggestions=[f"wait until it runs: `flow status {plan.task_id} --watch`"]
+    )
+
+
+def _noted(file: Path, rental: Rental | None) -> list[str]:
+    """The volumes that are being added to these machines, by their ids."""
+    bid, *wanted = file.read_text().split() or [""]
+    return wanted if rental and bid == rental.rental_id else []
+
+
+def _volumes_of(rental: Rental) -> list[str]:
+    """Those that its bid has, by their ids."""
+    return list(((rental.told or {}).get("launch_specification") or {}).get("volumes") or ())
 
 
 def _key_seconds(plan: Plan) -> float:
