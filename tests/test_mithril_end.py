@@ -121,6 +121,31 @@ def test_what_ends_while_no_client_is_there_is_paused_and_then_collected(
     assert cloud.bid(task.task_id).limit_cents == _limit(cloud, task)  # or another pause would be told as this one
 
 
+def test_what_completed_stays_so_while_its_machine_costs_more_than_it_may(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
+    away = Flow()
+    task = _run(away, f"echo worked; {WAIT}")
+    bid = cloud.bid(task.task_id)
+    lane = cloud.lane(bid.instance_type, bid.region)
+    waits = "completed, and not collected yet; waits for a machine (limit $1.88, price $2.00)"
+    with _no_attendant(away):
+        _go(cloud, task)
+        cloud.await_bid(task.task_id, "Paused")
+        lane.price_cents, price = 200, lane.price_cents
+        assert wait_until(lambda: lane.clearing_cents == 200, seconds=5)
+        (away.home / "mithril" / "availability.json").unlink()  # which tells the price of a moment ago
+        assert (task.refresh().status, task.reason) == ("paused", waits)
+        with pytest.raises(ProviderError, match="is paused: completed, and not collected yet"):
+            task.logs()
+    task = Flow().get_task(task.task_id)
+    cloud.await_bid(task.task_id, "Open")
+    assert (task.refresh().status, task.reason) == ("paused", waits)
+    lane.price_cents = price
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n")
+
+
 def test_a_machine_that_may_not_tell_how_its_task_ended_is_paused_all_the_same(
     client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:

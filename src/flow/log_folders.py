@@ -71,6 +71,7 @@ def chosen_folders(
             found += _log_folders(provider, records, unit=unit, shown=shown, node=node, allocation=allocation)
         if not found and not choice.get("follow"):
             check_in_reach(task_id, allocations.values())
+            _check_not_paused(task_id, allocations.values())
         return found
 
     return folders
@@ -81,6 +82,13 @@ def check_in_reach(task_id: str, allocations: Iterable[Allocation]) -> None:
     for one in allocations:
         if one.machines is Machines.SILENT:
             raise ProviderError(f"`{task_id}` is out of reach: {one.reason}", suggestions=["try again later"])
+
+
+def _check_not_paused(task_id: str, allocations: Iterable[Allocation]) -> None:
+    for one in allocations:
+        if one.machines is Machines.PAUSED:
+            hint = f"wait for it: `flow logs {task_id} --follow`"
+            raise ProviderError(f"`{task_id}` is paused: {one.reason}", suggestions=[hint])
 
 
 def _log_folders(

@@ -33,7 +33,8 @@ class Rental:
     """Machines as their cloud tells of them: of a task of ours, of another client's, or of none (`task_id` None).
 
     state: UP says no more than that they could be reached, LOST that the cloud calls one of them dead. attempt: the
-    first that they were rented for. ended_with: what a machine that paused itself told of its task's end.
+    first that they were rented for. ended_with: what a machine that paused itself told of its task's end, until it is
+    back.
     """
 
     rental_id: str

@@ -259,7 +259,7 @@ class Rented(Ssh):
         whole = Allocation(
             rental.task_id,
             attempt,
-            rental.state,
+            Machines.PAUSED if rental.ended_with else rental.state,
             reason=rental.reason,
             created=rental.created,
             price_per_hour=rental.price_per_hour,
@@ -268,7 +268,7 @@ class Rented(Ssh):
         if why := self._why_lost(rental, told, attempt):
             is_cancelled = rental.state is Machines.GONE and self.losses.is_cancelled(task_id)
             return [whole if is_cancelled else self._lost(replace(whole, attempt=max(attempt, first), reason=why))]
-        if rental.state is Machines.QUEUED and attempt:
+        if whole.machines is Machines.QUEUED and attempt:
             whole = replace(whole, machines=Machines.PREEMPTED)
         if whole.machines is Machines.PREEMPTED and was_seen and rental.home_id == self.home_id:
             self.losses.note_preempted(task_id)

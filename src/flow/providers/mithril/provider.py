@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flow.channel import Channel, ssh
+from flow.durable import write_durably
 from flow.errors import (
     AuthenticationError,
     FlowError,
@@ -188,9 +189,26 @@ class Mithril(Rented):
         self.account.api.delete(f"{BIDS}/{rental.rental_id}")
 
     def wake(self, rental: Rental) -> None:
-        """Let a paused bid go on, without the word that its machine has put into its limit price."""
+        """Let a paused bid go on, without the word that its machine has put into its limit price: it is noted here."""
+        if rental.ended_with not in ("", _UNDELIVERED):
+            write_durably(self._word_file(str(rental.task_id)), f"{rental.rental_id} {rental.ended_with}".encode())
         limit = {"limit_price": price_text(_limit_of(rental.told or {}))} if rental.ended_with else {}
         self.account.api.update(f"{BIDS}/{rental.rental_id}", {"paused": False, **limit})
+
+    def _word_file(self, task_id: str) -> Path:
+        """Names its bid, and how its machine has told that the task has ended."""
+        return self.home / "record" / task_id / "ended_with"
+
+    def _word_of(self, bid: Mapping[str, Any], state: Machines) -> str:
+        """How its machine told that the task has ended, while it is not there to say more; "" where it did not."""
+        if state in (Machines.UP, Machines.LOST, Machines.GONE):
+            return ""
+        word = _ended_with(bid)
+        if not word:
+            with suppress(OSError):
+                bid_id, word = self._word_file(str(bid.get("name"))).read_text().split()
+                word = word if bid_id == bid["fid"] else ""
+        return "" if word == _UNDELIVERED and state is not Machines.PAUSED else word
 
     def bill(self, plan: Plan, rental: Rental) -> dict[str, Any]:
         """With a key of its own, made for this, which expires by itself should nobody revoke it."""
@@ -422,9 +440,10 @@ class Mithril(Rented):
         current = prices.get((str(bid.get("instance_type")), str(bid.get("region"))))
         price = min((one for one in (current, limit) if one is not None), default=None)
         is_billed = state in (Machines.UP, Machines.STARTING, Machines.PREEMPTED) and bid.get("status") != "Open"
-        ended_with = _ended_with(bid) if state is Machines.PAUSED else ""
-        if ended_with and current is not None:
-            reason += f"; its machine goes on for that at ${current * quantity:.2f}/h"
+        ended_with = self._word_of(bid, state) if is_task else ""
+        if ended_with:
+            least = None if current is None else current * quantity
+            reason = _ENDS[ended_with] + _until_collected(state, reason, _limit_of(bid) * quantity, least)
         machines = [_machine(name, number, one) for number, one in enumerate(sorted(instances, key=_by_name))]
         return Rental(
             str(bid["fid"]),
@@ -450,7 +469,7 @@ def _state(bid: Mapping[str, Any], instances: list[dict[str, Any]]) -> tuple[Mac
     words = {_word(one) for one in instances if _word(one) not in _OVER}
     known = {
         "Open": (Machines.QUEUED, f"its bid of {bid.get('limit_price')}/h waits for a machine"),
-        "Paused": (Machines.PAUSED, _ENDS.get(_ended_with(bid), "its bid is paused")),
+        "Paused": (Machines.PAUSED, "its bid is paused"),
         "Preempting": (Machines.PREEMPTED, "its machine is being taken back"),
         "Terminated": (Machines.GONE, "its bid was ended"),
         "Replaced": (Machines.GONE, "its bid was ended"),
@@ -471,11 +490,12 @@ def _state(bid: Mapping[str, Any], instances: list[dict[str, Any]]) -> tuple[Mac
 
 # How many cents more than the limit that its bid was made with a machine pauses it with, and what that says: the API
 # takes no other word.
-_PAUSES = {1: "completed", 2: "failed", 3: "undelivered"}
+_UNDELIVERED = "undelivered"
+_PAUSES = {1: "completed", 2: "failed", 3: _UNDELIVERED}
 _ENDS = {
     "completed": "completed, and not collected yet",
     "failed": "has ended, and was not collected yet",
-    "undelivered": "its machine has waited for its code in vain",
+    _UNDELIVERED: "its machine has waited for its code in vain",
 }
 
 
@@ -483,6 +503,17 @@ def _ended_with(bid: Mapping[str, Any]) -> str:
     """What the machine told as it paused its own bid; "" where somebody else has paused it."""
     now = dollars(bid.get("limit_price")) or 0.0
     return _PAUSES.get(round((now - _limit_of(bid)) * 100), "")
+
+
+def _until_collected(state: Machines, reason: str, limit: float, price: float | None) -> str:
+    """What a machine whose task has ended waits for."""
+    if state not in (Machines.PAUSED, Machines.QUEUED):
+        return f"; {reason}"
+    if price is None:
+        return ""
+    if state is Machines.QUEUED or price > limit:
+        return f"; waits for a machine (limit ${limit:.2f}, price ${price:.2f})"
+    return f"; its machine goes on for that at ${price:.2f}/h"
 
 
 def _limit_of(bid: Mapping[str, Any]) -> float:
