@@ -23,8 +23,10 @@ from flow.client import Flow
 from flow.errors import ProviderError, ValidationError
 from flow.plan import Plan
 from flow.providers.copied import fetch
+from flow.status import Want
 from flow.task import Task
 from tests.support.aws import Aws
+from tests.support.commands import flow
 from tests.support.faults import DOOM
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.records import Bid
@@ -144,6 +146,38 @@ def test_what_completed_stays_so_while_its_machine_costs_more_than_it_may(
     assert (task.refresh().status, task.reason) == ("paused", waits)
     lane.price_cents = price
     assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n")
+
+
+def test_a_cancel_does_not_throw_away_what_has_completed(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
+    away = Flow()
+    task = _run(away, f"echo worked; {WAIT}")
+    with _no_attendant(away):
+        _go(cloud, task)
+        cloud.await_bid(task.task_id, "Paused")
+    done = flow("cancel", task.task_id, "--yes")
+    assert (done.returncode, done.stdout) == (0, f"{task.task_id}  completed\n")
+    told = "completed, and not collected yet; its machine goes on for that at $1.25/h: it is collected, not cancelled"
+    assert f"note: `{task.task_id}` {told}\n" in done.stderr
+    assert task.refresh().logs() == "worked\n"
+    assert cloud.bid(task.task_id).status == "Terminated"
+
+
+def test_a_cancel_that_comes_as_the_task_completes_leaves_its_machine_until_it_was_collected(
+    client: Flow, cloud: Cloud
+) -> None:
+    task = _run(client, f"echo worked; {WAIT}")
+    with _no_attendant(client):
+        _go(cloud, task)
+        ended = f"/home/ubuntu/.flow-host/tasks/{task}/ended"
+        assert wait_until(lambda: cloud.host(task.task_id).run(f"test -e {ended}", check=False).returncode == 0)
+        client.records.set_intent(task.task_id, Want.CANCEL)
+        client.provider().release(task.task_id)
+        assert cloud.bid(task.task_id).status == "Allocated"
+    assert (task.wait(timeout=60), task.logs()) == ("completed", "worked\n")
+    assert wait_until(lambda: client.held() == [], seconds=60)
 
 
 def test_a_machine_that_may_not_tell_how_its_task_ended_is_paused_all_the_same(

@@ -314,6 +314,8 @@ class Flow:
         ended = {row.task_id for row in rows if row.state.is_final}
         for base, look in looks.items():
             ended |= {one for one, outcome in ((base, look.outcome), *look.elements.items()) if outcome.state.is_final}
+            uncollected = [one for one in look.allocations.values() if one.is_ended]
+            self.notes += [f"`{one.task_id}` {one.reason}: it is collected, not cancelled" for one in uncollected]
         live = [one for one in task_ids if one not in ended]
         self.records.set_intents(live, Want.CANCEL)
         providers = {row.task_id: row.provider for row in rows}

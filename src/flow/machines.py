@@ -144,6 +144,7 @@ class Allocation:
     plan_hash: str = ""
     reports: Mapping[int, Report] = field(default_factory=dict)  # by rank, where the provider holds them already
     partition: str = ""  # where it is queued, if its provider has several such places
+    is_ended: bool = False  # its machines told so, and are away: they come back to have it collected
     node_list: str = ""  # all its machines as its provider writes them; a batch script's `nodes` are the first alone
 
     @property

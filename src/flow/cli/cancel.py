@@ -76,6 +76,7 @@ def _end(client: Flow, tasks: list[Task]) -> None:
     refusal = None
     try:
         client.cancel(*tasks)
+        output.notes(client.notes)
     except ProviderError as error:
         if len(rented) < len(tasks):
             raise

@@ -33,8 +33,7 @@ class Rental:
     """Machines as their cloud tells of them: of a task of ours, of another client's, or of none (`task_id` None).
 
     state: UP says no more than that they could be reached, LOST that the cloud calls one of them dead. attempt: the
-    first that they were rented for. ended_with: what a machine that paused itself told of its task's end, until it is
-    back.
+    first that they were rented for. ended_with: what a machine that paused itself told before.
     """
 
     rental_id: str
@@ -51,6 +50,11 @@ class Rental:
     price_per_hour: float | None = None  # US dollars, all machines together
     ended_with: str = ""
     told: Mapping[str, Any] | None = None  # the cloud's own words
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its task has, as its machine told before it paused."""
+        return self.ended_with in ("completed", "failed")
 
 
 class RentedFleet(Fleet):

@@ -171,7 +171,10 @@ class Rented(Ssh):
         return [by_id[one] for one in by_id if one in asked or one.partition("_")[0] in asked]
 
     def release(self, *task_ids: str) -> None:
-        """What runs is told to end, and its machines are given back when its record was collected; else at once."""
+        """What runs is told to end, and its machines are given back when its record was collected; else at once.
+
+        What has ended of itself, and is cancelled, is left to be collected: for that, machines that are paused go on.
+        """
         for one in task_ids:
             base, _, index = one.partition("_")
             if self._is_kept(base):
@@ -180,6 +183,10 @@ class Rented(Ssh):
             if has_ended:
                 self._tell_collected(base)
             rental = self._live(base)
+            if rental and rental.has_ended and not has_ended and self.losses.is_cancelled(base):
+                if rental.state is Machines.PAUSED:
+                    self.wake(rental)
+                continue
             if rental and self._can_look(rental) and not has_ended and self._ask_to_end(rental, one):
                 continue
             if index and not has_ended:  # the others go on; what is not there yet is told when it comes
@@ -256,14 +263,16 @@ class Rented(Ssh):
         task_id, first = str(rental.task_id), rental.attempt
         attempt = self.losses.last_seen(task_id) if rental.task_id else 0
         attempt, was_seen = max(attempt, first - 1), attempt >= first
+        is_away = rental.has_ended and rental.state is not Machines.UP
         whole = Allocation(
             rental.task_id,
             attempt,
-            Machines.PAUSED if rental.ended_with else rental.state,
+            Machines.PAUSED if is_away else rental.state,
             reason=rental.reason,
             created=rental.created,
             price_per_hour=rental.price_per_hour,
             plan_hash=rental.plan_hash,
+            is_ended=is_away,
         )
         if why := self._why_lost(rental, told, attempt):
             is_cancelled = rental.state is Machines.GONE and self.losses.is_cancelled(task_id)
@@ -548,13 +557,17 @@ class Rented(Ssh):
         return False
 
     def _ask_to_end(self, rental: Rental, task_id: str) -> bool:
-        """Whether something of the task has not ended on machines that answer; it is told to."""
-        told = self._looked_at([rental])
-        open_ = [
-            name
-            for name, one in told.items()
-            if not isinstance(one, FlowError) and any(not entry["ended"] for entry in one["tasks"])
-        ]
+        """Whether something of the task has not ended on machines that answer; it is told to.
+
+        Or whether all has, of itself, and nobody collected it before it was cancelled.
+        """
+        looks = self._looked_at([rental]).items()
+        told = {name: one["tasks"] for name, one in looks if not isinstance(one, FlowError)}
+        open_ = [name for name, entries in told.items() if any(not one["ended"] for one in entries)]
+        if not open_ and len(told) == len(rental.machines) and all(told.values()):
+            texts = [text for entries in told.values() for one in entries for text in one["reports"].values()]
+            is_own = any((report := report_from_json(text)) and report.cause != "cancel" for text in texts)
+            return is_own and self.losses.is_cancelled(str(rental.task_id))
         answers = self.fleet.ask_each(open_, lambda _, remote: remote.ask("release", [task_id])) if open_ else {}
         return any(not isinstance(one, FlowError) for one in answers.values())
 

@@ -200,8 +200,8 @@ class Mithril(Rented):
         return self.home / "record" / task_id / "ended_with"
 
     def _word_of(self, bid: Mapping[str, Any], state: Machines) -> str:
-        """How its machine told that the task has ended, while it is not there to say more; "" where it did not."""
-        if state in (Machines.UP, Machines.LOST, Machines.GONE):
+        """How its machine told that the task has ended, before it paused; "" where it did not."""
+        if state in (Machines.LOST, Machines.GONE):
             return ""
         word = _ended_with(bid)
         if not word:
@@ -441,7 +441,7 @@ class Mithril(Rented):
         price = min((one for one in (current, limit) if one is not None), default=None)
         is_billed = state in (Machines.UP, Machines.STARTING, Machines.PREEMPTED) and bid.get("status") != "Open"
         ended_with = self._word_of(bid, state) if is_task else ""
-        if ended_with:
+        if ended_with and state is not Machines.UP:
             least = None if current is None else current * quantity
             reason = _ENDS[ended_with] + _until_collected(state, reason, _limit_of(bid) * quantity, least)
         machines = [_machine(name, number, one) for number, one in enumerate(sorted(instances, key=_by_name))]
