@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from flow.client import Flow
+from flow.errors import ValidationError
 from flow.providers.mithril.api import Api
 from tests.support.commands import flow
 from tests.support.mithril_cloud import Cloud
@@ -111,6 +112,37 @@ def test_a_task_may_run_elsewhere_than_the_settings_say(
     refused = flow("run", "--dry-run", "--gpu", "h200", "true")
     assert f"is not to be had in `{REGION}`" in refused.stderr
     assert "`--region` names another for this task" in refused.stderr
+
+
+def test_a_task_runs_where_its_volume_is(client: Flow, pretended: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.create_volume(1, "here", region=REGION)
+    client.create_volume(1, "there", region="us-central5-a")
+    fields: dict[str, Any] = {"gpu": "a100", "upload_code": False, "mounts": {"/data": "volume://there"}}
+    monkeypatch.setenv("FLOW_MITHRIL_REGION", REGION)
+    task = Flow().run("true", **fields)
+    assert pretended.bid(task.task_id).region == "us-central5-a"
+    assert "runs in us-central5-a, where the volume `there` is" in task.plan.notes
+    with pytest.raises(ValidationError, match=f"`there` is in us-central5-a, and the task is to run in {REGION}"):
+        client.plan(client.load("true", **fields, region=REGION))
+    both = {"/a": "volume://here", "/b": "volume://there"}
+    with pytest.raises(ValidationError, match=f"`there` is in us-central5-a, and `here` in {REGION}"):
+        client.plan(client.load("true", gpu="a100", mounts=both))
+    with pytest.raises(ValidationError) as refused:
+        client.plan(client.load("true", **{**fields, "gpu": "b200"}))
+    assert "the volume `there` is there" in refused.value.suggestions
+    assert flow("cancel", task.task_id).stdout == f"{task}  cancelled\n"
+
+
+def test_no_task_is_refused_by_a_price_that_has_fallen(client: Flow, pretended: Cloud) -> None:
+    lane = pretended.lane("it_MsIRhxj3ccyVWGfP", REGION)
+    lane.price_cents, price = 400, lane.price_cents
+    assert wait_until(lambda: lane.clearing_cents == 400, seconds=5)
+    fields: dict[str, Any] = {"gpu": "a100", "region": REGION, "max_price_per_hour": 2}
+    with pytest.raises(ValidationError, match="costs"):
+        client.plan(client.load("true", **fields))
+    lane.price_cents = price
+    assert wait_until(lambda: lane.clearing_cents == price, seconds=5)
+    assert client.plan(client.load("true", **fields)).price_per_hour == 1.25
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from flow.channel import by_any_shell
 from flow.config import TaskConfig, parse_begin, parse_signal
 from flow.errors import ValidationError, did_you_mean
 from flow.gpus import MEMORY_GB, Gpu, is_known_kind, parse_gpu
-from flow.machines import Offer
+from flow.machines import Offer, Volume
 from flow.node.patterns import DEFAULT, DEFAULT_OF_ARRAY, absolute_pattern
 from flow.plan import Batch, Dependency, Plan, SignalBefore, machines_for
-from flow.providers import Provider
+from flow.providers import Priced, Provider
 from flow.slurm import submitting
-from flow.task_volumes import plan_mounts
+from flow.task_volumes import listing, plan_mounts, where_it_runs
 
 # What the submitting shell lends to tasks of the same machine; everything else is passed by `env`.
 _LENT = ("PATH", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "USER", "SHELL", "LANG", "TERM", "TMPDIR")
@@ -49,7 +49,9 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
     """The plan of a task. Raises ValidationError for what this provider cannot do, before anything is asked of it."""
     _check_abilities(config, provider)
     notes: list[str] = []
-    machine = _machine(config, provider, notes)
+    volumes = listing(config, provider)
+    there = where_it_runs(config, volumes) if _has_regions(provider) else None
+    machine = _machine(config, provider, there, notes)
     if provider.capabilities.rents and config.elements and config.elements.at_once is None:
         notes.append(_in_turn(len(config.elements.indices)))
     name = config.name or _name_from(config, task_id)
@@ -78,7 +80,9 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         nodes=config.num_instances,
         region=_region(config, provider, machine.offer),
         ports=tuple(config.ports),
-        mounts=plan_mounts(config, provider, task_id=task_id, name=name, notes=notes) if _has_mounts(config) else (),
+        mounts=plan_mounts(config, provider, volumes, task_id=task_id, name=name, notes=notes)
+        if _has_mounts(config)
+        else (),
         price_per_hour=_price(config, provider, machine.offer),
         max_price_per_hour=_price_cap(config, provider, machine.offer, notes),
         ssh_keys=_ssh_keys(config, provider, notes),
@@ -116,13 +120,18 @@ class _Machine:
     offer: Offer | None = None
 
 
-def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machine:
-    """The machine asked for, from the provider's offers; what this machine does not have is emulated, with a note."""
+def _machine(config: TaskConfig, provider: Provider, volume: Volume | None, notes: list[str]) -> _Machine:
+    """The machine asked for, from the provider's offers; what this machine does not have is emulated, with a note.
+
+    volume: with whose region it goes.
+    """
+    if volume and not config.region and provider.capabilities.region not in (None, volume.region):
+        notes.append(f"runs in {volume.region}, where the volume `{volume.name}` is")
     asked = config.gpu or config.instance_type
     if not asked:
         if provider.capabilities.divides_machines:
             return _Machine("cpu")
-        offer = _in_region(config, provider.offers(), provider)
+        offer = _in_region(config, provider.offers(), provider, volume)
         notes.append(f"no machine is asked for: takes the cheapest, `{offer.instance_type}`")
         return _of_offer(offer)
     gpu = _gpu_of(asked)
@@ -132,7 +141,7 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
     found = [one for one in offers if asked in (one.instance_type, one.type_id)]
     found = found or [one for one in offers if gpu and one.gpu and _matches(one.gpu, gpu)]
     if found:
-        return _of_offer(_in_region(config, found, provider))
+        return _of_offer(_in_region(config, found, provider, volume))
     is_type = (gpu is not None and is_known_kind(gpu.kind)) or "." in asked
     if provider.capabilities.emulates and is_type:
         return _emulated(asked, gpu, offers, notes)
@@ -152,12 +161,12 @@ def _near_types(asked: str, gpu: Gpu | None, offers: list[Offer], kinds: Iterabl
     return did_you_mean(asked.lower(), sorted({*(one.instance_type for one in offers), *spelled, *kinds}))
 
 
-def _in_region(config: TaskConfig, offers: list[Offer], provider: Provider) -> Offer:
+def _in_region(config: TaskConfig, offers: list[Offer], provider: Provider, volume: Volume | None) -> Offer:
     """The best of these offers, in the region that is asked for. Raises ValidationError where it has none of them."""
-    region = config.region or provider.capabilities.region
+    region = config.region or (volume.region if volume else provider.capabilities.region)
     there = [one for one in offers if region in (None, one.region) or not _has_regions(provider)]
     if there:
-        return there[0]
+        return _priced_now(config, provider, there)[0]
     if not offers:
         raise ValidationError(f"{provider.name} has no machines now", suggestions=["see `flow offers`"])
     free: dict[str, int] = {}
@@ -170,13 +179,26 @@ def _in_region(config: TaskConfig, offers: list[Offer], provider: Provider) -> O
         suggestions=[
             *([] if is_known else did_you_mean(str(region), free)),
             f"it is in {', '.join(f'{name} ({free[name]} free)' for name in sorted(free))}",
-            "leave `region` out to have one chosen" if config.region else "`--region` names another for this task",
+            f"the volume `{volume.name}` is there"
+            if volume
+            else "leave `region` out to have one chosen"
+            if config.region
+            else "`--region` names another for this task",
         ],
     )
 
 
 def _of_offer(offer: Offer) -> _Machine:
     return _Machine(offer.instance_type, offer.gpu, (offer.gpu.count or 1) if offer.gpu else 0, offer)
+
+
+def _priced_now(config: TaskConfig, provider: Provider, offers: list[Offer]) -> list[Offer]:
+    """With the prices of this moment, where the best one's of a moment ago is above the cap; the best first."""
+    cap, price = config.max_price_per_hour, offers[0].price_per_hour or 0.0
+    if cap is None or price * _machines(config, provider) <= cap or not isinstance(provider, Priced):
+        return offers
+    now = [replace(one.offer, price_per_hour=one.now, available=one.available) for one in provider.prices(offers)]
+    return sorted(now, key=lambda one: (not one.available, one.price_per_hour or 0.0))
 
 
 def _in_turn(elements: int) -> str:

@@ -70,17 +70,39 @@ def listed_volume(home: Path, reference: str) -> str:
         ) from None
 
 
+def listing(config: TaskConfig, provider: Provider) -> Sequence[Volume]:
+    """The volumes there are, where a task wants any. Raises ValidationError where its provider has none."""
+    return store_of(provider).list() if _wanted(config) else ()
+
+
+def where_it_runs(config: TaskConfig, volumes: Sequence[Volume]) -> Volume | None:
+    """The one that is in a region, where the task has to run then. Raises ValidationError where it cannot have all."""
+    named = [_named(volumes, str(one.volume_id or one.name or "")) for one in _wanted(config)]
+    found = [one for one in named if one and one.region]
+    for one in found:
+        if one.region != (config.region or found[0].region):
+            where = (
+                f"the task is to run in {config.region}" if config.region else f"`{found[0].name}` in {found[0].region}"
+            )
+            raise ValidationError(
+                f"the volume `{one.name}` is in {one.region}, and {where}",
+                suggestions=[f"run it there: `--region {one.region}`"] if len(found) == 1 else [],
+            )
+    return found[0] if found else None
+
+
 def plan_mounts(
-    config: TaskConfig, provider: Provider, *, task_id: str, name: str, notes: list[str]
+    config: TaskConfig, provider: Provider, volumes: Sequence[Volume], *, task_id: str, name: str, notes: list[str]
 ) -> tuple[Mount, ...]:
     """What the task is to see where, outer paths before inner ones; `notes` gains what the user should know.
+
+    volumes: those that there are, as `listing` tells.
 
     Volumes that are to be made have no `source` yet. Raises ResourceNotFoundError for a volume that there is not, and
     ValidationError for one that the task cannot have.
     """
-    wanted = [*config.volumes, *_volumes_of(config)]
+    wanted = _wanted(config)
     store = store_of(provider) if wanted else None
-    volumes = store.list() if store else ()
     own = f"{name}-{task_id[-6:]}"  # a name that was not given may be that of many tasks
     called = {False: config.name or own, True: own}  # ephemeral: nobody finds it again
     mounts = [_planned(one, volumes, config, called=called[one.ephemeral], notes=notes) for one in wanted]
@@ -111,6 +133,10 @@ def make_volumes(plan: Plan, store: VolumeStore) -> Plan:
             store.attach(one.source, plan, ephemeral=one.ephemeral)
         mounts.append(one)
     return replace(plan, mounts=tuple(mounts))
+
+
+def _wanted(config: TaskConfig) -> list[VolumeMount]:
+    return [*config.volumes, *_volumes_of(config)]
 
 
 def _volumes_of(config: TaskConfig) -> list[VolumeMount]:
