@@ -26,7 +26,7 @@ from tests.support.doom import Doom
 from tests.support.faults import DOOM
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import reset, taken_then_reset
-from tests.support.processes import wait_until
+from tests.support.processes import no_attendant, wait_until
 
 AGAIN = "echo up; [ $FLOW_ATTEMPT = 1 ] && sleep 1000; echo again $FLOW_ATTEMPT $FLOW_RESUME"
 _SECONDS = 90.0
@@ -120,6 +120,25 @@ def test_preemptions_and_losses_are_counted_apart(client: Flow, cloud: Cloud) ->
     cloud.end_bid(task.task_id)
     assert (task.wait(timeout=_SECONDS), task.exit_code) == ("failed", 3)
     assert attempts(task) == [(1, "preempted"), (2, "lost"), (3, "failed"), (4, "failed")]
+
+
+def test_an_attempt_that_nobody_saw_leaves_its_number_to_the_next_machine(client: Flow, cloud: Cloud) -> None:
+    """Preempted and back with no client there, then lost: the cloud does not tell that it was back."""
+    task = running(client, f"echo x >>~/ran; {AGAIN}; [ $(wc -l <~/ran) = 1 ] || sleep 1000", retries=1)
+    lane = cloud.lane(cloud.bid(task.task_id).instance_type, "us-central1-b")
+    with no_attendant(client.home):
+        cloud.preempt(task.task_id)
+        cloud.await_bid(task.task_id, "Preempting")
+        cloud.advance(600)
+        cloud.await_bid(task.task_id, "Open")
+        lane.price_cents = 125
+        cloud.await_bid(task.task_id, "Allocated")
+        host = cloud.host(task.task_id)
+        assert wait_until(lambda: host.run("cat /home/ubuntu/ran").stdout == "x\nx\n", seconds=_SECONDS, every=0.2)
+        cloud.end_bid(task.task_id)
+    assert task.wait(timeout=_SECONDS) == "completed", task.reason
+    assert attempts(task) == [(1, "lost"), (2, "completed")]
+    assert [one[0] for one in bids(cloud, task)] == ["1", "2"]
 
 
 def test_a_machine_that_never_boots_is_tried_once_more(client: Flow, cloud: Cloud) -> None:
