@@ -26,6 +26,7 @@ from flow.task import Task
 from tests.support.aws import Aws
 from tests.support.faults import DOOM
 from tests.support.mithril_cloud import Cloud
+from tests.support.mithril_cloud.faults import QUOTA, Fault, refusal
 from tests.support.mithril_cloud.records import Bid
 from tests.support.processes import attendant_of, no_attendant, wait_until
 
@@ -123,6 +124,33 @@ def test_a_machine_that_may_not_tell_how_its_task_ended_is_paused_all_the_same(
     assert task.wait(timeout=90) == "completed"
     assert (task.logs(), task.exit_code) == ("worked\n", 0)
     assert wait_until(lambda: away.held() == [], seconds=60)
+
+
+@pytest.mark.parametrize("refused", [None, QUOTA, refusal(400, "Bid is still being paused")])
+def test_a_machine_that_may_not_go_on_keeps_what_its_task_left(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, refused: Fault | None
+) -> None:
+    """For now, or not with the limit that its bid was made with, as the least that is taken has risen."""
+    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
+    away = Flow()
+    task = _run(away, f"echo worked; {WAIT}")
+    with no_attendant(away.home):
+        _go(cloud, task)
+        bid = cloud.await_bid(task.task_id, "Paused")
+        if refused:
+            cloud.faults.play(refused, "PATCH /v2/spot/bids", times=2)
+        else:
+            lane = cloud.lane(bid.instance_type, bid.region)
+            monkeypatch.setattr(lane, "minimum_cents", _limit(cloud, task) + 10)
+    task = Flow().get_task(task.task_id)
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n"), task.reason
+    assert wait_until(lambda: away.held() == [], seconds=60)
+
+
+def test_a_machine_for_which_no_key_is_made_is_told_how_to_end_later(client: Flow, cloud: Cloud) -> None:
+    cloud.faults.play(refusal(400, "Too many API keys"), "POST /v2/api-keys", times=2)
+    task = client.run("echo worked", upload_code=False)
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n"), task.reason
 
 
 def test_a_volume_that_is_being_added_comes_before_the_task_goes_on(

@@ -117,26 +117,13 @@ class Rented(Ssh):
 
         For the attempt after one that was lost others are asked for, once that is on record and the old ones are gone.
         """
-        if attempt > 1:
-            self._give_up(plan, attempt)
-        seen = (one for one in self._just_seen(plan.task_id) if one.state is not Machines.GONE)
-        rental = next(seen, None) or self._live(plan.task_id)
-        if rental and self._is_left(rental):
-            self._end_left(rental)
-            rental = self._live(plan.task_id)
-        if rental and self._is_left(rental):  # it goes with the next call
-            return
-        if rental is None:
+        try:
+            self._bring(plan, attempt)
+        except (ValidationError, QuotaExceededError) as error:
             if not self.losses.was_asked(plan.task_id):
-                self._ask_for(plan)
-            return
-        self.losses.note_asked(plan.task_id)  # before anything of it may run, so that it is not asked for again
-        if self.goes_on_changing(plan):
-            return
-        if rental.state is Machines.PAUSED and rental.ended_with:
-            self.wake(rental)
-        elif rental.state is Machines.UP and rental.plan_hash == plan.hash:
-            self._deliver(plan, rental)
+                raise
+            # no refusal of the task, which has machines, or had some, with what it left there
+            raise ProviderError(error.message, suggestions=error.suggestions) from error
 
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """What the cloud says of the machines, and what those say of the tasks, all asked at once."""
@@ -474,6 +461,28 @@ class Rented(Ssh):
         return {one.name: [task_id] for one in rental.machines}
 
     # -- bringing
+
+    def _bring(self, plan: Plan, attempt: int) -> None:
+        if attempt > 1:
+            self._give_up(plan, attempt)
+        seen = (one for one in self._just_seen(plan.task_id) if one.state is not Machines.GONE)
+        rental = next(seen, None) or self._live(plan.task_id)
+        if rental and self._is_left(rental):
+            self._end_left(rental)
+            rental = self._live(plan.task_id)
+        if rental and self._is_left(rental):  # it goes with the next call
+            return
+        if rental is None:
+            if not self.losses.was_asked(plan.task_id):
+                self._ask_for(plan)
+            return
+        self.losses.note_asked(plan.task_id)  # before anything of it may run, so that it is not asked for again
+        if self.goes_on_changing(plan):
+            return
+        if rental.state is Machines.PAUSED and rental.ended_with:
+            self.wake(rental)
+        elif rental.state is Machines.UP and rental.plan_hash == plan.hash:
+            self._deliver(plan, rental)
 
     def _ask_for(self, plan: Plan) -> None:
         move = self.losses.last(plan.task_id)

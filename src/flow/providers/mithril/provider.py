@@ -181,9 +181,12 @@ class Mithril(Rented):
         self.account.api.delete(f"{BIDS}/{rental.rental_id}")
 
     def wake(self, rental: Rental) -> None:
-        """Let a paused bid go on, without the word that its machine has put into its limit price."""
-        limit = {"limit_price": price_text(_limit_of(rental.told or {}))} if rental.ended_with else {}
-        self.account.api.update(f"{BIDS}/{rental.rental_id}", {"paused": False, **limit})
+        """Let a paused bid go on, without the word that its machine has put into its limit price, if that is taken."""
+        bid, limit = f"{BIDS}/{rental.rental_id}", {"limit_price": price_text(_limit_of(rental.told or {}))}
+        try:
+            self.account.api.update(bid, {"paused": False, **(limit if rental.ended_with else {})})
+        except PriceTooLowError:  # the least that is taken has risen
+            self.account.api.update(bid, {"paused": False})
 
     def bill(self, plan: Plan, rental: Rental) -> dict[str, Any]:
         """With a key of its own, made for this, which expires by itself should nobody revoke it."""
