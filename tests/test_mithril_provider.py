@@ -15,7 +15,7 @@ import pytest
 from flow.chores import attend
 from flow.client import Flow
 from flow.errors import QuotaExceededError, ResourceNotFoundError, ValidationError
-from flow.providers.mithril.api import Api
+from flow.providers.mithril.api import Api, NotKnownError
 from flow.providers.startup import LASTING, READY, ROOT
 from flow.record import Submission
 from flow.task import Task
@@ -23,7 +23,16 @@ from flow.task_volumes import make_volumes, store_of
 from tests.support.commands import flow
 from tests.support.containers import IMAGE
 from tests.support.mithril_cloud import Cloud
-from tests.support.mithril_cloud.faults import refusal, reset, taken_then, taken_then_reset
+from tests.support.mithril_cloud.faults import (
+    NO_MEMBER,
+    QUOTA,
+    Fault,
+    refusal,
+    reset,
+    rewritten,
+    taken_then,
+    taken_then_reset,
+)  # fmt: skip
 from tests.support.processes import wait_until
 
 
@@ -87,6 +96,21 @@ def test_a_bid_is_made_once_whatever_becomes_of_the_answer(client: Flow, cloud: 
         task = _run(client, "echo once")
         assert task.wait(timeout=90) == "completed"
         assert [one.name for one in cloud.spot.bids.values()].count(task.task_id) == 1
+
+
+@pytest.mark.parametrize("refused", [QUOTA, NO_MEMBER])
+def test_a_bid_that_comes_late_is_waited_for_though_another_is_refused(
+    client: Flow, cloud: Cloud, refused: Fault
+) -> None:
+    """As by the quota that the first has taken."""
+    cloud.faults.play(taken_then_reset(), "POST /v2/spot/bids")
+    cloud.faults.play(refused, "POST /v2/spot/bids")
+    cloud.faults.play(rewritten(r'"data": *\[.*\]', '"data":[]'), "GET /v2/spot/bids.*name=", times=12)
+    with pytest.raises(NotKnownError, match="does not show: "):
+        _run(client, "echo once")
+    (task,) = client.tasks()
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "once\n"), task.reason
+    assert [one.name for one in cloud.spot.bids.values()] == [task.task_id]
 
 
 def test_what_cannot_be_had_is_refused_with_what_can(client: Flow) -> None:
