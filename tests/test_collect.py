@@ -11,7 +11,7 @@ import pytest
 
 from flow.channel import Channel
 from flow.collect import collect
-from flow.errors import ProviderError
+from flow.errors import ProviderError, StorageError
 from flow.machines import Allocation, Machines, Node
 from flow.record import Records
 
@@ -80,3 +80,10 @@ def test_it_may_be_copied_twice_and_what_a_killed_client_began_goes(left: Path, 
         taken(Machine(), left, records)
     assert (records.folder(TASK, 1, 0) / "stdout.log").read_text() == "second"
     assert [one.name for one in (records.home / "record").iterdir()] == [TASK]
+
+
+def test_a_disk_without_room_for_many_files_is_told(left: Path, small_disk: Path) -> None:
+    for number in range(3000):
+        (left / "output" / f"a-file-of-some-length-{number:05}").write_bytes(b"x" * 5000)
+    with pytest.raises(StorageError, match="no space left on device"):
+        taken(Machine(), left, Records(small_disk))

@@ -550,17 +550,6 @@ def test_a_copy_that_cannot_be_written_ends_the_task_before_it_runs(run: Any) ->
     assert end_of(status) == ended(126, None, "start", reason)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("cannot mount a small tmpfs: " + mounted.stderr.decode().strip())
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
-
-
 def test_a_full_disk_cuts_the_log_and_not_the_task(run: Any, small_disk: Path) -> None:
     one = run("sh", "-c", "head -c 3000000 /dev/zero; exit 6", at="disk/task")
     assert end_of(one.wait()) == ended(6, reason="exit 6; log cut: no space left on device")
@@ -621,7 +610,22 @@ def test_rank_0_waits_for_the_others_to_end(ranks: Any, tmp_path: Path) -> None:
     assert first.process.poll() is None
     (tmp_path / "go").write_text("\n")
     assert end_of(second.wait()) == ended(9, reason="exit 9")
-    assert end_of(first.wait()) == ended(0)
+    assert end_of(first.wait()) == ended(0, None, "peer", "stopped: node 1: exit 9")  # so that both run again
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_rank_that_has_ended_waits_to_hear_how_the_others_did(ranks: Any, tmp_path: Path, failing: int) -> None:
+    os.mkfifo(tmp_path / "go")
+    scripts = ["true"] * 3
+    scripts[failing] = f"read x < {tmp_path}/go; exit 9"
+    all_three = ranks(*scripts)
+    well = [one for rank, one in enumerate(all_three) if rank != failing]
+    assert wait_until(lambda: [one.status()["phase"] for one in well] == ["ended"] * 2)
+    assert [one.process.poll() for one in all_three] == [None] * 3
+    (tmp_path / "go").write_text("\n")
+    assert end_of(all_three[failing].wait()) == ended(9, reason="exit 9")
+    stopped = ended(0, None, "peer", f"stopped: node {failing}: exit 9")
+    assert [end_of(one.wait()) for one in well] == [stopped] * 2
 
 
 def test_a_rank_that_never_got_its_code_stops_the_others(ranks: Any, run: Any) -> None:

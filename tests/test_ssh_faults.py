@@ -232,6 +232,25 @@ def test_a_command_waits_once_for_a_host_that_is_away(
     assert one.wait(timeout=_SECONDS) == "cancelled"
 
 
+def test_a_damaged_record_does_not_keep_a_host_out_of_reach(client: Flow, fleet: Fleet) -> None:
+    task, damaged = running(client, "sleep 1000", on="gpu1"), running(client, "sleep 1000", on="gpu1")
+    end_attendant(client.home)
+    fleet.hosts["gpu1"].cut()
+    sees = Flow("ssh")
+    hosts = sees.provider().fleet  # type: ignore[attr-defined]
+    assert sees.get_task(task.task_id).refresh().status == "running"
+    assert hosts.silent_since("gpu1") is not None
+    fleet.hosts["gpu1"].heal()
+    intent = client.home / "record" / damaged.task_id / "intent.json"
+    intent.write_text("{")
+    assert Flow("ssh").get_task(task.task_id).refresh().status == "running"
+    assert hosts.silent_since("gpu1") is None
+    intent.unlink()
+    for one in (task, damaged):
+        one.cancel()
+        assert one.wait(timeout=_SECONDS) == "cancelled"
+
+
 def test_a_host_that_refuses_a_question_is_not_out_of_reach(client: Flow) -> None:
     hosts = SshFleet(client.home, {one: client.settings.get(f"ssh.{one}") for one in ("hosts", "ssh_config")})
 
@@ -519,6 +538,18 @@ def test_a_host_of_several_is_rebooted_while_they_run(client: Flow, fleet: Fleet
     fleet.hosts[gang.get_instances()[1].instance_id].reboot()
     assert gang.wait(timeout=_SECONDS) == ("completed" if retries else "lost"), gang.reason
     assert attempts(gang) == (["lost", "completed"] if retries else ["lost"])
+
+
+def test_a_runner_is_killed_where_the_other_node_has_ended(client: Flow, fleet: Fleet) -> None:
+    command = "[ $FLOW_ATTEMPT$FLOW_NODE_RANK = 11 ] && sleep 1000; echo again"
+    gang = running(client, command, num_instances=2, retries=1)
+    folders = [fleet.hosts[one.instance_id] for one in gang.get_instances()]
+    assert wait_until(lambda: gang.logs() == "up\nup\nagain\n", seconds=_SECONDS)
+    host = folders[1]
+    status = json.loads((host_folder(host, gang) / "1/1/status.json").read_text())
+    host.run("kill -9 $1", str(status["runner_pid"]))
+    assert gang.wait(timeout=_SECONDS) == "completed", gang.reason
+    assert attempts(gang) == ["lost", "completed"]
 
 
 def test_a_full_disk_is_told_and_what_runs_there_goes_on(

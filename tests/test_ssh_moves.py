@@ -17,7 +17,7 @@ import pytest
 
 from flow.attend import start_attendant
 from flow.client import Flow
-from flow.errors import FlowError
+from flow.errors import FlowError, ProviderError
 from flow.machines import Machines
 from flow.task import Task
 from tests.support.faults import DOOM
@@ -336,20 +336,61 @@ def test_an_end_that_comes_while_its_loss_is_put_on_record_counts_for_nothing(cl
     assert not list((client.home / "record").glob("*/final-contradicted*"))
 
 
-def test_what_has_ended_and_is_here_is_not_given_up_any_more(client: Flow, fleet: Fleet) -> None:
-    task = running(client, "echo up; until [ -e /tmp/go ]; do sleep 0.1; done", retries=1)
-    end_attendant(client.home)
-    provider, gone = client.provider(), host_of(task, fleet)
-    folder = client.home / "record" / task.task_id / "1" / "0"
+def _brought(client: Flow, task: Task, rank: int) -> None:
+    """As by another client that was killed before it said how the task ended."""
+    folder = client.home / "record" / task.task_id / "1" / str(rank)
     folder.mkdir(parents=True)
     end = {"v": 1, "phase": "ended", "cause": "exit", "code": 0, "started": 1.0, "ended": 2.0}
-    (folder / "status.json").write_text(json.dumps(end))  # by another client, which found the host to be back
+    (folder / "status.json").write_text(json.dumps(end))
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_what_has_ended_and_is_here_is_not_lost_any_more(client: Flow, fleet: Fleet, retries: int) -> None:
+    task = running(client, "echo up; until [ -e /tmp/go ]; do sleep 0.1; done", retries=retries)
+    end_attendant(client.home)
+    provider, gone = client.provider(), host_of(task, fleet)
     gone.cut()
-    assert wait_until(lambda: is_lost(Flow("ssh"), task), seconds=_SECONDS, every=0.2)
+    assert wait_until(lambda: is_lost(Flow("ssh"), task, Machines.LOST if retries else Machines.GONE), seconds=_SECONDS)
+    _brought(client, task, 0)
     with suppress(FlowError):  # it is silent
         provider.allocate(task.plan, 2)
     assert not moves(client, task)
-    gone.heal()
-    gone.run("touch /tmp/go")
     assert task.wait(timeout=_SECONDS) == "completed"
     assert attempts(task) == [(1, "completed")]
+    gone.heal()
+    gone.run("touch /tmp/go")
+    assert is_quiet(client, fleet)
+
+
+def test_nodes_that_were_brought_in_part_run_again(client: Flow, fleet: Fleet) -> None:
+    run = "echo up; until [ -e /tmp/go ]; do sleep 0.1; done"
+    task = running(client, run, retries=1, num_instances=2)
+    end_attendant(client.home)
+    _brought(client, task, 0)
+    gone = host_of(task, fleet, 1)
+    gone.cut()
+    for host in fleet.hosts.values():
+        if host is not gone:
+            host.run("touch /tmp/go")
+    start_attendant(client.home)
+    assert task.wait(timeout=_SECONDS) == "completed", task.reason
+    assert attempts(task) == [(1, "lost"), (2, "completed")]
+    gone.heal()
+    assert is_quiet(client, fleet)
+
+
+def test_a_task_whose_host_has_left_the_fleet_has_not_failed(
+    client: Flow, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = running(client, "echo up; until [ -e /tmp/go ]; do sleep 0.1; done", num_instances=2)
+    end_attendant(client.home)
+    left = host_of(task, fleet, 1).name
+    with monkeypatch.context() as there:
+        there.setenv("FLOW_SSH_HOSTS", ",".join(name for name in fleet.hosts if name != left))
+        seen = Flow("ssh").get_task(task.task_id)
+        with pytest.raises(ProviderError, match=f"no host `{left}`"):
+            seen.allocate()
+        assert not seen.refresh().status.is_final
+    for host in fleet.hosts.values():
+        host.run("touch /tmp/go")
+    assert task.wait(timeout=_SECONDS) == "completed", task.reason

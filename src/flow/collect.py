@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from flow.channel import Channel
 from flow.durable import writing
@@ -118,17 +119,19 @@ def _unpack(channel: Channel, root: str, names: list[str], into: str) -> list[st
     left_out = " ".join(f"! -name {name}" for name in _STAYS)  # of a task folder itself, not of what lies deeper
     script = _PACK.format(root=shlex.quote(root), left_out=left_out, zipped="" if channel.is_here else "-z")
     unpack = ["tar", "-x", *([] if channel.is_here else ["-z"]), "-f", "-", "-C", into, "--no-same-owner"]
-    with (
-        subprocess.Popen(
-            channel.command(script), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as there,
-        subprocess.Popen(unpack, stdin=there.stdout, stderr=subprocess.PIPE) as here,
-    ):
-        assert there.stdin and there.stdout and there.stderr
-        there.stdout.close()
-        there.stdin.write("\n".join(names).encode())
-        there.stdin.close()
-        said, why = there.stderr.read().decode(errors="replace"), here.communicate()[1].decode(errors="replace")
+    with tempfile.TemporaryFile() as far, tempfile.TemporaryFile() as near:  # a pipe would fill up
+        with (
+            subprocess.Popen(
+                channel.command(script), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=far
+            ) as there,
+            subprocess.Popen(unpack, stdin=there.stdout, stderr=near) as here,
+        ):
+            assert there.stdin and there.stdout
+            there.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                there.stdin.write("\n".join(names).encode())
+                there.stdin.close()
+        said, why = (_text_of(file) for file in (far, near))
     if here.returncode and "space" in why:
         raise StorageError(
             f"what the task left cannot be copied to `{into}`: no space left on device",
@@ -136,11 +139,16 @@ def _unpack(channel: Channel, root: str, names: list[str], into: str) -> list[st
         )
     if there.returncode == 255 and channel.prefix:
         raise channel.unreachable(said)
-    lines = [line.removeprefix("tar: ") for line in said.splitlines()]
-    complaints = [line for line in lines if line.strip() and not line.startswith("Exiting with failure")]
+    lines = [line.removeprefix("tar: ") for line in said.splitlines() if line.startswith(("tar: ", "find: "))]
+    complaints = [line for line in lines if not line.startswith("Exiting with failure")]
     if here.returncode or there.returncode not in (0, _LEFT_OUT):
-        first = next(iter(complaints), why.strip().partition("\n")[0])
+        first = next(iter([*complaints, *said.splitlines()[-1:]]), why.strip().partition("\n")[0])
         raise ProviderError(
             f"what the task left in `{root}` cannot be copied: {first}", suggestions=["try again in a moment"]
         )
     return complaints if there.returncode else []
+
+
+def _text_of(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")

@@ -74,17 +74,19 @@ def _fetch_all(plan: Plan, names: list[str], part: Path, accesses: list[dict[str
 def _unpack(source: Any, folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     words = ["tar", "-x", "-z", "-f", "-", "-C", str(folder), "--no-same-owner"]
-    with source, subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as here:
-        assert here.stdin and here.stderr
-        try:
-            shutil.copyfileobj(source, here.stdin, 1 << 20)
-            here.stdin.close()
-        except objects.request.BROKEN as error:
-            here.kill()
-            raise objects.Failed(f"it was cut off: {error}") from error
-        said = here.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
+    with tempfile.TemporaryFile() as said:  # a pipe would fill up
+        with source, subprocess.Popen(words, stdin=subprocess.PIPE, stderr=said) as here:
+            assert here.stdin
+            try:
+                shutil.copyfileobj(source, here.stdin, 1 << 20)
+                here.stdin.close()
+            except objects.request.BROKEN as error:
+                here.kill()
+                raise objects.Failed(f"it was cut off: {error}") from error
+        said.seek(0)
+        last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
     if here.returncode:
-        raise objects.Failed(said)
+        raise objects.Failed(last)
 
 
 def _accesses(plan: Plan, record: Path, environ: Mapping[str, str]) -> Iterator[dict[str, str]]:

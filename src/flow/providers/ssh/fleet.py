@@ -133,7 +133,12 @@ class Fleet:
             try:
                 answer = question(name, self.remote(name))
                 if self.silent_since(name) is not None:
-                    self.see_again(name, self.remote(name))
+                    try:
+                        self.see_again(name, self.remote(name))
+                    except UnreachableError:
+                        raise
+                    except FlowError:  # as its disk is full, of which it tells who asks for something there
+                        pass
                     self._silence(name).unlink(missing_ok=True)
                 return answer
             except FlowError as error:

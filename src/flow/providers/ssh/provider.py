@@ -102,13 +102,18 @@ class Ssh:
     def allocate(self, plan: Plan, attempt: int = 1) -> None:
         """Give it to the hosts that are to run it, with what it needs; what was lost before `attempt` to other ones.
 
-        Attempts on the same host are its own doing.
+        Attempts on the same host are its own doing. Raises ValidationError for what no host can run, ProviderError
+        for all else: what was given away once is not refused any more.
         """
-        places = self._places(plan.task_id)
+        places = self._places(plan.task_id) or self._choose(plan)
+        try:
+            self._give(plan, places, attempt)
+        except ValidationError as error:  # as a host has no such name any more
+            raise ProviderError(error.message, suggestions=error.suggestions) from error
+
+    def _give(self, plan: Plan, places: Places, attempt: int) -> None:
         if attempt > 1:
             places = self._move(plan, places, attempt)
-        elif not places:
-            places = self._choose(plan)
         if not places.moves:
             self._each(
                 list(places.first), lambda name, remote: self._submit(remote, plan, _first_part(plan, places, name))
@@ -193,12 +198,13 @@ class Ssh:
         return places
 
     def _note_loss(self, move: Move, nodes: int) -> bool:
-        """Record the attempts of which nobody is to tell more; whether the last of them had not ended otherwise."""
+        """Record the attempts of which nobody is to tell more; whether the last of them had not ended before."""
         lost = {"v": 1, "phase": "ended", "cause": "lost", "reason": move.reason, "ended": time.time()}
         lost["given_up"] = True
         for attempt in range(1, move.attempt):
             put_end(self._record(move.unit), attempt, nodes, lost)
-        return is_given_up(self._record(move.unit) / str(move.attempt - 1) / "0")
+        last = self._record(move.unit) / str(move.attempt - 1)
+        return any(is_given_up(last / str(rank)) for rank in range(nodes))
 
     def _parts(self, task_id: str) -> dict[str, list[str]]:
         """By host, what they call a task, an array or an element."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flow.errors import FlowError, TaskNotFoundError
+from flow.errors import FlowError, StorageError, TaskNotFoundError, UnreachableError, ValidationError
 from flow.machines import Allocation, Machines
 from flow.node import answers
 from flow.node import host as program
@@ -66,12 +66,13 @@ class Sight:
         clocks = {name: answer["ahead"] for name, answer in answers.items()}
         found = {one: self._allocation(one, seen[one], clocks, places) for one in seen}
         of_record = {one: one.partition("_")[0] for one in seen if one.partition("_")[0] in places}
-        if doubtful := [one for one in of_record if seen[one].lost or seen[one].is_cancelled]:
+        is_over = {one for one in of_record if found[one].machines is Machines.GONE}
+        if doubtful := [one for one in of_record if seen[one].lost or seen[one].is_cancelled or one in is_over]:
             now = {base: Places(self._record(base)) for base in places}
             if any(now[of_record[one]].number(one) != places[of_record[one]].number(one) for one in doubtful):
                 return self.look(task_ids, now)  # somebody else has moved it meanwhile, and ended what is left
             # of what is to move, once that is on record: else the host that is back would find the others ended
-            self._end_elsewhere([seen[one] for one in doubtful if found[one].machines is Machines.GONE])
+            self._end_elsewhere([seen[one] for one in is_over])
         return found, seen
 
     def end_what_is_over(self, name: str, remote: Remote) -> None:
@@ -135,7 +136,8 @@ class Sight:
             move = places.move_of(unit)
             is_given = places.is_given(move) if move else places.task_id in given
             if isinstance(told, FlowError):
-                since = self._fleet.silent_since(name) or time.time()
+                is_away = isinstance(told, (UnreachableError, ValidationError))  # no host has that name any more
+                since = (self._fleet.silent_since(name) if is_away else None) or time.time()
                 if time.time() - since >= self._fleet.lost_after_seconds:
                     minutes = self._fleet.lost_after_seconds / 60
                     seen.setdefault(unit, Seen()).lost[name] = f"{name} was out of reach for {minutes:g} minutes"
@@ -167,7 +169,8 @@ class Sight:
     ) -> Allocation:
         of_task = places.get(unit.partition("_")[0])
         move = of_task.move_of(unit) if of_task else None
-        if (seen.lost or seen.silent) and (end := self._end_on_record(unit)):
+        nodes = (len(of_task.ranks) if of_task and unit == of_task.task_id else 0) or 1
+        if (seen.lost or seen.silent) and (end := self._end_on_record(unit, nodes)):
             return end
         if of_task and (seen.lost or self._was_ended_with_a_host(unit, seen)):
             attempt = max(self.last_attempt(unit), move.attempt if move else 1, last_meeting(self._record(unit)))
@@ -183,18 +186,25 @@ class Sight:
             return Allocation(unit, self.last_attempt(unit), Machines.SILENT, reason=reason)
         made = allocation_of(unit, seen.entries, clocks, move)
         first = move.attempt if move else 1
-        if of_task and any(is_given_up(self._record(unit) / str(n) / "0") for n in range(first, made.attempt + 1)):
+        if of_task and self._is_given_up(unit, range(first, made.attempt + 1), nodes):
             machines = Machines.LOST if self._may_move(unit, made.attempt, ()) else Machines.GONE
             return Allocation(unit, made.attempt, machines, reason="its host was out of reach for long")
         return made
 
-    def _end_on_record(self, unit: str) -> Allocation | None:
-        """Of an element that was seen to have ended, with what it left copied here: whatever is with its host now."""
-        number = max(answers.attempts(str(self._record(unit))), default=0) if "_" in unit else 0
-        report = read_report(self._record(unit) / str(number) / "0") if number else None
-        if report is None or report.phase != "ended" or report.cause in ("lost", "requeue"):
+    def _is_given_up(self, unit: str, attempts: Collection[int], nodes: int) -> bool:
+        """Whether any of these is, on any node."""
+        return any(is_given_up(self._record(unit) / str(n) / str(rank)) for n in attempts for rank in range(nodes))
+
+    def _end_on_record(self, unit: str, nodes: int) -> Allocation | None:
+        """Of what was seen to have ended, with all that it left copied here: whatever is with its hosts now."""
+        number = max(answers.attempts(str(self._record(unit))), default=0)
+        if not number or number < self.last_attempt(unit):  # its copying broke off between two attempts
             return None
-        return Allocation(unit, number, Machines.GONE, reports={0: report})
+        found = {rank: read_report(self._record(unit) / str(number) / str(rank)) for rank in range(nodes)}
+        reports = {rank: one for rank, one in found.items() if one and one.phase == "ended"}
+        if len(reports) < nodes or any(one.cause in ("lost", "requeue") for one in reports.values()):
+            return None
+        return Allocation(unit, number, Machines.GONE, reports=reports)
 
     def _may_move(self, unit: str, attempt: int, gone: Collection[str]) -> bool:
         """Whether a task or element that was lost in this attempt may run again on other hosts than these."""
@@ -231,7 +241,7 @@ class Sight:
         records = Records(self._home)
         try:
             is_cancelled = records.intent(unit).want is Want.CANCEL
-        except TaskNotFoundError:  # allocated by who keeps no records
+        except (TaskNotFoundError, StorageError):  # allocated by who keeps no records, or they are damaged
             return False
         base = unit.partition("_")[0]
         is_left = number < Places(self._record(base)).number(unit)
