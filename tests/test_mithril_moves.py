@@ -318,6 +318,18 @@ def test_a_loss_that_was_all_but_noted_is_noted_though_the_machine_is_back(clien
     assert task.attempts[0].reason == "its machine was out of reach for 0.03 minutes"
 
 
+def test_a_task_that_was_collected_while_its_loss_was_found_does_not_move(client: Flow) -> None:
+    plan = Plan("task-1", "once", "mithril", ("true",), retries=1)
+    client.records.add(Submission(plan.task_id, plan, {}, time.time(), "ada"))
+    client.records.mark_allocated(plan.task_id)
+    losses = Losses(client.home)
+    losses.note_seen(plan.task_id, 1)
+    note_collected(client, plan.task_id)
+    losses.note(plan, Allocation(plan.task_id, 1, Machines.LOST, reason="its bid was ended"), ["bid-1"])
+    end = client.records.final(plan.task_id)
+    assert (losses.last(plan.task_id), end and end.state) == (None, "completed")
+
+
 def test_an_element_without_a_try_left_is_lost_and_spares_the_others(client: Flow, cloud: Cloud) -> None:
     which = "$FLOW_ARRAY_INDEX.$FLOW_ATTEMPT"
     command = f"echo {which}; case {which} in 1.1) exit 3;; 1.2|2.1) sleep 1000;; esac"

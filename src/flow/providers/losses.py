@@ -82,12 +82,13 @@ class Losses:
         before = moves[-2] if is_noted else newest
         for unit in self._open_units(plan, before):
             self._give_up(unit, before, lost, nodes=plan.nodes)
-        if not is_noted:
+        if not is_noted and (going_on := list(self._going_on(plan, before))):
             gone = tuple(sorted(rentals))
-            indices = tuple(int(unit.partition("_")[2]) for unit in self._going_on(plan, before) if plan.elements)
+            indices = tuple(int(unit.partition("_")[2]) for unit in going_on if plan.elements)
             move = Move(plan.task_id, None, 0, len(moves), lost.attempt + 1, (), gone, lost.reason, indices)
             self._places(plan.task_id).add(move)
-        goes_on = set(self._units(plan, self.last(plan.task_id)))
+        move_now = self.last(plan.task_id)
+        goes_on = self._units(plan, move_now) if move_now != before else []
         for unit in self._open_units(plan, before):
             if unit not in goes_on:
                 attempt = self._lost_attempt(unit, before)
