@@ -214,9 +214,9 @@ def test_projects_are_told_where_one_must_be_named(at: Cloud) -> None:
         "hint: say it all: `flow init --provider mithril --api-key KEY --project NAME --yes`",
     ]
     ended = by_options("--project", "visoin", key=at.key)
-    assert (ended.returncode, "hint: did you mean `vision`?" in ended.stderr) == (4, True)
+    assert (ended.returncode, "hint: did you mean `vision`?" in ended.stderr) == (2, True)
     ended = by_options("--project", "proj_none", key=at.key)
-    assert (ended.returncode, "error: no project `proj_none`" in ended.stderr) == (4, True)
+    assert (ended.returncode, "error: no project `proj_none`" in ended.stderr) == (2, True)
     ended = by_options("--project", "twice", key=at.key)
     assert (ended.returncode, f"hint: give an id: {ids[1]}, {ids[2]}" in ended.stderr) == (2, True)
     assert not user_file().exists()
@@ -228,9 +228,9 @@ def test_projects_are_told_where_one_must_be_named(at: Cloud) -> None:
 
 def test_an_ssh_key_that_is_not_there_is_told(at: Cloud) -> None:
     ended = by_options("--ssh-key", "laptop", key=at.key)
-    assert (ended.returncode, "error: the project has no SSH key `laptop`" in ended.stderr) == (4, True)
+    assert (ended.returncode, "error: the project has no SSH key `laptop`" in ended.stderr) == (2, True)
     ended = by_options("--ssh-key", "~/.ssh/none", key=at.key)
-    assert (ended.returncode, f"error: there is no SSH key `{Path.home()}/.ssh/none`" in ended.stderr) == (4, True)
+    assert (ended.returncode, f"error: there is no SSH key `{Path.home()}/.ssh/none`" in ended.stderr) == (2, True)
     assert not user_file().exists()
 
 

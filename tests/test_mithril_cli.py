@@ -247,7 +247,7 @@ def test_projects_are_named_and_the_only_one_need_not_be(
     assert run("bids list --project Other").returncode == 0
     assert told(f"ssh-keys list -q --project {cloud.project}") == [key]
     monkeypatch.setenv("FCP_PROJECT", "othr")
-    assert run("bids list", code=4).stderr == error(
+    assert run("bids list", code=2).stderr == error(
         "no project `othr` (FCP_PROJECT)", "did you mean `other`?", "the projects are my-project, other"
     )
 

@@ -173,6 +173,18 @@ def test_who_waits_for_a_machine_is_told_where_there_is_one(
     assert (client.held(), client.tasks(limit=None)[0].status) == ([], "failed")
 
 
+@pytest.mark.parametrize("name", ["FCP_PROJECT", "FLOW_MITHRIL_SSH_KEY"])
+def test_what_a_wrong_setting_refuses_does_not_run_later(
+    client: Flow, pretended: Cloud, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "nope")
+    refused = flow("run", "--gpu", "a100", "true")
+    assert (refused.returncode, "`nope`" in refused.stderr, "goes on" in refused.stderr) == (2, True, False)
+    monkeypatch.delenv(name)
+    assert [one.status for one in Flow().tasks()] == ["failed"]
+    assert (client.held(), pretended.spot.bids) == ([], {})
+
+
 def test_status_tells_what_every_bid_costs(client: Flow, pretended: Cloud) -> None:
     assert flow("status").stderr == ""
     make_bid(pretended, "notebook")

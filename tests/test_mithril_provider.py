@@ -14,7 +14,7 @@ import pytest
 
 from flow.chores import attend
 from flow.client import Flow
-from flow.errors import QuotaExceededError, ResourceNotFoundError, ValidationError
+from flow.errors import QuotaExceededError, ValidationError
 from flow.providers.mithril.api import Api
 from flow.providers.startup import LASTING, READY, ROOT
 from flow.record import Submission
@@ -107,7 +107,7 @@ def test_a_key_that_is_not_there_is_not_made(
     (Path.home() / ".ssh").mkdir()
     (Path.home() / ".ssh/id_ed25519.pub").write_text("ssh-ed25519 AAAA me\n")
     monkeypatch.setenv("FLOW_MITHRIL_SSH_KEY", named)
-    with pytest.raises(ResourceNotFoundError, match=r"no SSH key `.*id_ed25518`") as refused:
+    with pytest.raises(ValidationError, match=r"no SSH key `.*id_ed25518`") as refused:
         _run(Flow(), "true")
     assert refused.value.suggestions[0] == f"did you mean `{Path.home()}/.ssh/id_ed25519`?"
     assert cloud.spot.ssh_keys == {} and cloud.spot.bids == {}

@@ -10,7 +10,7 @@ from typing import Any
 from flow.cli import output
 from flow.cli.questions import Choice, ask, ask_secret, choose
 from flow.cli.setup import Setup, nobody_to_ask
-from flow.errors import AuthenticationError, FlowError, ResourceNotFoundError, ValidationError, did_you_mean
+from flow.errors import AuthenticationError, FlowError, ValidationError, did_you_mean
 from flow.providers.mithril.account import Account
 from flow.providers.mithril.api import KEYS_PAGE, Api, NotKnownError
 from flow.providers.mithril.keys import identity_file, login_keys
@@ -96,7 +96,7 @@ class Mithril:
         origin = "--project" if given else self._setup.settings.origin("mithril.project")
         fid = asked if asked in there else Account(self._api, asked, origin=origin).project
         if fid not in there:
-            raise ResourceNotFoundError(f"no project `{asked}`", suggestions=did_you_mean(asked, there))
+            raise ValidationError(f"no project `{asked}`", suggestions=did_you_mean(asked, there))
         self._setup.answer("mithril.project", asked)
         return fid
 
