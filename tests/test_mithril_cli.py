@@ -285,6 +285,14 @@ def test_a_mistake_is_told_in_one_message_with_what_was_meant(
     assert not cloud.count("POST|PATCH|DELETE")
 
 
+def test_a_private_key_is_not_sent(cloud: Cloud, project: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "key"], check=True)
+    refused = run("ssh-keys create --name laptop --public-key key", code=2)
+    assert refused.stderr == error("`--public-key`: `key` is a private key, and stays here", "give `key.pub`")
+    assert not cloud.count("POST")
+    run("ssh-keys create --name laptop --public-key key.pub")
+
+
 def test_what_the_server_refuses_is_told_in_its_words_with_what_to_do(cloud: Cloud, key: str) -> None:
     made = f"--instance-type {A100} --region {REGION} --ssh-keys laptop"
     low = run(f"bids create --name low --limit-price 0.1 {made}", code=2)
