@@ -132,6 +132,14 @@ def test_a_profile_gets_all_of_it(at: Cloud) -> None:
     assert flow("config", "get", "provider", "--profile", "plain").stdout == "local\n"
 
 
+def test_a_profile_has_what_the_file_has_without_it_too(at: Cloud) -> None:
+    by_options(key=at.key)
+    assert flow("--profile", "work", "init", "--api-key", at.key, "--project", "my-project", "--yes").returncode == 0
+    of_profile = f"  work:\n    provider: mithril\n    mithril:\n      api_key: {at.key}\n      project: my-project\n"
+    assert user_file().read_text().endswith(of_profile)
+    assert "is as it was" in flow("--profile", "work", "init", "--yes").stderr
+
+
 def test_the_key_may_go_into_the_keyring(at: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "tests.support.keyring.Kept")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
