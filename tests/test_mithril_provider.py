@@ -94,6 +94,18 @@ def test_nothing_is_left_that_costs_and_no_key_is_anywhere(client: Flow, cloud: 
         assert [path for path in files if key.encode() in path.read_bytes()] == []
 
 
+def test_what_was_collected_is_read_without_the_cloud(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = _run(client, "echo done")
+    assert task.wait(timeout=90) == "completed"
+    assert wait_until(lambda: client.held() == [], seconds=60)
+    with monkeypatch.context() as away:
+        away.setenv("MITHRIL_API_KEY", "of somebody else")
+        read = flow("logs", task.task_id)
+    assert (read.returncode, read.stdout) == (0, "done\n"), read.stderr
+
+
 def test_a_bid_is_made_once_whatever_becomes_of_the_answer(client: Flow, cloud: Cloud) -> None:
     for fault in (taken_then_reset(), taken_then(504), reset()):
         cloud.faults.play(fault, "POST /v2/spot/bids")
