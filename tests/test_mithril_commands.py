@@ -18,6 +18,7 @@ import pytest
 
 from flow.client import Flow
 from flow.providers.mithril.api import Api
+from flow.status import Outcome, TaskStatus
 from tests.support.commands import flow
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import broken, refusal
@@ -192,8 +193,8 @@ def test_status_tells_what_every_bid_costs(client: Flow, pretended: Cloud) -> No
     shown = flow("status")
     assert shown.stderr.splitlines() == [
         "note: 1 bid at $1.25/h in all",
-        "note: `notebook`, of no task that runs here, costs $1.25/h",
-        "hint: `flow orphans` tells whose they are, and ends them",
+        "note: `notebook` costs $1.25/h: made by hand, or by another program",
+        "hint: `flow orphans` lists them, and ends them by name",
     ]
     (bid,) = json.loads(flow("status", "--json").stdout)["rented"]["bids"]
     assert (bid["name"], bid["price_per_hour"]) == ("notebook", 1.25)
@@ -201,6 +202,18 @@ def test_status_tells_what_every_bid_costs(client: Flow, pretended: Cloud) -> No
     failed = flow("status")
     assert (failed.returncode, failed.stdout) == (0, "No tasks found\n")
     assert "note: what is rented, and what it costs, is not known" in failed.stderr
+
+
+def test_what_is_being_given_back_is_no_false_alarm(client: Flow, pretended: Cloud) -> None:
+    task = client.run("true", upload_code=False)
+    pretended.faults.play(broken(500), "DELETE /v2/spot/bids", times=1000)
+    outcome = client.records.set_final(task.task_id, Outcome(TaskStatus.COMPLETED))
+    client.records.note_outcomes({task.task_id: outcome})
+    assert flow("status").stderr == "note: 1 bid at $1.25/h in all\n"
+    assert orphans("--json") == []
+    pretended.faults.clear()
+    assert wait_until(lambda: client.held() == [], seconds=30)
+    assert pretended.bid(task.task_id).status == "Terminated"
 
 
 def test_orphans_are_told_apart_and_only_our_own_are_ended_unasked(client: Flow, pretended: Cloud) -> None:
