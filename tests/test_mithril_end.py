@@ -25,6 +25,7 @@ from flow.plan import Plan
 from flow.providers.copied import fetch
 from flow.task import Task
 from tests.support.aws import Aws
+from tests.support.commands import flow
 from tests.support.faults import DOOM
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.records import Bid
@@ -202,6 +203,20 @@ def test_a_machine_ends_its_bid_once_its_task_was_collected_though_the_client_di
         assert _own_secrets(cloud, task).issuperset(_who_deleted(cloud, bid))
     task = Flow().get_task(task.task_id)
     assert (task.status, task.logs()) == ("completed", "worked\nworked\n")
+
+
+def test_a_machine_that_is_kept_is_ended_only_by_name(client: Flow, cloud: Cloud) -> None:
+    task = client.run("true", upload_code=False, name="mine", keep=True)
+    assert task.wait(timeout=90) == "completed"
+    assert wait_until(lambda: client.held() == [], seconds=30)
+    bid = cloud.bid(task.task_id)
+    entered = flow("ssh", "mine", "--", "hostname")
+    assert f"`mithril instances list --bid {task}` tells its address" in entered.stderr
+    spared = flow("orphans", "--yes")
+    told = f"hint: each of these is ended only when it is named: `flow orphans {task}`\n"
+    assert (spared.stderr, bid.status) == (told, "Allocated")
+    ended = flow("orphans", "mine", "--yes")
+    assert (ended.stderr, bid.status) == (f"note: `{bid.fid}` ({task}) is gone\n", "Terminated")
 
 
 @pytest.mark.parametrize(
