@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from flow.client import Flow
+from flow.orphans import orphans
 from flow.task import Task
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import slow
@@ -41,6 +42,8 @@ def ends_with_it(client: Flow, task: Task) -> None:
 def test_a_task_is_stopped_for_it_and_runs_again(client: Flow, task: Task) -> None:
     assert client.mount_volume("more", task) == "/mnt/more"
     ends_with_it(client, task)
+    assert wait_until(lambda: client.held() == [], seconds=60)
+    assert {one.name: one.whose for one in orphans(client)}["more"] == f"`{task}` had it"
 
 
 @pytest.mark.parametrize("moment", ["the notice", "the pause", "the volume"])

@@ -415,6 +415,7 @@ class Flow:
         found = find_volume(store_of(provider).list(), reference)
         if not isinstance(provider, RestartsToMount):
             return known.mount(found, store_of(provider))
+        self.records.note_mounted(known.task_id, found.volume_id)
         provider.add_volume(known.plan, found)
         return f"/mnt/{found.name}"
 

@@ -124,11 +124,10 @@ def _users(client: Flow, provider: str) -> dict[str, tuple[bool, str, bool]]:
         if row.provider != provider:
             continue
         with suppress(ResourceNotFoundError):
-            for one in client.records.get(row.task_id).plan.mounts:
-                if one.kind == VOLUME:
-                    was_awaited = found.get(one.source, (False,))[0]
-                    whose = (
-                        f"of `{row.task_id}`, with which it was to go" if one.ephemeral else f"`{row.task_id}` had it"
-                    )
-                    found[one.source] = (was_awaited or not row.state.is_final, whose, one.ephemeral)
+            mounts = client.records.get(row.task_id).plan.mounts
+            had = {one.source: one.ephemeral for one in mounts if one.kind == VOLUME}
+            for volume_id, is_ours in (dict.fromkeys(client.records.mounted(row.task_id), False) | had).items():
+                was_awaited = found.get(volume_id, (False,))[0]
+                whose = f"of `{row.task_id}`, with which it was to go" if is_ours else f"`{row.task_id}` had it"
+                found[volume_id] = (was_awaited or not row.state.is_final, whose, is_ours)
     return found
