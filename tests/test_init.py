@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -242,10 +243,14 @@ def test_an_ssh_key_that_is_not_there_is_told(at: Cloud) -> None:
     assert not user_file().exists()
 
 
-def test_a_region_without_machines_is_noted(at: Cloud) -> None:
+def test_a_region_that_is_none_is_refused_and_one_without_machines_noted(at: Cloud) -> None:
+    ended = by_options("--region", "us-central1-c", key=at.key)
+    assert (ended.returncode, user_file().exists()) == (2, False)
+    assert "error: no region `us-central1-c`\n\nhint: did you mean `us-central1-b`?\nhint: there is: eu" in ended.stderr
+    at.regions["us-central1-c"] = replace(at.regions["us-central1-b"], name="us-central1-c")
     ended = by_options("--region", "us-central1-c", key=at.key)
     assert ended.returncode == 0
-    assert "note: there are no machines in `us-central1-c` now; did you mean `us-central1-" in ended.stderr
+    assert "note: there are no machines in `us-central1-c` now; did you mean `us-central1-b`?" in ended.stderr
 
 
 # -- at a terminal

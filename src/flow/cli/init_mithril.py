@@ -104,17 +104,25 @@ class Mithril:
         given, now = self._setup.given.get("region"), self._setup.now("mithril.region")
         if not (given or self._setup.asks):
             return
-        try:
-            there = sorted({str(one["region"]) for one in self._api.list("/v2/spot/availability") if one.get("region")})
-        except FlowError:
-            there = []
+        there = self._regions("/v2/spot/availability", "region")
         if not given and there:
             output.say(f"Regions with machines now: {', '.join(there)}")
         said = given or ask(f"Region (`{_ANY}`: wherever it is cheapest)", now or _ANY)
         region = None if said == _ANY else said
         if region and there and region not in there:
-            output.note("; ".join((f"there are no machines in `{region}` now", *did_you_mean(region, there))))
+            hints = [*did_you_mean(region, there), f"there is: {', '.join(there)}"]
+            known = self._regions("/marketplace/v1/regions", "name")
+            if known and region not in known:
+                raise ValidationError(f"no region `{region}`", suggestions=hints)
+            output.note("; ".join((f"there are no machines in `{region}` now", *hints)))
         self._setup.answer("mithril.region", region)
+
+    def _regions(self, path: str, field: str) -> list[str]:
+        """Those that a list names; none where it cannot be had."""
+        try:
+            return sorted({str(one[field]) for one in self._api.list(path) if one.get(field)})
+        except FlowError:
+            return []
 
     def _chosen_ssh_key(self) -> str | None:
         """Its name there, or its file here; None for Flow's own."""
