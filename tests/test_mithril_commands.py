@@ -90,7 +90,7 @@ def test_pricing_shows_what_is_paid_and_was(client: Flow, pretended: Cloud) -> N
     header, row = shown.stdout.splitlines()
     assert header.split() == ["TYPE", "REGION", "$/H", "LEAST", "FREE", "LOW", "HISTORY", "HIGH"]
     assert row.split() == ["a100-80gb.sxm.8x", REGION, "10.00", "2.00", "4", "5.00", f"{'▁' * 12}{'█' * 12}", "10.00"]
-    assert shown.stderr == "note: the history is that of the last 1d00h\n"
+    assert shown.stderr == "note: LOW, HISTORY and HIGH go back to 1d ago\n"
     prices = json.loads(flow("pricing", "h100", "--json").stdout)["prices"]
     assert [(one["region"], one["price_per_hour"]) for one in prices] == [
         ("us-central1-b", 16.0),
@@ -100,6 +100,15 @@ def test_pricing_shows_what_is_paid_and_was(client: Flow, pretended: Cloud) -> N
     assert {len(one["history"]) for one in prices} == {96}
     local = flow("pricing", "a100", "--provider", "local")
     assert (local.returncode, "local has no market" in local.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["offers", "pricing"])
+def test_what_is_not_sold_is_told_with_what_is(client: Flow, pretended: Cloud, command: str) -> None:
+    none = flow(command, "3xa100")
+    assert (none.returncode, none.stdout) == (0, f"No {'prices' if command == 'pricing' else command} found\n")
+    assert none.stderr == "hint: there is `a100`, `2xa100`, `4xa100`, `8xa100`\n"
+    unknown = flow(command, "foo")
+    assert (unknown.returncode, "error: unknown GPU `foo`" in unknown.stderr) == (2, True)
 
 
 def test_a_task_may_run_elsewhere_than_the_settings_say(

@@ -139,11 +139,11 @@ def _machine(config: TaskConfig, provider: Provider, notes: list[str]) -> _Machi
     kinds = MEMORY_GB if provider.capabilities.emulates else ()
     raise ValidationError(
         f"no instance type `{asked}` at {provider.name}",
-        suggestions=[*_near_types(asked, gpu, offers, kinds), "list what there is with `flow offers`"],
+        suggestions=[*near_types(asked, gpu, offers, kinds), "list what there is with `flow offers`"],
     )
 
 
-def _near_types(asked: str, gpu: Gpu | None, offers: list[Offer], kinds: Iterable[str]) -> list[str]:
+def near_types(asked: str, gpu: Gpu | None, offers: list[Offer], kinds: Iterable[str] = ()) -> list[str]:
     """The counts of that GPU that are offered, else the name that is meant."""
     same = {one.gpu.count or 1: str(one.gpu) for one in offers if one.gpu and gpu and one.gpu.kind == gpu.kind}
     if same:
