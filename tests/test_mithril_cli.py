@@ -263,6 +263,7 @@ def test_projects_are_named_and_the_only_one_need_not_be(
                                           "the fields are --created-at, --fid, --name")),
         ("pricing list", 2, ("missing `--instance-type`", "name one or several: `--instance-type NAME,NAME`")),
         ("bids get trian", 4, ("no bid `trian`", "list them with `mithril bids list`")),
+        ("availability get x", 4, ("no offer `x`", "list them with `mithril availability list`")),
         ("regions get us-central5-b", 4, ("no region `us-central5-b`", "did you mean `us-central5-a`?",
                                           "the regions are us-central1-b, us-central5-a, eu-central1-a")),
         ("bids update x", 2, ("there is nothing to change",

@@ -350,5 +350,6 @@ def test_a_cancel_is_on_record_where_nobody_can_be_asked(
         away.setenv("MITHRIL_API_KEY", "of somebody else")
         ended = flow("cancel", "one")
     assert ended.returncode != 0 and client.records.intent(task.task_id).want == "cancel", ended.stderr
+    assert f"\n\nhint: it is on record: `{task}` ends when a `flow` command" in ended.stderr
     assert task.wait(timeout=90) == "cancelled"
     assert wait_until(lambda: client.held() == [], seconds=60) and cloud.billed() == []
