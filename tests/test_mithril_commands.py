@@ -150,6 +150,20 @@ def test_what_is_not_there_is_told_with_what_is(
     assert (refused.returncode, client.tasks()) == (2, [])
 
 
+def test_a_name_of_a_volume_that_is_taken_wrong_or_misspelt_is_told(client: Flow, pretended: Cloud) -> None:
+    make_volume(pretended, "data0")
+    create = ("volume", "create", "--size-gb", "1", "--region", "us-central5-a")
+    assert flow(*create, "data0").stderr == f"error: there is a volume `data0` already, in {REGION}\n"
+    wrong = (
+        "error: `Data_0` cannot be the name of a volume\n\nhint: write small letters, digits and `-`, a letter first\n"
+    )
+    assert flow(*create, "Data_0").stderr == wrong
+    planned = flow("run", "true", "--mount", "/data=volume://daat0", "--dry-run")
+    assert "note: did you mean `data0`?\nnote: makes the volume `daat0` of 100 GB" in planned.stderr
+    two = flow("run", "true", "-i", "a100", "-N", "2", "-m", "2")
+    assert "error: 2 of `a100-80gb.sxm.1x` cost $2.50/h: `max_price_per_hour` is `2`" in two.stderr
+
+
 @pytest.mark.parametrize(
     ("status", "detail", "told"),
     [

@@ -132,7 +132,7 @@ class Mithril:
             given = choose("SSH key", self._ssh_keys(now), now or _NEW)
         key = None if given == _NEW else given or now
         file = identity_file(flow_home(), key) if given and key else None
-        key = str(file.absolute()) if file and not str(key).startswith("~") else key
+        key = str(file.parent.resolve() / file.name) if file and not str(key).startswith("~") else key
         self._setup.answer("mithril.ssh_key", key)
         return key
 
