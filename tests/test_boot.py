@@ -105,7 +105,7 @@ def test_with_twenty_variables_and_two_nodes_it_fits_where_little_is_taken(tmp_p
     assert sorted(short.inbox[0]) == [
             "asked.py", "log.py", "loop.py", "peers.py", "processes.py", "runner.py", "unpack.py",
         ]  # fmt: skip
-    assert len(boot(jobs, "/root/flow").script) <= 13_700
+    assert len(boot(jobs, "/root/flow").script) <= 14_100
 
 
 def test_a_task_brings_the_files_that_only_few_need() -> None:

@@ -610,7 +610,22 @@ def test_rank_0_waits_for_the_others_to_end(ranks: Any, tmp_path: Path) -> None:
     assert first.process.poll() is None
     (tmp_path / "go").write_text("\n")
     assert end_of(second.wait()) == ended(9, reason="exit 9")
-    assert end_of(first.wait()) == ended(0)
+    assert end_of(first.wait()) == ended(0, None, "peer", "stopped: node 1: exit 9")  # so that both run again
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_rank_that_has_ended_waits_to_hear_how_the_others_did(ranks: Any, tmp_path: Path, failing: int) -> None:
+    os.mkfifo(tmp_path / "go")
+    scripts = ["true"] * 3
+    scripts[failing] = f"read x < {tmp_path}/go; exit 9"
+    all_three = ranks(*scripts)
+    well = [one for rank, one in enumerate(all_three) if rank != failing]
+    assert wait_until(lambda: [one.status()["phase"] for one in well] == ["ended"] * 2)
+    assert [one.process.poll() for one in all_three] == [None] * 3
+    (tmp_path / "go").write_text("\n")
+    assert end_of(all_three[failing].wait()) == ended(9, reason="exit 9")
+    stopped = ended(0, None, "peer", f"stopped: node {failing}: exit 9")
+    assert [end_of(one.wait()) for one in well] == [stopped] * 2
 
 
 def test_a_rank_that_never_got_its_code_stops_the_others(ranks: Any, run: Any) -> None:

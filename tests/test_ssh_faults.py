@@ -540,6 +540,18 @@ def test_a_host_of_several_is_rebooted_while_they_run(client: Flow, fleet: Fleet
     assert attempts(gang) == (["lost", "completed"] if retries else ["lost"])
 
 
+def test_a_runner_is_killed_where_the_other_node_has_ended(client: Flow, fleet: Fleet) -> None:
+    command = "[ $FLOW_ATTEMPT$FLOW_NODE_RANK = 11 ] && sleep 1000; echo again"
+    gang = running(client, command, num_instances=2, retries=1)
+    folders = [fleet.hosts[one.instance_id] for one in gang.get_instances()]
+    assert wait_until(lambda: gang.logs() == "up\nup\nagain\n", seconds=_SECONDS)
+    host = folders[1]
+    status = json.loads((host_folder(host, gang) / "1/1/status.json").read_text())
+    host.run("kill -9 $1", str(status["runner_pid"]))
+    assert gang.wait(timeout=_SECONDS) == "completed", gang.reason
+    assert attempts(gang) == ["lost", "completed"]
+
+
 def test_a_full_disk_is_told_and_what_runs_there_goes_on(
     client: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,6 +156,12 @@ class ProviderContract:
         task = self.finished(client, command, num_instances=2)
         assert (task.status, task.exit_code, task.reason) == ("failed", 5, "exit 5 (node 1)")
 
+    def test_a_node_that_ended_well_runs_again_with_one_that_fails_later(self, client: Flow) -> None:
+        command = "echo $FLOW_ATTEMPT; [ $FLOW_ATTEMPT$FLOW_NODE_RANK != 11 ] || { sleep 1; exit 5; }"
+        task = self.finished(client, command, num_instances=2, retries=1)
+        assert (task.status, [str(one.status) for one in task.attempts]) == ("completed", ["failed", "completed"])
+        assert sorted(line.text for line in task.lines()) == [b"1", b"1", b"2", b"2"]
+
     def test_a_failed_attempt_is_recorded_and_run_again(self, client: Flow) -> None:
         command = """echo attempt $FLOW_ATTEMPT
             cat "$FLOW_OUTPUT/kept"

@@ -1,6 +1,7 @@
 """The ranks of one task tell each other how they ended: one JSON object a line, over one connection to rank 0.
 
-The first rank that fails stops all others. Standard library, Python 3.8 and up.
+The first rank that fails stops all others. A rank that has ended stays until all have, to hear whether they ended well:
+else it is to run again with them. Standard library, Python 3.8 and up.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from flow.node.runner import Rank
 
 LOST_PEER_SECONDS = 10  # a rank whose connection was cut is lost after this
-LOST_MAIN_SECONDS = 60  # and rank 0 after this
+LOST_MAIN_SECONDS = 60  # and rank 0 after this, which waits as long for one that is to hear how all ended
 REFUSALS = 50  # or after so many in ten seconds, by a machine on which nobody listens any more
 
 
@@ -78,6 +79,8 @@ class Hub:
         self.own, self.task, self.loop = rank, rank.task, rank.loop
         self.wires: dict[int, Wire] = {}
         self.unheard = set(range(1, self.task["nodes"]))  # ranks whose end is not known
+        self.untold: set[int] = set()  # and those who wait to hear of all others'
+        self.has_ended = False
         self.order: dict[str, str] = {}  # to end, which the others were told
         self.server = listening(self.task["peers"][0], self.task["control_port"])
         self.loop.on(self.server, lambda: Wire(self.loop, self.server.accept()[0], self.hear))
@@ -85,15 +88,22 @@ class Hub:
             self.loop.after(self.task.get("delivery_timeout_seconds", 1800), f"lost {number}", self._lose(number))
 
     def is_done(self) -> bool:
-        """Whether every rank's end is known."""
-        return not self.unheard
+        """Whether every rank's end is known, to each of them."""
+        return not self.unheard and not self.untold
+
+    @property
+    def failure(self) -> str:
+        """Why this attempt has failed, whatever became of rank 0's own command; "" where it has not."""
+        return self.order["stop"] if self.order.get("cause") == "peer" else ""
 
     def own_end(self, code: int, reason: str) -> None:
         """Rank 0's command ended, or never started."""
+        self.has_ended = True
         if code:
             self._fail(0, reason)
         elif self.task.get("slurm"):  # the others only ran the steps of rank 0's script
             self._tell("over", "")
+        self._tell_all()
 
     def own_stop(self, cause: str, reason: str) -> None:
         """Rank 0 is told to end by its machine's owner: so are all."""
@@ -105,12 +115,18 @@ class Hub:
         number = wire.rank
         if number is None:
             self._welcome(wire, message)
-        elif "ended" in message and number in self.unheard:
+        elif "ended" in message:
             wire.say(heard=True)
+            if message.get("stays"):
+                self.untold.add(number)
+            is_new = number in self.unheard
             self.unheard.discard(number)
-            if message["ended"]:
+            if is_new and message["ended"]:
                 self._fail(number, message.get("reason", ""))
-        elif not message and number in self.unheard and self.wires.get(number) is wire:
+            self._tell_all()
+        elif "knows" in message:
+            self.untold.discard(number)
+        elif not message and self.wires.get(number) is wire:
             self.loop.after(LOST_PEER_SECONDS, f"lost {number}", self._lose(number))
 
     def _fail(self, number: int, reason: str) -> None:
@@ -125,6 +141,13 @@ class Hub:
         for number in self.unheard & self.wires.keys():
             self.wires[number].say(**self.order)
 
+    def _tell_all(self) -> None:
+        """Once all have ended, how: those who cannot be reached now may be so soon."""
+        if self.has_ended and not self.unheard:
+            for wire in self.wires.values():
+                wire.say(over=self.failure)
+            self.loop.after(LOST_MAIN_SECONDS, "untold", self.untold.clear)
+
     def _welcome(self, wire: Wire, message: dict[str, Any]) -> None:
         number = message.get("rank")
         is_ours = hmac.compare_digest(str(message.get("token")).encode(), self.task["token"].encode())
@@ -134,15 +157,17 @@ class Hub:
         wire.rank = number
         self.wires[number] = wire
         self.loop.times.pop(f"lost {number}", None)
-        if number not in self.unheard:
-            wire.say(heard=True)
-        elif self.order:
+        if number in self.unheard and self.order:
             wire.say(**self.order)
+        self._tell_all()
 
     def _lose(self, number: int) -> Callable[[], None]:
         def lose() -> None:
-            self.unheard.discard(number)
-            self._fail(number, "lost")
+            self.untold.discard(number)
+            if number in self.unheard:
+                self.unheard.discard(number)
+                self._fail(number, "lost")
+                self._tell_all()
 
         return lose
 
@@ -154,19 +179,19 @@ class Link:
         self.own, self.task, self.loop = rank, rank.task, rank.loop
         self.wire: Wire | None = None
         self.last_word: dict[str, Any] = {}
-        self.is_heard = False
-        self.is_told_to_stop = False
+        self.is_over = self.is_told_to_stop = False
+        self.failure = ""  # why this attempt has failed, whatever became of this rank's own command
         self.refusals = -1e9  # before the first connection they say nothing
         self.loop.after(self.task.get("delivery_timeout_seconds", 1800), "main lost", self._lost)
         self._connect()
 
     def is_done(self) -> bool:
-        """Whether rank 0 knows of this rank's end, or will never, or told it to end and is gone."""
-        return self.is_heard or (self.is_told_to_stop and not self.wire)
+        """Whether rank 0 told how all have ended, or never will, or told this one to end and is gone."""
+        return self.is_over or (self.is_told_to_stop and not self.wire)
 
     def own_end(self, code: int, reason: str) -> None:
         """This rank's command ended, or never started."""
-        self.last_word = {"ended": code, "reason": reason}
+        self.last_word = {"ended": code, "reason": reason, "stays": True}
         if self.wire:
             self.wire.say(**self.last_word)
 
@@ -191,9 +216,11 @@ class Link:
         """What rank 0 says; {} is its silence."""
         if "stop" in message:
             self.is_told_to_stop = True
+            self.failure = message["stop"] if message["cause"] == "peer" else ""
             self.own.stop(message["cause"], message["stop"])
-        elif "heard" in message:
-            self.is_heard = True
+        elif "over" in message:
+            self.is_over, self.failure = True, message["over"]
+            wire.say(knows=True)
         elif not message:
             self.wire, self.refusals = None, 0
             self.loop.after(LOST_MAIN_SECONDS, "main lost", self._lost)
@@ -221,8 +248,8 @@ class Link:
         self.loop.after(0.2, "connect", self._connect)
 
     def _lost(self) -> None:
-        self.is_heard = True
-        self.own.stop("peer", "node 0 is gone")
+        self.is_over, self.failure = True, "node 0 is gone"
+        self.own.stop("peer", self.failure)
 
 
 def listening(address: str, port: int) -> socket.socket:

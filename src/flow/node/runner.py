@@ -257,11 +257,20 @@ class Rank:
             self.peers.own_end(code or int(cause == "requeue"), reason)
 
     def see_peers_end(self) -> None:
-        """Rank 0 stays until it knows of every end, the others until rank 0 knows of theirs; SIGTERM shortens that."""
+        """Stay until the ends of all ranks are known; SIGTERM shortens that.
+
+        Where another one has failed, this one has been stopped by that, as whoever tries again asks it.
+        """
         while self.peers and not self.peers.is_done():
             if self.terminated is not None and "leave" not in self.loop.times:
                 self.loop.after(LAST_WORD_SECONDS, "leave", lambda: os._exit(0))
             self.loop.step()
+        failure = self.peers.failure if self.peers else ""
+        if failure and (self.status["code"], self.status["cause"]) == (0, "exit"):
+            try:
+                self.report("ended", cause="peer", reason=failure)
+            except OSError:  # it counts as it ended
+                pass
 
     def close(self, keep: int | None) -> bool:
         """Let go of everything but `keep`; whether nothing is left, of a task simple enough to be sure of that."""

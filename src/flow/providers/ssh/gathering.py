@@ -67,10 +67,11 @@ def gather(part: str, ranks: Mapping[str, int], record: Path, ask: AskEach) -> N
         return
     waiting = [name for name, one in seen.items() if one.is_waiting]
     newest = max(one.entry["attempt"] for one in seen.values())
-    if any(one.entry["attempt"] < newest for one in seen.values() if not one.is_waiting):
+    behind = [one for one in seen.values() if one.entry["attempt"] < newest and not one.is_waiting]
+    if any(one.is_open for one in behind):
         return  # it is about to end, as another node did
-    if any(one.entry["ended"] for name, one in seen.items() if ranks[name] == 0):
-        ask(waiting, "release", [part])  # the first node ended for good before these began
+    if behind or any(one.entry["ended"] for name, one in seen.items() if ranks[name] == 0):
+        ask(waiting, "release", [part])  # another node ended for good before these began
     elif waiting:
         statuses = {ranks[name]: one.status for name, one in seen.items()}
         ask(waiting, "deliver", part, "peers.json", _meeting(record, newest, statuses))
