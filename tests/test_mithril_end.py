@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import signal
@@ -28,8 +27,9 @@ from tests.support.aws import Aws
 from tests.support.commands import flow
 from tests.support.faults import DOOM
 from tests.support.mithril_cloud import Cloud
+from tests.support.mithril_cloud.faults import QUOTA, Fault, refusal
 from tests.support.mithril_cloud.records import Bid
-from tests.support.processes import wait_until
+from tests.support.processes import attendant_of, no_attendant, wait_until
 
 WAIT = "until [ -e /tmp/go ]; do sleep 0.05; done"
 SECRET = "wJalr-a-secret-that-nobody-may-see"
@@ -50,26 +50,10 @@ def bucket(cloud_aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Any:
     return cloud_aws.bucket("bucket", {})
 
 
-def _attendant(client: Flow) -> int:
-    """The process that sees to tasks, once there is one."""
-    lock = client.home / "attend.lock"
-    assert wait_until(lambda: lock.exists() and lock.read_text() != "", seconds=30)
-    return int(lock.read_text())
-
-
 def _run(client: Flow, command: str, **fields: Any) -> Task:
     task = client.run(command, upload_code=False, **fields)
     assert wait_until(lambda: task.refresh().status == "running", seconds=60), (task.status, task.reason)
     return task
-
-
-@contextmanager
-def _no_attendant(client: Flow) -> Iterator[None]:
-    """End the one that there is; no other comes meanwhile."""
-    with (client.home / "attend.lock").open("a") as lock:
-        os.kill(_attendant(client), signal.SIGKILL)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _die(where: str, *words: str) -> None:
@@ -107,7 +91,7 @@ def test_what_ends_while_no_client_is_there_is_paused_and_then_collected(
     monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
     away = Flow()
     task = _run(away, f"echo worked; {WAIT}")
-    os.kill(_attendant(away), signal.SIGKILL)
+    os.kill(attendant_of(away.home), signal.SIGKILL)
     _go(cloud, task)
     cloud.await_bid(task.task_id, "Paused")
     assert cloud.billed() == []
@@ -128,7 +112,7 @@ def test_a_machine_that_may_not_tell_how_its_task_ended_is_paused_all_the_same(
     monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
     away = Flow()
     task = _run(away, f"echo worked; {WAIT}")
-    os.kill(_attendant(away), signal.SIGKILL)
+    os.kill(attendant_of(away.home), signal.SIGKILL)
     bid = cloud.bid(task.task_id)
     lane = cloud.lane(bid.instance_type, bid.region)
     lane.minimum_cents, least = bid.limit_cents + 10, lane.minimum_cents
@@ -143,6 +127,33 @@ def test_a_machine_that_may_not_tell_how_its_task_ended_is_paused_all_the_same(
     assert wait_until(lambda: away.held() == [], seconds=60)
 
 
+@pytest.mark.parametrize("refused", [None, QUOTA, refusal(400, "Bid is still being paused")])
+def test_a_machine_that_may_not_go_on_keeps_what_its_task_left(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, refused: Fault | None
+) -> None:
+    """For now, or not with the limit that its bid was made with, as the least that is taken has risen."""
+    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
+    away = Flow()
+    task = _run(away, f"echo worked; {WAIT}")
+    with no_attendant(away.home):
+        _go(cloud, task)
+        bid = cloud.await_bid(task.task_id, "Paused")
+        if refused:
+            cloud.faults.play(refused, "PATCH /v2/spot/bids", times=2)
+        else:
+            lane = cloud.lane(bid.instance_type, bid.region)
+            monkeypatch.setattr(lane, "minimum_cents", _limit(cloud, task) + 10)
+    task = Flow().get_task(task.task_id)
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n"), task.reason
+    assert wait_until(lambda: away.held() == [], seconds=60)
+
+
+def test_a_machine_for_which_no_key_is_made_is_told_how_to_end_later(client: Flow, cloud: Cloud) -> None:
+    cloud.faults.play(refusal(400, "Too many API keys"), "POST /v2/api-keys", times=2)
+    task = client.run("echo worked", upload_code=False)
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n"), task.reason
+
+
 def test_a_volume_that_is_being_added_comes_before_the_task_goes_on(
     client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +162,7 @@ def test_a_volume_that_is_being_added_comes_before_the_task_goes_on(
     away = Flow()
     task = _run(away, f"echo worked; {WAIT}")
     volume = away.create_volume(name="data", size_gb=1)
-    with _no_attendant(away):
+    with no_attendant(away.home):
         (away.home / "record" / task.task_id / "adding").write_text(volume.volume_id)
         _go(cloud, task)
         cloud.await_bid(task.task_id, "Paused")
@@ -167,7 +178,7 @@ def test_a_task_that_was_lost_is_not_told_as_completed(
     monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
     away = Flow()
     task = _run(away, "sleep 1000")
-    with _no_attendant(away):
+    with no_attendant(away.home):
         folder = f"/home/ubuntu/.flow-host/tasks/{task}/1/0"
         read = f"import json; print(json.load(open('{folder}/status.json'))['runner_pid'])"
         cloud.host(task.task_id).run(f'kill -9 $(python3 -c "{read}")')
@@ -183,7 +194,7 @@ def test_a_machine_whose_key_is_refused_stays_until_its_task_was_collected(
     away = Flow()
     task = _run(away, f"echo worked; {WAIT}")
     bid = cloud.bid(task.task_id)
-    with _no_attendant(away):
+    with no_attendant(away.home):
         (key,) = (one for one in cloud.api_keys.values() if one.name.startswith(f"flow-{task}-"))
         key.deactivated = cloud.clock.now()
         _go(cloud, task)
@@ -196,7 +207,7 @@ def test_a_machine_whose_key_is_refused_stays_until_its_task_was_collected(
 
 def test_a_machine_ends_its_bid_once_its_task_was_collected_though_the_client_dies(client: Flow, cloud: Cloud) -> None:
     task = _run(client, f"echo worked; {WAIT}", num_instances=2)
-    with _no_attendant(client):
+    with no_attendant(client.home):
         _go(cloud, task)
         _die("_give_back:0", "wait", task.task_id)
         bid = cloud.await_bid(task.task_id, "Terminated")
@@ -234,7 +245,7 @@ def test_the_key_of_a_machine_expires_by_itself(
 
 
 def _ends_with_nobody_there(client: Flow, cloud: Cloud, task: Task) -> Bid:
-    with _no_attendant(client):
+    with no_attendant(client.home):
         _go(cloud, task)
         return cloud.await_bid(task.task_id, "Terminated")
 
@@ -289,7 +300,7 @@ def test_where_nothing_can_be_copied_the_machine_is_paused_and_collected(
 ) -> None:
     task = _run(client, f"echo worked; {WAIT}")
     bucket.delete_bucket(Bucket="bucket")
-    with _no_attendant(client):
+    with no_attendant(client.home):
         _go(cloud, task)
         cloud.await_bid(task.task_id, "Paused")
     task = Flow().get_task(task.task_id)
@@ -311,7 +322,7 @@ def test_a_copy_that_hangs_is_given_up(bucket: Any, client: Flow, cloud: Cloud) 
     host.run("printf '#!/bin/sh\\n[ $1 = -cz ] && exec sleep 1000\\nexec /usr/bin/tar \"$@\"' >/usr/local/bin/tar")
     host.run("chmod +x /usr/local/bin/tar; sed -i 's/^LIMIT_SECONDS = .*/LIMIT_SECONDS = 3/' /opt/flow/guard.py")
     host.run("systemctl restart flow-guard")
-    with _no_attendant(client):
+    with no_attendant(client.home):
         _go(cloud, task)
         cloud.await_bid(task.task_id, "Paused")
     task = Flow().get_task(task.task_id)

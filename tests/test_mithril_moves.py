@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from tests.support.doom import Doom
 from tests.support.faults import DOOM
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import reset, taken_then_reset
-from tests.support.processes import wait_until
+from tests.support.processes import no_attendant, wait_until
 
 AGAIN = "echo up; [ $FLOW_ATTEMPT = 1 ] && sleep 1000; echo again $FLOW_ATTEMPT $FLOW_RESUME"
 _SECONDS = 90.0
@@ -120,6 +122,25 @@ def test_preemptions_and_losses_are_counted_apart(client: Flow, cloud: Cloud) ->
     cloud.end_bid(task.task_id)
     assert (task.wait(timeout=_SECONDS), task.exit_code) == ("failed", 3)
     assert attempts(task) == [(1, "preempted"), (2, "lost"), (3, "failed"), (4, "failed")]
+
+
+def test_an_attempt_that_nobody_saw_leaves_its_number_to_the_next_machine(client: Flow, cloud: Cloud) -> None:
+    """Preempted and back with no client there, then lost: the cloud does not tell that it was back."""
+    task = running(client, f"echo x >>~/ran; {AGAIN}; [ $(wc -l <~/ran) = 1 ] || sleep 1000", retries=1)
+    lane = cloud.lane(cloud.bid(task.task_id).instance_type, "us-central1-b")
+    with no_attendant(client.home):
+        cloud.preempt(task.task_id)
+        cloud.await_bid(task.task_id, "Preempting")
+        cloud.advance(600)
+        cloud.await_bid(task.task_id, "Open")
+        lane.price_cents = 125
+        cloud.await_bid(task.task_id, "Allocated")
+        host = cloud.host(task.task_id)
+        assert wait_until(lambda: host.run("cat /home/ubuntu/ran").stdout == "x\nx\n", seconds=_SECONDS, every=0.2)
+        cloud.end_bid(task.task_id)
+    assert task.wait(timeout=_SECONDS) == "completed", task.reason
+    assert attempts(task) == [(1, "lost"), (2, "completed")]
+    assert [one[0] for one in bids(cloud, task)] == ["1", "2"]
 
 
 def test_a_machine_that_never_boots_is_tried_once_more(client: Flow, cloud: Cloud) -> None:
@@ -216,24 +237,97 @@ def test_of_an_array_what_has_ended_stays_and_the_rest_runs_again(client: Flow, 
     assert is_given_back(client, cloud)
 
 
-def test_what_ended_before_a_loss_was_on_record_does_not_run_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def dies_noting_a_loss(act: Callable[[], object]) -> None:
+    """In a client that dies where it has all but written it down."""
+    if (child := os.fork()) == 0:
+        os.environ["DEATHS"] = os.devnull
+        Doom("client", Path(str(flow.__file__)).parent, 0, "add").begin()
+        act()
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+def allocation(client: Flow, task: Task) -> Allocation:
+    (one,) = client.provider("mithril").allocations([task.task_id])
+    return one
+
+
+def test_what_ended_before_a_loss_was_on_record_does_not_run_again(tmp_path: Path) -> None:
     records, losses = Records(tmp_path), Losses(tmp_path)
     plan = Plan("task-1", "sweep", "mithril", ("true",), retries=1, elements=Elements((1, 2, 3)))
     records.add(Submission(plan.task_id, plan, {}, time.time(), "ada"))
     lost = Allocation(plan.task_id, 1, Machines.LOST, reason="its machine has failed")
-    monkeypatch.setenv("DEATHS", os.devnull)
-    if (child := os.fork()) == 0:  # a client that dies where it has all but written it down
-        Doom("client", Path(str(flow.__file__)).parent, 0, "add").begin()
-        losses.note(plan, lost, ["bid-1"])
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    dies_noting_a_loss(lambda: losses.note(plan, lost, ["bid-1"]))
     records.set_final("task-1_1", Outcome(TaskStatus.COMPLETED, exit_code=0, attempt=1))
     losses.note(plan, lost, ["bid-1"])
     assert losses.elements(plan) == [2, 3]
     records.set_final("task-1_2", Outcome(TaskStatus.COMPLETED, exit_code=0, attempt=2))
     assert losses.elements(plan) == [2, 3]  # those its machines were rented for: each keeps its own
+
+
+def note_collected(client: Flow, unit: str, **end: Any) -> None:
+    """As a client leaves it that dies between collecting what has ended and noting its end."""
+    folder = client.records.folder(unit, 1, 0)
+    folder.mkdir(parents=True)
+    (folder / "stdout.log").write_text("collected\n")
+    report = {"v": 1, "phase": "ended", "cause": "exit", "code": 0, "started": 1.0, "ended": 2.0, **end}
+    (folder / "status.json").write_text(json.dumps(report))
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_a_task_that_was_collected_is_told_by_its_record_whatever_becomes_of_its_machine(
+    client: Flow, cloud: Cloud, retries: int, is_silent: bool
+) -> None:
+    task = running(client, retries=retries)
+    note_collected(client, task.task_id)
+    if is_silent:
+        cloud.host(task.task_id).cut()
+    else:
+        cloud.end_bid(task.task_id)
+    assert (task.wait(timeout=_SECONDS), attempts(task)) == ("completed", [(1, "completed")]), task.reason
+    assert is_given_back(client, cloud)
+    assert [one[0] for one in bids(cloud, task)] == ["1"]
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_of_an_array_what_was_collected_does_not_run_again_nor_is_it_lost(
+    client: Flow, cloud: Cloud, retries: int
+) -> None:
+    which = "$FLOW_ARRAY_INDEX.$FLOW_ATTEMPT"
+    command = f"echo {which}; [ $FLOW_ATTEMPT = 2 ] || sleep 1000"
+    array = client.run(command, array="1-2%2", retries=retries, gpu="a100", upload_code=False, grace_seconds=0.5)
+    assert wait_until(lambda: sorted(array.logs().split()) == ["1.1", "2.1"], seconds=_SECONDS, every=0.2)
+    note_collected(client, f"{array}_1", code=3)
+    cloud.end_bid(array.task_id)
+    assert array.wait(timeout=_SECONDS) == ("failed" if retries else "lost"), array.reason
+    assert tried(client, array, 1) == [(1, "failed")]
+    assert tried(client, array, 2) == ([(1, "lost"), (2, "completed")] if retries else [(1, "lost")])
+    assert is_given_back(client, cloud)
+
+
+def test_a_loss_that_was_all_but_noted_is_noted_though_the_machine_is_back(client: Flow, cloud: Cloud) -> None:
+    task = running(client, retries=1)
+    with no_attendant(client.home):
+        cloud.host(task.task_id).cut()
+        assert wait_until(lambda: allocation(client, task).machines is Machines.LOST, seconds=_SECONDS, every=0.2)
+        dies_noting_a_loss(lambda: Flow().get_task(task.task_id).allocate(2))
+        cloud.host(task.task_id).heal()
+    assert task.wait(timeout=_SECONDS) == "completed", task.reason
+    assert attempts(task) == [(1, "lost"), (2, "completed")]
+    assert task.attempts[0].reason == "its machine was out of reach for 0.03 minutes"
+
+
+def test_a_task_that_was_collected_while_its_loss_was_found_does_not_move(client: Flow) -> None:
+    plan = Plan("task-1", "once", "mithril", ("true",), retries=1)
+    client.records.add(Submission(plan.task_id, plan, {}, time.time(), "ada"))
+    client.records.mark_allocated(plan.task_id)
+    losses = Losses(client.home)
+    losses.note_seen(plan.task_id, 1)
+    note_collected(client, plan.task_id)
+    losses.note(plan, Allocation(plan.task_id, 1, Machines.LOST, reason="its bid was ended"), ["bid-1"])
+    end = client.records.final(plan.task_id)
+    assert (losses.last(plan.task_id), end and end.state) == (None, "completed")
 
 
 def test_an_element_without_a_try_left_is_lost_and_spares_the_others(client: Flow, cloud: Cloud) -> None:

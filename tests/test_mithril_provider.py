@@ -17,15 +17,27 @@ import pytest
 from flow.chores import attend
 from flow.client import Flow
 from flow.errors import QuotaExceededError, ValidationError
-from flow.providers.mithril.api import Api
+from flow.plan import Plan
+from flow.providers.mithril.api import Api, NotKnownError
+from flow.providers.ssh.places import Places
 from flow.providers.startup import LASTING, READY, ROOT
 from flow.record import Submission
+from flow.status import Outcome, TaskStatus, Want
 from flow.task import Task
 from flow.task_volumes import make_volumes, store_of
 from tests.support.commands import flow
 from tests.support.containers import IMAGE
 from tests.support.mithril_cloud import Cloud
-from tests.support.mithril_cloud.faults import refusal, reset, taken_then, taken_then_reset
+from tests.support.mithril_cloud.faults import (
+    NO_MEMBER,
+    QUOTA,
+    Fault,
+    refusal,
+    reset,
+    rewritten,
+    taken_then,
+    taken_then_reset,
+)
 from tests.support.processes import wait_until
 
 
@@ -112,6 +124,21 @@ def test_a_bid_is_made_once_whatever_becomes_of_the_answer(client: Flow, cloud: 
         task = _run(client, "echo once")
         assert task.wait(timeout=90) == "completed"
         assert [one.name for one in cloud.spot.bids.values()].count(task.task_id) == 1
+
+
+@pytest.mark.parametrize("refused", [QUOTA, NO_MEMBER])
+def test_a_bid_that_comes_late_is_waited_for_though_another_is_refused(
+    client: Flow, cloud: Cloud, refused: Fault
+) -> None:
+    """As by the quota that the first has taken."""
+    cloud.faults.play(taken_then_reset(), "POST /v2/spot/bids")
+    cloud.faults.play(refused, "POST /v2/spot/bids")
+    cloud.faults.play(rewritten(r'"data": *\[.*\]', '"data":[]'), "GET /v2/spot/bids.*name=", times=12)
+    with pytest.raises(NotKnownError, match="does not show: "):
+        _run(client, "echo once")
+    (task,) = client.tasks()
+    assert (task.wait(timeout=90), task.logs()) == ("completed", "once\n"), task.reason
+    assert [one.name for one in cloud.spot.bids.values()] == [task.task_id]
 
 
 def test_what_cannot_be_had_is_refused_with_what_can(client: Flow) -> None:
@@ -263,3 +290,22 @@ def test_a_machine_whose_first_boot_was_cut_off_is_made_ready(
         cloud.lane(bid.instance_type, bid.region).price_cents = 125
         assert wait_until(lambda: not attend(client, {}) or task.refresh().status.is_final, seconds=60)
     assert (task.refresh().status, task.logs()) == ("completed", "made it\n")
+
+
+def test_a_fleet_that_cannot_be_asked_keeps_nothing_from_being_given_back(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOW_SSH_HOSTS", "gpu1 as /")
+    monkeypatch.setenv("FLOW_SSH_LOST_AFTER_MINUTES", "0")
+    client = Flow()
+    elsewhere = Plan("task-1", "elsewhere", "ssh", ("true",), retries=1)
+    client.records.add(Submission(elsewhere.task_id, elsewhere, {}, time.time(), "ada"))
+    client.records.mark_allocated(elsewhere.task_id)
+    Places(client.home / "record" / elsewhere.task_id).place({"gpu1": [0]})
+    with (client.home / "attend.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # this process is the attendant
+        task = _run(client, "sleep 1000")
+        client.records.set_intent(task.task_id, Want.CANCEL)
+        assert wait_until(lambda: [attend(client, {}), client.held()][1] == [], seconds=60)
+    assert cloud.billed() == []
+    client.records.set_final(elsewhere.task_id, Outcome(TaskStatus.CANCELLED))

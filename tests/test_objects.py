@@ -16,6 +16,7 @@ from flow.node import objects, record_copy
 from flow.node.objects import PART_BYTES, Failed
 from flow.node.s3_place import Place
 from tests.support.aws import Aws
+from tests.support.processes import wait_until
 from tests.support.pythons import old_pythons
 
 KEY = "task/0 é+&.tar.gz"
@@ -152,3 +153,29 @@ def test_what_cannot_be_packed_is_not_copied(asked: dict[str, Any], bucket: Any)
     failed = copy(asked)
     assert (failed.returncode, failed.stderr.startswith("what the task left cannot be packed: ")) == (1, True), failed
     assert "Contents" not in bucket.list_objects_v2(Bucket="bucket")
+
+
+def test_a_copy_that_takes_too_long_leaves_nothing_that_is_billed(
+    asked: dict[str, Any], bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the machine's guard ends it, in the middle of an upload in parts."""
+    tar = tmp_path / "bin" / "tar"
+    tar.parent.mkdir()
+    tar.write_text("#!/bin/sh\nhead -c 6000000 /dev/zero; exec sleep 1000\n")
+    tar.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tar.parent}:{os.environ['PATH']}")
+    node = Path(record_copy.__file__).parent
+    script = f"import sys; sys.path.insert(0, {str(node)!r}); import objects, record_copy; objects.PART_BYTES = 5 << 20"
+    words = ["timeout", "-k", "10", "1000", sys.executable, "-c", f"{script}; sys.exit(record_copy.main())"]
+
+    def parts() -> list[Any]:
+        uploads = bucket.list_multipart_uploads(Bucket="bucket").get("Uploads", [])
+        return [bucket.list_parts(Bucket="bucket", Key="0", UploadId=one["UploadId"]).get("Parts") for one in uploads]
+
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        process.stdin.write(json.dumps(asked).encode())
+        process.stdin.close()
+        assert wait_until(lambda: any(parts()), seconds=30)
+        process.terminate()
+    assert parts() == []

@@ -552,6 +552,22 @@ def test_a_runner_is_killed_where_the_other_node_has_ended(client: Flow, fleet: 
     assert attempts(gang) == ["lost", "completed"]
 
 
+def test_the_first_node_is_lost_before_the_other_has_met_it(client: Flow, fleet: Fleet) -> None:
+    for name in ("gpu3", "gpu4"):
+        running(client, "sleep 1000", name, cpus=2)
+    first, second = (fleet.hosts[name] for name in ("gpu1", "gpu2"))
+    second.run("ip route add blackhole $1", first.address)
+    command = "echo up; [ $FLOW_ATTEMPT$FLOW_NODE_RANK = 10 ] && sleep 1000; echo again"
+    gang = submitted(client, command, num_instances=2, retries=1)
+    becomes(gang, "running")
+    assert wait_until(lambda: sorted(gang.logs().split()) == ["again", "up", "up"], seconds=_SECONDS), gang.logs()
+    first.run("kill -9 $1", str(runner_of(first, gang)))
+    assert wait_until(lambda: "waiting" in states_of(first), seconds=_SECONDS)
+    second.run("ip route del blackhole $1", first.address)
+    assert gang.wait(timeout=_SECONDS) == "completed", gang.reason
+    assert attempts(gang) == ["lost", "completed"]
+
+
 def test_a_full_disk_is_told_and_what_runs_there_goes_on(
     client: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

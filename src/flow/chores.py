@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING
@@ -59,11 +59,7 @@ def attend(client: Flow, plans: dict[str, Plan]) -> bool:
     for name, task_ids in rented.items():
         is_needed |= _see_to_all_rented(client, name, task_ids)
     for name, task_ids in watched.items():
-        for allocation in client.provider(name).allocations(task_ids):
-            is_open = True
-            with suppress(FlowError):
-                is_open = _see_to(client, plans[(allocation.task_id or "").partition("_")[0]], allocation)
-            is_needed |= is_open
+        is_needed |= _see_to_all(client, name, task_ids, plans)
     return _give_back(client) or is_needed
 
 
@@ -90,6 +86,20 @@ def _needs_client(client: Flow, plan: Plan) -> bool:
 def _may_move(client: Flow, plan: Plan) -> bool:
     """Whether it may run again on other machines than those that it is lost with."""
     return client.provider(plan.provider).capabilities.moves and plan.retries > 0 and not plan.region
+
+
+def _see_to_all(client: Flow, provider: str, task_ids: Collection[str], plans: Mapping[str, Plan]) -> bool:
+    """See to the machines of tasks, or of their elements; whether that may be needed again."""
+    is_needed = True
+    with suppress(FlowError):  # it is asked again, and what is rented is given back meanwhile
+        found = client.provider(provider).allocations(task_ids)
+        is_needed = False
+        for allocation in found:
+            is_open = True
+            with suppress(FlowError):
+                is_open = _see_to(client, plans[(allocation.task_id or "").partition("_")[0]], allocation)
+            is_needed |= is_open
+    return is_needed
 
 
 def _see_to(client: Flow, plan: Plan, allocation: Allocation) -> bool:

@@ -204,6 +204,19 @@ def is_given_up(folder: Path) -> bool:
         return False
 
 
+def end_on_record(unit: Path, attempt: int, nodes: int) -> Outcome | None:
+    """How the machines of an attempt told that it ended, from the record of its task or element, in the folder `unit`.
+
+    None where not all did, or a client gave it up before: then nothing that they tell counts.
+    """
+    folders = [unit / str(attempt) / str(rank) for rank in range(nodes)]
+    if any(map(is_given_up, folders)):
+        return None
+    reports = {rank: report for rank, folder in enumerate(folders) if (report := read_report(folder))}
+    end = attempt_outcome(reports, nodes, attempt=attempt)
+    return end if end and end.state.is_final else None
+
+
 def _without_machines(intent: Intent) -> Outcome:
     if intent.want is Want.CANCEL:
         return Outcome(TaskStatus.CANCELLED, reason="cancelled before it started", ended=intent.since)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +56,22 @@ def end(pids: list[int]) -> None:
                 pass
         if wait_until(lambda: not any(is_alive(pid) for pid in pids), seconds=5):
             return
+
+
+def attendant_of(flow_home: Path) -> int:
+    """The process that sees to tasks, once there is one."""
+    lock = flow_home / "attend.lock"
+    assert wait_until(lambda: lock.exists() and lock.read_text() != "", seconds=30)
+    return int(lock.read_text())
+
+
+@contextmanager
+def no_attendant(flow_home: Path) -> Iterator[None]:
+    """End the one that there is; no other comes meanwhile."""
+    with (flow_home / "attend.lock").open("a") as lock:
+        os.kill(attendant_of(flow_home), signal.SIGKILL)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def wait_until(claim: Callable[[], bool], *, seconds: float = 30, every: float = 0.01) -> bool:

@@ -243,9 +243,17 @@ class Link:
     def _retry(self, sock: socket.socket, error: int) -> None:
         sock.close()
         self.refusals += error == errno.ECONNREFUSED
-        if self.refusals == REFUSALS:
+        if self.refusals == REFUSALS or self._is_behind():
             self._lost()
         self.loop.after(0.2, "connect", self._connect)
+
+    def _is_behind(self) -> bool:
+        """Whether some rank waits for a later attempt, as a client has seen: rank 0 may be lost before they met."""
+        try:
+            with open(self.own.path("inbox", "attempt"), encoding="utf-8") as file:
+                return int(file.read()) > int(self.task["attempt"])
+        except (OSError, ValueError):
+            return False
 
     def _lost(self) -> None:
         self.is_over, self.failure = True, "node 0 is gone"

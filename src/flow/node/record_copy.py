@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ STAYS = ("workspace", "inbox", "task.json", "env.json")  # of a task folder: cod
 
 def main() -> int:
     """Copy it, unless that was done."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was begun in parts is ended there: it is billed
     asked = json.load(sys.stdin)
     folder, name = os.path.join(asked["tasks"], asked["task_id"]), asked["names"][asked["own"]]
     try:

@@ -19,7 +19,7 @@ from flow.machines import Allocation
 from flow.plan import Plan
 from flow.providers.ssh.places import Move, Places, put_end, unit_name
 from flow.record import Records
-from flow.status import Outcome, TaskStatus, Want, read_report
+from flow.status import Outcome, TaskStatus, Want, end_on_record, is_given_up, read_report
 
 _TAKEN = "its machine was taken back"  # as a runner says
 
@@ -72,22 +72,46 @@ class Losses:
         return not self.is_cancelled(task_id) and any(self._going_on(plan, move))
 
     def note(self, plan: Plan, lost: Allocation, rentals: Collection[str]) -> None:
-        """Put on record that this was lost with these, unless somebody else did; that is on disk first."""
+        """Put on record that this was lost with these, unless somebody else did; that is on disk first.
+
+        First of all each attempt is given up that has no end on record, so that none can come any more: what has
+        ended by then does not run again.
+        """
         moves: list[Move | None] = [None, *self._places(plan.task_id).moves.get(plan.task_id, ())]
-        if (newest := moves[-1]) is None or newest.attempt <= lost.attempt:
+        is_noted = (newest := moves[-1]) is not None and newest.attempt > lost.attempt
+        before = moves[-2] if is_noted else newest
+        for unit in self._open_units(plan, before):
+            self._give_up(unit, before, lost, nodes=plan.nodes)
+        if not is_noted and (going_on := list(self._going_on(plan, before))):
             gone = tuple(sorted(rentals))
-            indices = tuple(int(unit.partition("_")[2]) for unit in self._going_on(plan, newest) if plan.elements)
+            indices = tuple(int(unit.partition("_")[2]) for unit in going_on if plan.elements)
             move = Move(plan.task_id, None, 0, len(moves), lost.attempt + 1, (), gone, lost.reason, indices)
             self._places(plan.task_id).add(move)
-            moves.append(self.last(plan.task_id))
-        before, move_now = moves[-2:]
-        goes_on = set(self._units(plan, move_now))
+        move_now = self.last(plan.task_id)
+        goes_on = self._units(plan, move_now) if move_now != before else []
         for unit in self._open_units(plan, before):
-            self._note_ends(unit, before, plan.nodes, lost.reason)
             if unit not in goes_on:
                 attempt = self._lost_attempt(unit, before)
                 end = Outcome(TaskStatus.LOST, reason=lost.reason, attempt=attempt)
-                Records(self._home).set_final(unit, end)
+                Records(self._home).set_final(unit, self.end_of(unit, plan.nodes) or end)
+
+    def units(self, plan: Plan) -> list[str]:
+        """The task, or all elements of the array."""
+        return self._units(plan, None)
+
+    def end_of(self, unit: str, nodes: int) -> Outcome | None:
+        """How it ended, as far as that is on record, with all that it left."""
+        return Records(self._home).final(unit) or end_on_record(self._record(unit), self.last_seen(unit), nodes)
+
+    def why_given_up(self, plan: Plan) -> str:
+        """Why a client that died over it has given up an attempt on the machines of now; "" where none has."""
+        move = self.last(plan.task_id)
+        for unit in self._open_units(plan, move):
+            for attempt in range(_first(move), self._lost_attempt(unit, move) + 1):
+                for folder in (self._record(unit) / str(attempt) / str(rank) for rank in range(plan.nodes)):
+                    if is_given_up(folder) and (report := read_report(folder)):
+                        return report.reason
+        return ""
 
     # -- of the machines that were rented after a move, or with None of the first ones
 
@@ -109,6 +133,8 @@ class Losses:
     def _going_on(self, plan: Plan, move: Move | None) -> Iterator[str]:
         """Those that may be tried again."""
         for unit in self._open_units(plan, move):
+            if self.end_of(unit, plan.nodes):
+                continue
             first, free = _first(move), self.free(unit)
             here = [one for one in range(first, self._lost_attempt(unit, move) + 1) if one not in free]
             if self._tries(unit, first) + len(here) <= plan.retries:
@@ -123,11 +149,12 @@ class Losses:
         ends = [read_report(self._record(unit) / str(number) / "0") for number in range(1, before)]
         return sum(one is not None and one.cause != "requeue" for one in ends)
 
-    def _note_ends(self, unit: str, move: Move | None, nodes: int, reason: str) -> None:
+    def _give_up(self, unit: str, move: Move | None, lost: Allocation, *, nodes: int) -> None:
+        """Put on record the end of its attempts with these machines: of others than were seen somebody else knows."""
         free = self.free(unit)
-        for attempt in range(_first(move), self._lost_attempt(unit, move) + 1):
-            cause, why = ("requeue", _TAKEN) if attempt in free else ("lost", reason)
-            end = {"v": 1, "phase": "ended", "cause": cause, "reason": why, "ended": time.time()}
+        for attempt in range(_first(move), min(self._lost_attempt(unit, move), lost.attempt) + 1):
+            cause, why = ("requeue", _TAKEN) if attempt in free else ("lost", lost.reason)
+            end = {"v": 1, "phase": "ended", "cause": cause, "reason": why, "ended": time.time(), "given_up": True}
             put_end(self._record(unit), attempt, nodes, end)
 
     # -- what was seen

@@ -117,26 +117,13 @@ class Rented(Ssh):
 
         For the attempt after one that was lost others are asked for, once that is on record and the old ones are gone.
         """
-        if attempt > 1:
-            self._give_up(plan, attempt)
-        seen = (one for one in self._just_seen(plan.task_id) if one.state is not Machines.GONE)
-        rental = next(seen, None) or self._live(plan.task_id)
-        if rental and self._is_left(rental):
-            self._end_left(rental)
-            rental = self._live(plan.task_id)
-        if rental and self._is_left(rental):  # it goes with the next call
-            return
-        if rental is None:
+        try:
+            self._bring(plan, attempt)
+        except (ValidationError, QuotaExceededError) as error:
             if not self.losses.was_asked(plan.task_id):
-                self._ask_for(plan)
-            return
-        self.losses.note_asked(plan.task_id)  # before anything of it may run, so that it is not asked for again
-        if self.goes_on_changing(plan):
-            return
-        if rental.state is Machines.PAUSED and rental.ended_with:
-            self.wake(rental)
-        elif rental.state is Machines.UP and rental.plan_hash == plan.hash:
-            self._deliver(plan, rental)
+                raise
+            # no refusal of the task, which has machines, or had some, with what it left there
+            raise ProviderError(error.message, suggestions=error.suggestions) from error
 
     def allocations(self, task_ids: Collection[str] | None = None) -> list[Allocation]:
         """What the cloud says of the machines, and what those say of the tasks, all asked at once."""
@@ -265,24 +252,25 @@ class Rented(Ssh):
             price_per_hour=rental.price_per_hour,
             plan_hash=rental.plan_hash,
         )
-        if why := self._why_lost(rental, told, attempt):
+        plan = self._plan(task_id) if rental.home_id == self.home_id else None
+        if plan and (ended := self._ended_unnoted(plan)):
+            return ended
+        if why := self._why_lost(rental, told, attempt) or (self.losses.why_given_up(plan) if plan else ""):
             is_cancelled = rental.state is Machines.GONE and self.losses.is_cancelled(task_id)
-            return [whole if is_cancelled else self._lost(replace(whole, attempt=max(attempt, first), reason=why))]
+            return [whole] if is_cancelled else self._lost(replace(whole, attempt=max(attempt, first), reason=why))
         if rental.state is Machines.QUEUED and attempt:
             whole = replace(whole, machines=Machines.PREEMPTED)
         if whole.machines is Machines.PREEMPTED and was_seen and rental.home_id == self.home_id:
             self.losses.note_preempted(task_id)
         answers = {one.name: told[one.name] for one in rental.machines if one.name in told}
-        if rental.state is Machines.LOST:
-            return [replace(whole, machines=Machines.SILENT if was_seen else Machines.STARTING)]
+        unheard = Machines.SILENT if was_seen else Machines.STARTING
         if rental.state is not Machines.UP or not answers:
-            return [whole if rental.state is not Machines.UP else replace(whole, machines=Machines.STARTING)]
+            state = {Machines.LOST: unheard, Machines.UP: Machines.STARTING}.get(rental.state, whole.machines)
+            return [replace(whole, machines=state)]
         failed = [one for one in answers.values() if isinstance(one, FlowError)]
         if failed:
-            state = Machines.SILENT if was_seen else Machines.STARTING
-            return [replace(whole, machines=state, reason=failed[0].message if was_seen else "its machines boot")]
+            return [replace(whole, machines=unheard, reason=failed[0].message if was_seen else "its machines boot")]
         found = self._by_unit(answers, first)
-        plan = self._array(task_id)
         elements = [f"{task_id}_{one}" for one in self.losses.elements(plan)] if plan else []
         if not found or (not elements and any(len(entries) < len(answers) for entries in found.values())):
             return [replace(whole, machines=Machines.STARTING, reason="its code is on the way")]
@@ -313,7 +301,7 @@ class Rented(Ssh):
         if had_some and (copied := self._copied(task_id)):
             return copied
         if was_asked and not is_found:
-            return [self._unseen(task_id)]
+            return self._unseen(task_id)
         lost = move and not is_found and Allocation(task_id, move.attempt - 1, Machines.LOST, reason=move.reason)
         return [lost] if lost else []
 
@@ -377,12 +365,12 @@ class Rented(Ssh):
             before = [one for one in self.losses.free(unit) if one < first]
             self.losses.note_free(unit, {*before, *entry["free"], *([attempt] if is_free else [])})
 
-    def _unseen(self, task_id: str) -> Allocation:
+    def _unseen(self, task_id: str) -> list[Allocation]:
         """Of what was asked for, and does not show: not yet, or not any more."""
         move = self.losses.last(task_id)
         if self.holds.is_new(task_id):
             reason = "is asked for, and does not show yet"
-            return Allocation(task_id, move.attempt - 1 if move else 0, Machines.QUEUED, reason=reason)
+            return [Allocation(task_id, move.attempt - 1 if move else 0, Machines.QUEUED, reason=reason)]
         attempt = max(self.losses.last_seen(task_id), move.attempt if move else 1)
         return self._lost(Allocation(task_id, attempt, Machines.GONE, reason="its machines are gone"))
 
@@ -412,10 +400,14 @@ class Rented(Ssh):
         is_late = time.time() - since >= most and rental.state is Machines.UP and may_run_again()
         return f"its machine was out of reach for {most / 60:g} minutes" if is_late else ""
 
-    def _lost(self, whole: Allocation) -> Allocation:
-        """Lost for good, or with an attempt to follow."""
-        may_run_again = self.losses.may_run_again(str(whole.task_id))
-        return replace(whole, machines=Machines.LOST if may_run_again else Machines.GONE)
+    def _lost(self, whole: Allocation) -> list[Allocation]:
+        """Lost for good, but for what had ended before; or with an attempt to follow."""
+        if self.losses.may_run_again(str(whole.task_id)):
+            return [replace(whole, machines=Machines.LOST)]
+        gone, plan = replace(whole, machines=Machines.GONE), self._plan(str(whole.task_id))
+        ended = {unit: self._on_record(unit, plan.nodes) for unit in self.losses.units(plan)} if plan else {}
+        each = [one or replace(gone, task_id=unit) for unit, one in ended.items()]
+        return each if any(ended.values()) else [gone]
 
     def _give_up(self, plan: Plan, attempt: int) -> None:
         """Put on record that the attempt before was lost, as far as it still is."""
@@ -436,23 +428,30 @@ class Rented(Ssh):
         self._hang_up(str(rental.task_id))
         self.end(rental)
 
-    def _array(self, task_id: str) -> Plan | None:
-        """The plan of an array."""
-        try:
-            plan = Records(self.home).get(task_id).plan
-        except ResourceNotFoundError:
-            return None
-        return plan if plan.elements else None
+    def _plan(self, task_id: str) -> Plan | None:
+        with suppress(ResourceNotFoundError):
+            return Records(self.home).get(task_id).plan
+        return None
 
-    def _on_record(self, unit: str) -> Allocation | None:
-        """Of an element whose end is on record: its machines may be gone."""
-        records = Records(self.home)
-        final = records.final(unit)
-        if final is None:
+    def _ended_unnoted(self, plan: Plan) -> list[Allocation]:
+        """Of a task, or all elements of an array, where a client died between collecting it and noting its end."""
+        if self._has_ended(plan.task_id):
+            return []
+        found: list[Allocation] = []
+        for unit in self.losses.units(plan):
+            if (one := self._on_record(unit, plan.nodes)) is None:
+                return []
+            found.append(one)
+        return found
+
+    def _on_record(self, unit: str, nodes: int = 1) -> Allocation | None:
+        """Of a task or element whose end is on record: its machines may be gone."""
+        end = self.losses.end_of(unit, nodes)
+        if end is None:
             return None
-        report = read_report(records.folder(unit, final.attempt, 0))
-        reports = {0: report} if report else {}
-        return Allocation(unit, final.attempt, Machines.GONE, reason=final.reason, reports=reports)
+        folders = [Records(self.home).folder(unit, end.attempt, rank) for rank in range(nodes)]
+        reports = {rank: report for rank, folder in enumerate(folders) if (report := read_report(folder))}
+        return Allocation(unit, end.attempt, Machines.GONE, reason=end.reason, reports=reports)
 
     def _parts(self, task_id: str) -> dict[str, list[str]]:
         """By machine, what they call it, once they can be reached."""
@@ -462,6 +461,28 @@ class Rented(Ssh):
         return {one.name: [task_id] for one in rental.machines}
 
     # -- bringing
+
+    def _bring(self, plan: Plan, attempt: int) -> None:
+        if attempt > 1:
+            self._give_up(plan, attempt)
+        seen = (one for one in self._just_seen(plan.task_id) if one.state is not Machines.GONE)
+        rental = next(seen, None) or self._live(plan.task_id)
+        if rental and self._is_left(rental):
+            self._end_left(rental)
+            rental = self._live(plan.task_id)
+        if rental and self._is_left(rental):  # it goes with the next call
+            return
+        if rental is None:
+            if not self.losses.was_asked(plan.task_id):
+                self._ask_for(plan)
+            return
+        self.losses.note_asked(plan.task_id)  # before anything of it may run, so that it is not asked for again
+        if self.goes_on_changing(plan):
+            return
+        if rental.state is Machines.PAUSED and rental.ended_with:
+            self.wake(rental)
+        elif rental.state is Machines.UP and rental.plan_hash == plan.hash:
+            self._deliver(plan, rental)
 
     def _ask_for(self, plan: Plan) -> None:
         move = self.losses.last(plan.task_id)

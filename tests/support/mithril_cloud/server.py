@@ -33,6 +33,7 @@ class Request:
     answer_bytes: int = 0
     seconds: float = 0
     query: dict[str, str] = field(default_factory=dict)
+    at: float = 0  # when it came, by the cloud's clock
 
     @property
     def line(self) -> str:
@@ -103,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _respond(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         query = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
-        request = Request(self.command, self.path, dict(self.headers), body, query=query)
+        request = Request(self.command, self.path, dict(self.headers), body, query=query, at=self.server.clock.now())
         self.server.requests.append(request)
         begin = time.monotonic()
         sent = self._answer(request)

@@ -165,15 +165,17 @@ class Mithril(Rented):
             try:
                 self.account.api.create(BIDS, body)
                 break
-            except (NotKnownError, NameTakenError) as error:
+            except FlowError as error:
+                may_be_there = is_last or isinstance(error, (NotKnownError, NameTakenError))
                 # looked for first, it may be asked for again: should it come late, then its name is taken
-                if self._has_come(plan, attempt):
+                if may_be_there and self._has_come(plan, attempt):
                     break
-                if is_last:  # which is no refusal: it may still come
+                if is_last:  # which is no refusal: the first may still come, and be why the second is refused
                     raise NotKnownError(f"the bid `{plan.task_id}` does not show: {error.message}") from error
-            except (PriceTooLowError, QuotaExceededError) as error:
-                error.suggestions = (*self._facts_of(error, plan, limit), *error.suggestions)
-                raise
+                if isinstance(error, (PriceTooLowError, QuotaExceededError)):
+                    error.suggestions = (*self._facts_of(error, plan, limit), *error.suggestions)
+                if not may_be_there:
+                    raise
         self.holds.note_answer(plan.task_id)
 
     def end(self, rental: Rental) -> None:
@@ -181,9 +183,12 @@ class Mithril(Rented):
         self.account.api.delete(f"{BIDS}/{rental.rental_id}")
 
     def wake(self, rental: Rental) -> None:
-        """Let a paused bid go on, without the word that its machine has put into its limit price."""
-        limit = {"limit_price": price_text(_limit_of(rental.told or {}))} if rental.ended_with else {}
-        self.account.api.update(f"{BIDS}/{rental.rental_id}", {"paused": False, **limit})
+        """Let a paused bid go on, without the word that its machine has put into its limit price, if that is taken."""
+        bid, limit = f"{BIDS}/{rental.rental_id}", {"limit_price": price_text(_limit_of(rental.told or {}))}
+        try:
+            self.account.api.update(bid, {"paused": False, **(limit if rental.ended_with else {})})
+        except PriceTooLowError:  # the least that is taken has risen
+            self.account.api.update(bid, {"paused": False})
 
     def bill(self, plan: Plan, rental: Rental) -> dict[str, Any]:
         """With a key of its own, made for this, which expires by itself should nobody revoke it."""

@@ -67,10 +67,10 @@ def gather(part: str, ranks: Mapping[str, int], record: Path, ask: AskEach) -> N
         return
     waiting = [name for name, one in seen.items() if one.is_waiting]
     newest = max(one.entry["attempt"] for one in seen.values())
-    behind = [one for one in seen.values() if one.entry["attempt"] < newest and not one.is_waiting]
-    if any(one.is_open for one in behind):
-        return  # it is about to end, as another node did
-    if behind or any(one.entry["ended"] for name, one in seen.items() if ranks[name] == 0):
+    behind = [name for name, one in seen.items() if one.entry["attempt"] < newest and not one.is_waiting]
+    if about_to_end := [name for name in behind if seen[name].is_open]:  # as another node did: they may not know it
+        ask(about_to_end, "deliver", part, "attempt", str(newest))
+    elif behind or any(one.entry["ended"] for name, one in seen.items() if ranks[name] == 0):
         ask(waiting, "release", [part])  # another node ended for good before these began
     elif waiting:
         statuses = {ranks[name]: one.status for name, one in seen.items()}
