@@ -1,13 +1,15 @@
 #!/bin/sh
-# Installs Flow for this user, or brings it up to date:  curl -LsSf ADDRESS/setup.sh | sh
-#   FLOW_SOURCE  what to install: a folder, a wheel, or git+https://…; by default this repository
-#   FLOW_UV      the uv to install it with; by default the one on PATH, or one that is fetched
-# It puts `flow` where uv puts programs (~/.local/bin), and changes nothing else.
+# Installs Flow for this user, or brings it up to date: see `usage`.
 set -eu
 
 repository=git+https://github.com/foundrytechnologies/flow-sdk
 package=flow-compute
 own_uv="${XDG_DATA_HOME:-$HOME/.local/share}/flow/uv" # where pip puts one
+
+usage="Installs Flow for this user, or brings it up to date:  curl -LsSf ADDRESS/setup.sh | sh
+It puts \`flow\` where uv puts programs (~/.local/bin), and changes nothing else. These variables choose:
+  FLOW_SOURCE  what to install: a folder, a wheel, or git+https://…; by default this repository
+  FLOW_UV      the uv to install it with; by default the one on PATH, or one that is fetched"
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -65,6 +67,11 @@ checkout() {
 }
 
 main() {
+  case ${1:-} in
+    '') ;;
+    -h | --help) printf '%s\n' "$usage" && exit ;;
+    *) die "\`$1\` is not understood: there are no options but --help" ;;
+  esac
   case $(uname -s) in
     Linux | Darwin) ;;
     *) die "Flow runs on Linux and macOS" "on Windows, use it in WSL" ;;
@@ -105,4 +112,4 @@ main() {
   fi
 }
 
-main # at the end, so that half a download does nothing
+main "$@" # at the end, so that half a download does nothing

@@ -86,7 +86,7 @@ def test_what_a_connection_is_told_comes_without_waiting_for_a_line(project: Pat
         with socket.create_connection((host, int(local)), timeout=60) as link:
             for word in (b"ping", b"\0\xff\r\n\x04", b"pong"):
                 link.sendall(word)
-                assert link.recv(99) == word.upper()
+                assert link.recv(len(word), socket.MSG_WAITALL) == word.upper()
     end(task)
 
 

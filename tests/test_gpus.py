@@ -38,6 +38,8 @@ KINDS = st.sampled_from([*MEMORY_GB, "gpu"])
         ("mi300x:8", "mi300x", 8),
         ("mi300xx8", "mi300x", 8),
         ("nvidia-a100", "a100", None),
+        ("NVIDIA A100-SXM4-80GB", "a100", None),
+        ("Tesla V100-PCIE-16GB:2", "v100", 2),
         ("nvidia-tesla-t4:2", "t4", 2),
         ("gpu", "gpu", None),
         ("gpu:4", "gpu", 4),

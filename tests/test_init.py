@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,14 @@ def test_a_profile_gets_all_of_it(at: Cloud) -> None:
     assert flow("config", "get", "provider", "--profile", "plain").stdout == "local\n"
 
 
+def test_a_profile_has_what_the_file_has_without_it_too(at: Cloud) -> None:
+    by_options(key=at.key)
+    assert flow("--profile", "work", "init", "--api-key", at.key, "--project", "my-project", "--yes").returncode == 0
+    of_profile = f"  work:\n    provider: mithril\n    mithril:\n      api_key: {at.key}\n      project: my-project\n"
+    assert user_file().read_text().endswith(of_profile)
+    assert "is as it was" in flow("--profile", "work", "init", "--yes").stderr
+
+
 def test_the_key_may_go_into_the_keyring(at: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "tests.support.keyring.Kept")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
@@ -214,9 +223,9 @@ def test_projects_are_told_where_one_must_be_named(at: Cloud) -> None:
         "hint: say it all: `flow init --provider mithril --api-key KEY --project NAME --yes`",
     ]
     ended = by_options("--project", "visoin", key=at.key)
-    assert (ended.returncode, "hint: did you mean `vision`?" in ended.stderr) == (4, True)
+    assert (ended.returncode, "hint: did you mean `vision`?" in ended.stderr) == (2, True)
     ended = by_options("--project", "proj_none", key=at.key)
-    assert (ended.returncode, "error: no project `proj_none`" in ended.stderr) == (4, True)
+    assert (ended.returncode, "error: no project `proj_none`" in ended.stderr) == (2, True)
     ended = by_options("--project", "twice", key=at.key)
     assert (ended.returncode, f"hint: give an id: {ids[1]}, {ids[2]}" in ended.stderr) == (2, True)
     assert not user_file().exists()
@@ -228,16 +237,20 @@ def test_projects_are_told_where_one_must_be_named(at: Cloud) -> None:
 
 def test_an_ssh_key_that_is_not_there_is_told(at: Cloud) -> None:
     ended = by_options("--ssh-key", "laptop", key=at.key)
-    assert (ended.returncode, "error: the project has no SSH key `laptop`" in ended.stderr) == (4, True)
+    assert (ended.returncode, "error: the project has no SSH key `laptop`" in ended.stderr) == (2, True)
     ended = by_options("--ssh-key", "~/.ssh/none", key=at.key)
-    assert (ended.returncode, f"error: there is no SSH key `{Path.home()}/.ssh/none`" in ended.stderr) == (4, True)
+    assert (ended.returncode, f"error: there is no SSH key `{Path.home()}/.ssh/none`" in ended.stderr) == (2, True)
     assert not user_file().exists()
 
 
-def test_a_region_without_machines_is_noted(at: Cloud) -> None:
+def test_a_region_that_is_none_is_refused_and_one_without_machines_noted(at: Cloud) -> None:
+    ended = by_options("--region", "us-central1-c", key=at.key)
+    assert (ended.returncode, user_file().exists()) == (2, False)
+    assert "error: no region `us-central1-c`\n\nhint: did you mean `us-central1-b`?\nhint: there is: eu" in ended.stderr
+    at.regions["us-central1-c"] = replace(at.regions["us-central1-b"], name="us-central1-c")
     ended = by_options("--region", "us-central1-c", key=at.key)
     assert ended.returncode == 0
-    assert "note: there are no machines in `us-central1-c` now; did you mean `us-central1-" in ended.stderr
+    assert "note: there are no machines in `us-central1-c` now; did you mean `us-central1-b`?" in ended.stderr
 
 
 # -- at a terminal

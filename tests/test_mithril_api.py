@@ -342,7 +342,7 @@ def test_the_project_is_found_by_its_name_once(api: Api, cloud: Cloud) -> None:
     assert Account(api, "proj_x").project == "proj_x"
     with pytest.raises(ValidationError, match="no project is chosen, and there are 2"):
         Account(api).project  # noqa: B018
-    with pytest.raises(ResourceNotFoundError, match=r"no project `othe` \(FCP_PROJECT\)") as told:
+    with pytest.raises(ValidationError, match=r"no project `othe` \(FCP_PROJECT\)") as told:
         Account(api, "othe", origin="FCP_PROJECT").project  # noqa: B018
     assert told.value.suggestions == ("did you mean `Other`?", "the projects are my-project, Other")
     cloud.projects.append(Project("Other", 0))
@@ -357,6 +357,6 @@ def test_the_account_is_that_of_the_settings(cloud: Cloud) -> None:
     with pytest.raises(AuthenticationError, match="no API key for Mithril"):
         Account.of(Settings.load(env={}))
     env = {"FCP_API_KEY": cloud.key, "FLOW_MITHRIL_API_URL": cloud.url, "FCP_PROJECT": "nosuch"}
-    with pytest.raises(ResourceNotFoundError, match=r"no project `nosuch` \(FCP_PROJECT\)"):
+    with pytest.raises(ValidationError, match=r"no project `nosuch` \(FCP_PROJECT\)"):
         Account.of(Settings.load(env=env)).project  # noqa: B018
     assert Account.of(Settings.load(env=env), project="my-project").project == cloud.project

@@ -247,7 +247,7 @@ def test_projects_are_named_and_the_only_one_need_not_be(
     assert run("bids list --project Other").returncode == 0
     assert told(f"ssh-keys list -q --project {cloud.project}") == [key]
     monkeypatch.setenv("FCP_PROJECT", "othr")
-    assert run("bids list", code=4).stderr == error(
+    assert run("bids list", code=2).stderr == error(
         "no project `othr` (FCP_PROJECT)", "did you mean `other`?", "the projects are my-project, other"
     )
 
@@ -263,6 +263,7 @@ def test_projects_are_named_and_the_only_one_need_not_be(
                                           "the fields are --created-at, --fid, --name")),
         ("pricing list", 2, ("missing `--instance-type`", "name one or several: `--instance-type NAME,NAME`")),
         ("bids get trian", 4, ("no bid `trian`", "list them with `mithril bids list`")),
+        ("availability get x", 4, ("no offer `x`", "list them with `mithril availability list`")),
         ("regions get us-central5-b", 4, ("no region `us-central5-b`", "did you mean `us-central5-a`?",
                                           "the regions are us-central1-b, us-central5-a, eu-central1-a")),
         ("bids update x", 2, ("there is nothing to change",
@@ -283,6 +284,14 @@ def test_a_mistake_is_told_in_one_message_with_what_was_meant(
     ended = run(line, code=code)
     assert (ended.stdout, ended.stderr) == ("", error(*expected))
     assert not cloud.count("POST|PATCH|DELETE")
+
+
+def test_a_private_key_is_not_sent(cloud: Cloud, project: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "key"], check=True)
+    refused = run("ssh-keys create --name laptop --public-key key", code=2)
+    assert refused.stderr == error("`--public-key`: `key` is a private key, and stays here", "give `key.pub`")
+    assert not cloud.count("POST")
+    run("ssh-keys create --name laptop --public-key key.pub")
 
 
 def test_what_the_server_refuses_is_told_in_its_words_with_what_to_do(cloud: Cloud, key: str) -> None:

@@ -19,6 +19,7 @@ import pytest
 from flow.client import Flow
 from flow.errors import ValidationError
 from flow.providers.mithril.api import Api
+from flow.status import Outcome, TaskStatus
 from tests.support.commands import flow
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import broken, refusal
@@ -90,7 +91,7 @@ def test_pricing_shows_what_is_paid_and_was(client: Flow, pretended: Cloud) -> N
     header, row = shown.stdout.splitlines()
     assert header.split() == ["TYPE", "REGION", "$/H", "LEAST", "FREE", "LOW", "HISTORY", "HIGH"]
     assert row.split() == ["a100-80gb.sxm.8x", REGION, "10.00", "2.00", "4", "5.00", f"{'▁' * 12}{'█' * 12}", "10.00"]
-    assert shown.stderr == "note: the history is that of the last 1d00h\n"
+    assert shown.stderr == "note: LOW, HISTORY and HIGH go back to 1d ago\n"
     prices = json.loads(flow("pricing", "h100", "--json").stdout)["prices"]
     assert [(one["region"], one["price_per_hour"]) for one in prices] == [
         ("us-central1-b", 16.0),
@@ -100,6 +101,15 @@ def test_pricing_shows_what_is_paid_and_was(client: Flow, pretended: Cloud) -> N
     assert {len(one["history"]) for one in prices} == {96}
     local = flow("pricing", "a100", "--provider", "local")
     assert (local.returncode, "local has no market" in local.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["offers", "pricing"])
+def test_what_is_not_sold_is_told_with_what_is(client: Flow, pretended: Cloud, command: str) -> None:
+    none = flow(command, "3xa100")
+    assert (none.returncode, none.stdout) == (0, f"No {'prices' if command == 'pricing' else command} found\n")
+    assert none.stderr == "hint: there is `a100`, `2xa100`, `4xa100`, `8xa100`\n"
+    unknown = flow(command, "foo")
+    assert (unknown.returncode, "error: unknown GPU `foo`" in unknown.stderr) == (2, True)
 
 
 def test_a_task_may_run_elsewhere_than_the_settings_say(
@@ -172,6 +182,20 @@ def test_what_is_not_there_is_told_with_what_is(
     assert (refused.returncode, client.tasks()) == (2, [])
 
 
+def test_a_name_of_a_volume_that_is_taken_wrong_or_misspelt_is_told(client: Flow, pretended: Cloud) -> None:
+    make_volume(pretended, "data0")
+    create = ("volume", "create", "--size-gb", "1", "--region", "us-central5-a")
+    assert flow(*create, "data0").stderr == f"error: there is a volume `data0` already, in {REGION}\n"
+    wrong = (
+        "error: `Data_0` cannot be the name of a volume\n\nhint: write small letters, digits and `-`, a letter first\n"
+    )
+    assert flow(*create, "Data_0").stderr == wrong
+    planned = flow("run", "true", "--mount", "/data=volume://daat0", "--dry-run")
+    assert "note: did you mean `data0`?\nnote: makes the volume `daat0` of 100 GB" in planned.stderr
+    two = flow("run", "true", "-i", "a100", "-N", "2", "-m", "2")
+    assert "error: 2 of `a100-80gb.sxm.1x` cost $2.50/h: `max_price_per_hour` is `2`" in two.stderr
+
+
 @pytest.mark.parametrize(
     ("status", "detail", "told"),
     [
@@ -205,6 +229,18 @@ def test_who_waits_for_a_machine_is_told_where_there_is_one(
     assert (client.held(), client.tasks(limit=None)[0].status) == ([], "failed")
 
 
+@pytest.mark.parametrize("name", ["FCP_PROJECT", "FLOW_MITHRIL_SSH_KEY"])
+def test_what_a_wrong_setting_refuses_does_not_run_later(
+    client: Flow, pretended: Cloud, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "nope")
+    refused = flow("run", "--gpu", "a100", "true")
+    assert (refused.returncode, "`nope`" in refused.stderr, "goes on" in refused.stderr) == (2, True, False)
+    monkeypatch.delenv(name)
+    assert [one.status for one in Flow().tasks()] == ["failed"]
+    assert (client.held(), pretended.spot.bids) == ([], {})
+
+
 def test_status_tells_what_every_bid_costs(client: Flow, pretended: Cloud) -> None:
     assert flow("status").stderr == ""
     make_bid(pretended, "notebook")
@@ -212,8 +248,8 @@ def test_status_tells_what_every_bid_costs(client: Flow, pretended: Cloud) -> No
     shown = flow("status")
     assert shown.stderr.splitlines() == [
         "note: 1 bid at $1.25/h in all",
-        "note: `notebook`, of no task that runs here, costs $1.25/h",
-        "hint: `flow orphans` tells whose they are, and ends them",
+        "note: `notebook` costs $1.25/h: made by hand, or by another program",
+        "hint: `flow orphans` lists them, and ends them by name",
     ]
     (bid,) = json.loads(flow("status", "--json").stdout)["rented"]["bids"]
     assert (bid["name"], bid["price_per_hour"]) == ("notebook", 1.25)
@@ -221,6 +257,18 @@ def test_status_tells_what_every_bid_costs(client: Flow, pretended: Cloud) -> No
     failed = flow("status")
     assert (failed.returncode, failed.stdout) == (0, "No tasks found\n")
     assert "note: what is rented, and what it costs, is not known" in failed.stderr
+
+
+def test_what_is_being_given_back_is_no_false_alarm(client: Flow, pretended: Cloud) -> None:
+    task = client.run("true", upload_code=False)
+    pretended.faults.play(broken(500), "DELETE /v2/spot/bids", times=1000)
+    outcome = client.records.set_final(task.task_id, Outcome(TaskStatus.COMPLETED))
+    client.records.note_outcomes({task.task_id: outcome})
+    assert flow("status").stderr == "note: 1 bid at $1.25/h in all\n"
+    assert orphans("--json") == []
+    pretended.faults.clear()
+    assert wait_until(lambda: client.held() == [], seconds=30)
+    assert pretended.bid(task.task_id).status == "Terminated"
 
 
 def test_orphans_are_told_apart_and_only_our_own_are_ended_unasked(client: Flow, pretended: Cloud) -> None:
@@ -348,5 +396,6 @@ def test_a_cancel_is_on_record_where_nobody_can_be_asked(
         away.setenv("MITHRIL_API_KEY", "of somebody else")
         ended = flow("cancel", "one")
     assert ended.returncode != 0 and client.records.intent(task.task_id).want == "cancel", ended.stderr
+    assert f"\n\nhint: it is on record: `{task}` ends when a `flow` command" in ended.stderr
     assert task.wait(timeout=90) == "cancelled"
     assert wait_until(lambda: client.held() == [], seconds=60) and cloud.billed() == []

@@ -275,6 +275,20 @@ def test_a_machine_ends_its_bid_once_its_task_was_collected_though_the_client_di
     assert (task.status, task.logs()) == ("completed", "worked\nworked\n")
 
 
+def test_a_machine_that_is_kept_is_ended_only_by_name(client: Flow, cloud: Cloud) -> None:
+    task = client.run("true", upload_code=False, name="mine", keep=True)
+    assert task.wait(timeout=90) == "completed"
+    assert wait_until(lambda: client.held() == [], seconds=30)
+    bid = cloud.bid(task.task_id)
+    entered = flow("ssh", "mine", "--", "hostname")
+    assert f"`mithril instances list --bid {task}` tells its address" in entered.stderr
+    spared = flow("orphans", "--yes")
+    told = f"hint: each of these is ended only when it is named: `flow orphans {task}`\n"
+    assert (spared.stderr, bid.status) == (told, "Allocated")
+    ended = flow("orphans", "mine", "--yes")
+    assert (ended.stderr, bid.status) == (f"note: `{bid.fid}` ({task}) is gone\n", "Terminated")
+
+
 @pytest.mark.parametrize(
     ("fields", "hours"), [({"max_run_time_hours": 2}, 74), ({}, 364 * 24), ({"max_run_time_hours": 9e4}, 364 * 24)]
 )

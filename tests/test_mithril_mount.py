@@ -13,6 +13,7 @@ import pytest
 from flow.attend import start_attendant
 from flow.client import Flow
 from flow.errors import ValidationError
+from flow.orphans import orphans
 from flow.task import Task
 from tests.support.faults import DOOM
 from tests.support.mithril_cloud import Cloud
@@ -47,6 +48,8 @@ def ends_with_it(client: Flow, task: Task) -> None:
 def test_a_task_is_stopped_for_it_and_runs_again(client: Flow, task: Task) -> None:
     assert client.mount_volume("more", task) == "/mnt/more"
     ends_with_it(client, task)
+    assert wait_until(lambda: client.held() == [], seconds=60)
+    assert {one.name: one.whose for one in orphans(client)}["more"] == f"`{task}` had it"
 
 
 @pytest.mark.parametrize("moment", ["the notice", "the pause", "the volume"])

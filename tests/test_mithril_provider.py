@@ -6,6 +6,8 @@ import fcntl
 import json
 import math
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 
 from flow.chores import attend
 from flow.client import Flow
-from flow.errors import QuotaExceededError, ResourceNotFoundError, ValidationError
+from flow.errors import QuotaExceededError, ValidationError
 from flow.plan import Plan
 from flow.providers.mithril.api import Api, NotKnownError
 from flow.providers.ssh.places import Places
@@ -57,12 +59,22 @@ def test_a_preempted_task_goes_on_when_it_has_a_machine_again(client: Flow, clou
     assert wait_until(lambda: task.refresh().status == "running", seconds=60)
     assert wait_until(lambda: task.shell('test -s "$FLOW_OUTPUT/kept"') == 0, seconds=60)
     bid = cloud.bid(task.task_id)
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "flow", "logs", "-f", str(task)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert follower.stdout and follower.stderr
+    assert follower.stdout.readline() == "run 1\n"
     cloud.preempt(task.task_id)
     assert wait_until(lambda: task.refresh().status == "preempted", seconds=60)
+    assert "note: preempted: its machine is being taken back\n" in iter(follower.stderr.readline, "")
     log = f"/home/ubuntu/.flow-host/tasks/{task}/1/0/stdout.log"
     assert wait_until(lambda: cloud.host(task.task_id).run(f"grep saved {log}", check=False).returncode == 0)
     cloud.advance(600)
     assert cloud.await_bid(task.task_id, "Open")
+    assert "note: preempted: its bid of $1.88/h waits for a machine\n" in iter(follower.stderr.readline, "")
     lane = cloud.lane(bid.instance_type, bid.region)
     assert lane
     lane.price_cents = 125
@@ -74,6 +86,7 @@ def test_a_preempted_task_goes_on_when_it_has_a_machine_again(client: Flow, clou
     ]
     lines = [line for line in task.logs().splitlines() if "No such file" not in line and line != "Terminated"]
     assert lines == ["run 1", "saved", "run 2 1", "kept"]
+    assert follower.communicate(timeout=60)[1].splitlines()[-1] == "note: attempt 2: it runs again"
 
 
 def test_nothing_is_left_that_costs_and_no_key_is_anywhere(client: Flow, cloud: Cloud) -> None:
@@ -91,6 +104,18 @@ def test_nothing_is_left_that_costs_and_no_key_is_anywhere(client: Flow, cloud: 
     for key in (cloud.key, *machine_keys):
         assert cloud.leaks(key) == []
         assert [path for path in files if key.encode() in path.read_bytes()] == []
+
+
+def test_what_was_collected_is_read_without_the_cloud(
+    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = _run(client, "echo done")
+    assert task.wait(timeout=90) == "completed"
+    assert wait_until(lambda: client.held() == [], seconds=60)
+    with monkeypatch.context() as away:
+        away.setenv("MITHRIL_API_KEY", "of somebody else")
+        read = flow("logs", task.task_id)
+    assert (read.returncode, read.stdout) == (0, "done\n"), read.stderr
 
 
 def test_a_bid_is_made_once_whatever_becomes_of_the_answer(client: Flow, cloud: Cloud) -> None:
@@ -134,7 +159,7 @@ def test_a_key_that_is_not_there_is_not_made(
     (Path.home() / ".ssh").mkdir()
     (Path.home() / ".ssh/id_ed25519.pub").write_text("ssh-ed25519 AAAA me\n")
     monkeypatch.setenv("FLOW_MITHRIL_SSH_KEY", named)
-    with pytest.raises(ResourceNotFoundError, match=r"no SSH key `.*id_ed25518`") as refused:
+    with pytest.raises(ValidationError, match=r"no SSH key `.*id_ed25518`") as refused:
         _run(Flow(), "true")
     assert refused.value.suggestions[0] == f"did you mean `{Path.home()}/.ssh/id_ed25519`?"
     assert cloud.spot.ssh_keys == {} and cloud.spot.bids == {}

@@ -69,6 +69,17 @@ def test_it_is_a_plain_shell_script() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("word", "code", "told"),
+    [("-h", 0, "Installs Flow"), ("--help", 0, "Installs Flow"), ("--hlp", 1, "`--hlp` is not")],
+)
+def test_it_installs_nothing_where_it_is_asked_for_help(word: str, code: int, told: str) -> None:
+    before = set(Path.home().rglob("*"))
+    done = subprocess.run(["sh", PROJECT / "setup.sh", word], capture_output=True, text=True)
+    assert (done.returncode, told in done.stdout + done.stderr) == (code, True), done
+    assert set(Path.home().rglob("*")) == before
+
+
 def test_a_machine_without_anything_gets_uv_and_flow(bare: Host) -> None:
     piped = "FLOW_SOURCE=/srv/flow sh </srv/flow/setup.sh"
     lines = installed(bare, piped)

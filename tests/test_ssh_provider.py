@@ -242,6 +242,6 @@ def test_a_cancel_that_does_not_get_there_says_that_it_will(client: Flow, fleet:
     fleet.hosts["gpu2"].hang_up()
     refused = flow("cancel", str(task))
     assert refused.returncode == 6
-    assert f"hint: `{task}` ends when a `flow` command finds its machine to answer\n" in refused.stderr
+    assert f"hint: it is on record: `{task}` ends when a `flow` command finds its machine to answer\n" in refused.stderr
     fleet.hosts["gpu2"].reboot()
     assert task.wait(timeout=60) == "cancelled"

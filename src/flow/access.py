@@ -148,6 +148,10 @@ def mount(task: Task, allocation: Allocation | None, volume: Volume, store: Volu
 
 def _way_in(task: Task) -> str:
     """What to do where a task that does not run cannot be entered."""
+    if task.status.is_final and task.plan.keep and task.provider.startswith("mithril"):
+        return (
+            f"what it kept is no part of it any more: `mithril instances list --bid {task.task_id}` tells its address"
+        )
     if task.status.is_final:
         return f"see its output with `flow logs {task.task_id}`"
     if task.is_held:

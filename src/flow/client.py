@@ -301,8 +301,10 @@ class Flow:
                 except FlowError as error:
                     with suppress(FlowError):  # a damaged record
                         if self.records.intent(task_id).want is Want.CANCEL:  # and told by whoever gets there
-                            known = f"`{task_id}` ends when a `flow` command finds its machine to answer"
-                            error.suggestions += (known,)
+                            known = (
+                                f"it is on record: `{task_id}` ends when a `flow` command finds its machine to answer"
+                            )
+                            error.suggestions = (known, *error.suggestions)
                     failed.append(error)
         if failed:
             raise failed[0]
@@ -417,6 +419,7 @@ class Flow:
         found = find_volume(store_of(provider).list(), reference)
         if not isinstance(provider, RestartsToMount):
             return known.mount(found, store_of(provider))
+        self.records.note_mounted(known.task_id, found.volume_id)
         provider.add_volume(known.plan, found)
         return f"/mnt/{found.name}"
 

@@ -33,6 +33,7 @@ _COUNT_FIRST = r"(?P<count>[0-9]{1,9})x" + _KIND.format("")
 _KIND_FIRST = _KIND.format("") + r"(?::(?P<count>[0-9]{1,9}))?"
 _KIND_X_COUNT = _KIND.format("?") + r"x(?P<count>[0-9]{1,9})"
 _VENDOR = r"^((nvidia|amd|tesla|geforce)[-_]?)+"
+_SOCKET = r"-(sxm[0-9]?|pcie|nvl)(?![a-z0-9])"  # as `nvidia-smi` names them: A100-SXM4-80GB
 _MOST = 1024  # GPUs of one machine; more is a slip of the hand
 
 
@@ -53,7 +54,7 @@ def parse_gpu(text: str) -> Gpu:
     asked = re.sub(r"\s+", "", text.lower())
     if re.fullmatch(r"[0-9]{1,9}", asked):
         return _checked(Gpu("gpu", int(asked)), text)
-    asked = re.sub(_VENDOR, "", asked)
+    asked = re.sub(_SOCKET, "", re.sub(_VENDOR, "", asked))
     found = re.fullmatch(_COUNT_FIRST, asked) or _kind_first(asked)
     if not found:
         raise ValidationError(

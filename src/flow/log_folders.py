@@ -63,7 +63,9 @@ def chosen_folders(
 
     def folders() -> list[Folder]:
         allocations: dict[str | None, Allocation] = {}
-        if not provider.capabilities.same_machine:
+        used = provider.capabilities
+        is_here = used.same_machine or (used.rents and records.final(task_id))  # it was collected
+        if not is_here:
             allocations = {one.task_id: one for one in provider.allocations([task_id])}
         found: list[Folder] = []
         for unit, shown, node in places:

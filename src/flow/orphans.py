@@ -44,15 +44,9 @@ def renting(client: Flow) -> list[Rented]:
     return [one for name in names if isinstance(one := client.provider(name), Rented)]
 
 
-def rentals(client: Flow) -> list[Rental]:
-    """Everything that costs money now, or will when it goes on, of whomever it is."""
-    return [one for provider in renting(client) for one in provider.bills()]
-
-
-def is_owned(client: Flow, rental: Rental) -> bool:
-    """Whether it is for a task of this home that has not ended."""
-    rows = client.records.rows_of([rental.name])
-    return bool(rows) and not rows[0].state.is_final
+def rentals(client: Flow) -> list[tuple[Rental, str]]:
+    """Everything that costs money now, or will when it goes on, with whose it is where no task here needs it."""
+    return [one for provider in renting(client) for one in _rentals(client, provider)]
 
 
 def orphans(client: Flow) -> list[Orphan]:
@@ -72,24 +66,32 @@ def end(client: Flow, orphan: Orphan) -> None:
 
 
 def _machines(client: Flow, provider: Rented) -> Iterator[Orphan]:
+    for rental, whose in _rentals(client, provider):
+        if whose:
+            yield Orphan(
+                BID,
+                rental.rental_id,
+                rental.name,
+                provider.name,
+                whose,
+                rental.home_id == provider.home_id and whose != _KEPT,
+                rental.created,
+                rental.price_per_hour,
+                rental,
+            )
+
+
+def _rentals(client: Flow, provider: Rented) -> Iterator[tuple[Rental, str]]:
+    """Each with whose it is; "": of a task of this home that has not ended, or for which it is being given back."""
+    held = {task_id for _, task_id in client.held()}
     for rental in provider.bills():
+        rows = client.records.rows_of([rental.name])
         if rental.home_id != provider.home_id:
-            whose = _OTHER.format(rental.home_id) if rental.home_id else _HAND
-        elif is_owned(client, rental):
-            continue
+            yield rental, _OTHER.format(rental.home_id) if rental.home_id else _HAND
+        elif rows and (rental.name in held or not rows[0].state.is_final):
+            yield rental, ""
         else:
-            whose = _why_left(client, rental)
-        yield Orphan(
-            BID,
-            rental.rental_id,
-            rental.name,
-            provider.name,
-            whose,
-            rental.home_id == provider.home_id and whose != _KEPT,
-            rental.created,
-            rental.price_per_hour,
-            rental,
-        )
+            yield rental, _why_left(client, rental)
 
 
 _KEPT = "kept, as its task was run with `--keep`"
@@ -122,11 +124,10 @@ def _users(client: Flow, provider: str) -> dict[str, tuple[bool, str, bool]]:
         if row.provider != provider:
             continue
         with suppress(ResourceNotFoundError):
-            for one in client.records.get(row.task_id).plan.mounts:
-                if one.kind == VOLUME:
-                    was_awaited = found.get(one.source, (False,))[0]
-                    whose = (
-                        f"of `{row.task_id}`, with which it was to go" if one.ephemeral else f"`{row.task_id}` had it"
-                    )
-                    found[one.source] = (was_awaited or not row.state.is_final, whose, one.ephemeral)
+            mounts = client.records.get(row.task_id).plan.mounts
+            had = {one.source: one.ephemeral for one in mounts if one.kind == VOLUME}
+            for volume_id, is_ours in (dict.fromkeys(client.records.mounted(row.task_id), False) | had).items():
+                was_awaited = found.get(volume_id, (False,))[0]
+                whose = f"of `{row.task_id}`, with which it was to go" if is_ours else f"`{row.task_id}` had it"
+                found[volume_id] = (was_awaited or not row.state.is_final, whose, is_ours)
     return found

@@ -117,6 +117,18 @@ class Records:
         except OSError:
             return ""
 
+    def note_mounted(self, task_id: str, volume_id: str) -> None:
+        """That a task is given a volume which its plan does not have."""
+        with writing(self.home), self._path(task_id, "mounted").open("a") as file:
+            file.write(f"{volume_id}\n")
+
+    def mounted(self, task_id: str) -> list[str]:
+        """What `note_mounted` was told."""
+        try:
+            return self._path(task_id, "mounted").read_text().split()
+        except OSError:
+            return []
+
     def number(self, task_id: str) -> int | None:
         """The number that `mark_allocated` was given."""
         try:

@@ -148,11 +148,11 @@ def _machine(config: TaskConfig, provider: Provider, volume: Volume | None, note
     kinds = MEMORY_GB if provider.capabilities.emulates else ()
     raise ValidationError(
         f"no instance type `{asked}` at {provider.name}",
-        suggestions=[*_near_types(asked, gpu, offers, kinds), "list what there is with `flow offers`"],
+        suggestions=[*near_types(asked, gpu, offers, kinds), "list what there is with `flow offers`"],
     )
 
 
-def _near_types(asked: str, gpu: Gpu | None, offers: list[Offer], kinds: Iterable[str]) -> list[str]:
+def near_types(asked: str, gpu: Gpu | None, offers: list[Offer], kinds: Iterable[str] = ()) -> list[str]:
     """The counts of that GPU that are offered, else the name that is meant."""
     same = {one.gpu.count or 1: str(one.gpu) for one in offers if one.gpu and gpu and one.gpu.kind == gpu.kind}
     if same:
@@ -394,10 +394,12 @@ def _price(config: TaskConfig, provider: Provider, offer: Offer | None) -> float
     """Of all machines together, in US dollars for each hour."""
     if offer is None or offer.price_per_hour is None:
         return 0.0 if offer is None else None
-    price = offer.price_per_hour * _machines(config, provider)
+    machines = _machines(config, provider)
+    price = offer.price_per_hour * machines
     if config.max_price_per_hour is not None and price > config.max_price_per_hour and not config.wait_for_price:
+        what = f"{machines} of `{offer.instance_type}` cost" if machines > 1 else f"`{offer.instance_type}` costs"
         raise ValidationError(
-            f"`{offer.instance_type}` costs ${price:.2f}/h: `max_price_per_hour` is `{config.max_price_per_hour:g}`",
+            f"{what} ${price:.2f}/h: `max_price_per_hour` is `{config.max_price_per_hour:g}`",
             suggestions=[
                 "raise the cap, or take a smaller machine (`flow offers`)",
                 *(["wait for the price to fall: `--wait-for-price`"] if offer.price_per_hour else []),

@@ -175,9 +175,9 @@ class Settings:
             return self
         return Settings.load(env={**os.environ, "FLOW_PROFILE": profile or ""})
 
-    def has_of_profile(self, section: str) -> bool:
-        """Whether the profile sets anything in the section."""
-        return any(name.startswith(f"{section}.") for name in self._of_profile)
+    def has_of_profile(self, name: str) -> bool:
+        """Whether the profile sets it, or anything in the section of that name."""
+        return any(one == name or one.startswith(f"{name}.") for one in self._of_profile)
 
     def get(self, name: str) -> Any:
         """The value of a setting; of a secret that is in the keyring, what is there.

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -359,23 +360,24 @@ class Task:
         """The last lines of the output, as text."""
         return "".join(self.logs(tail=count))
 
-    def lines(self, **choice: Unpack[LogChoice]) -> Iterator[Line]:
+    def lines(self, *, on_look: Callable[[], None] | None = None, **choice: Unpack[LogChoice]) -> Iterator[Line]:
         """The output line by line, each with its attempt, node, stream, time and cursor; see `flow.logs.read_lines`.
 
-        Of an array that of its elements, their index in place of the node. `node`: only that one's.
+        Of an array that of its elements, their index in place of the node. `node`: only that one's. `on_look` is called
+        whenever the task was looked at again.
         Raises ValidationError where there is no such node, or for an array of more than 256 elements.
         """
         from flow.logs import read_lines
 
         chosen: dict[str, Any] = {**choice}
-        return read_lines(self._folders(chosen), is_final=self._is_final, **chosen)
+        return read_lines(self._folders(chosen), is_final=partial(self._is_final, on_look), **chosen)
 
-    def blocks(self, **choice: Unpack[LogChoice]) -> Iterator[Block]:
+    def blocks(self, *, on_look: Callable[[], None] | None = None, **choice: Unpack[LogChoice]) -> Iterator[Block]:
         """The same, as blocks of whole lines of one stream, in the order of arrival: the fast way."""
         from flow.logs import read_blocks
 
         chosen: dict[str, Any] = {**choice}
-        return read_blocks(self._folders(chosen), is_final=self._is_final, **chosen)
+        return read_blocks(self._folders(chosen), is_final=partial(self._is_final, on_look), **chosen)
 
     # -- access
 
@@ -530,5 +532,8 @@ class Task:
 
         return chosen_folders(self._provider, self._records, self.task_id, self.plan, choice, is_array=self.is_array)
 
-    def _is_final(self) -> bool:
-        return self._patience.look(self).status.is_final
+    def _is_final(self, on_look: Callable[[], None] | None) -> bool:
+        self._patience.look(self)
+        if on_look:
+            on_look()
+        return self.status.is_final

@@ -163,6 +163,8 @@ def _planned(
         )
     interface = volume.interface if volume else asked.interface
     _check_sharing(volume.name if volume else name, interface, config)
+    if not volume and asked.name:
+        notes += did_you_mean(name, [one.name for one in volumes])
     if volume and asked.name is None and asked.volume_id is None:
         notes.append(f"the volume `{name}` is there already, and is used again")
     return Mount(

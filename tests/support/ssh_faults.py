@@ -101,8 +101,9 @@ def write_quick_ssh(folder: Path) -> None:
 
 def end_attendant(home: Path) -> None:
     """End the attendant of a home, if there is one."""
-    if is_locked(home / "attend.lock"):
-        end([int((home / "attend.lock").read_text())])
+    lock = home / "attend.lock"
+    if is_locked(lock) and wait_until(lambda: lock.read_text() != ""):  # it holds the lock before it says who it is
+        end([int(lock.read_text())])
 
 
 def race(count: int, fleet: Fleet, folder: Path) -> list[str]:

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 _NAMED = 3  # bids of no task here, told one by one
 
 
-def rentals(client: Flow) -> list[Rental]:
-    """What is rented, by whomever; that it cannot be known is a note, and no reason to hide the tasks."""
+def rentals(client: Flow) -> list[tuple[Rental, str]]:
+    """What is rented, with whose it is where no task here needs it.
+
+    That it cannot be known is a note, and no reason to hide the tasks.
+    """
     if not (client.provider().capabilities.rents or client.held()):
         return []
     from flow import orphans
@@ -28,27 +31,25 @@ def rentals(client: Flow) -> list[Rental]:
         return []
 
 
-def say_costs(client: Flow, rented: Sequence[Rental]) -> None:
+def say_costs(rented: Sequence[tuple[Rental, str]]) -> None:
     """The sum, and what no task here owns."""
     if not rented:
         return
-    from flow.orphans import is_owned
-
-    total = sum(one.price_per_hour or 0.0 for one in rented)
+    total = sum(one.price_per_hour or 0.0 for one, _ in rented)
     output.note(f"{_count(len(rented))} at ${total:.2f}/h in all")
-    if any(one.price_per_hour is None for one in rented):
+    if any(one.price_per_hour is None for one, _ in rented):
         output.note("the price of some of them is not known")
-    others = [one for one in rented if not is_owned(client, one)]
-    for one in others[:_NAMED]:
-        output.note(f"`{one.name}`, of no task that runs here, costs ${one.price_per_hour or 0.0:.2f}/h")
+    others = [(one, whose) for one, whose in rented if whose]
+    for one, whose in others[:_NAMED]:
+        output.note(f"`{one.name}` costs ${one.price_per_hour or 0.0:.2f}/h: {whose}")
     if others:
-        output.hint("`flow orphans` tells whose they are, and ends them")
+        output.hint("`flow orphans` lists them, and ends them by name")
 
 
-def bill_record(rented: Sequence[Rental]) -> dict[str, object]:
+def bill_record(rented: Sequence[tuple[Rental, str]]) -> dict[str, object]:
     """The same for `--json`."""
-    bids = [{"id": one.rental_id, "name": one.name, "price_per_hour": one.price_per_hour} for one in rented]
-    return {"price_per_hour": round(sum(one.price_per_hour or 0.0 for one in rented), 4), "bids": bids}
+    bids = [{"id": one.rental_id, "name": one.name, "price_per_hour": one.price_per_hour} for one, _ in rented]
+    return {"price_per_hour": round(sum(one.price_per_hour or 0.0 for one, _ in rented), 4), "bids": bids}
 
 
 def _count(bids: int) -> str:

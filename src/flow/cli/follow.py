@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _CODES = {TaskStatus.COMPLETED: 0, TaskStatus.TIMED_OUT: 124, TaskStatus.LOST: 125, TaskStatus.CANCELLED: 143}
 _WAITING = (TaskStatus.PENDING, TaskStatus.STARTING, TaskStatus.PREEMPTED, TaskStatus.PAUSED)
+_STOPPED = (TaskStatus.PREEMPTED, TaskStatus.PAUSED)
 _QUIET_SECONDS = 1.0  # a phase shorter than this is not worth a line
 _REDRAW_SECONDS = 1.0
 _LONGEST_PAUSE = 0.25  # seconds between looks at a task that has not started
@@ -70,6 +71,25 @@ def until_started(task: Task) -> None:
             time.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE)
             patience.look(task)
+
+
+def preemptions(task: Task, end_line: Callable[[], None] | None = None) -> Callable[[], None]:
+    """What is to be called after each look at a task that is followed: says on stderr that it was stopped for a while.
+
+    end_line: called before that.
+    """
+    told = ""
+
+    def tell() -> None:
+        nonlocal told
+        phase = _phase_of(task) if task.status in _STOPPED else ""
+        if phase not in ("", told):
+            if end_line:
+                end_line()
+            output.note(phase)
+        told = phase
+
+    return tell
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def init(*, yes: bool, keyring: bool, completion: bool | None, **given: str | No
     from flow.settings_edit import change_settings
 
     settings, is_new = _settings()
-    setup = Setup(settings, given, asks=not yes and _is_somebody_there())
+    setup = Setup(settings, given, not yes and _is_somebody_there(), os.environ.get("FLOW_PROFILE") or None)
     output.notes(settings.warnings)
     name = _provider(setup, yes=yes)
     if is_new or settings.origin("provider").startswith("default") or name != settings.get("provider"):
@@ -71,8 +71,7 @@ def init(*, yes: bool, keyring: bool, completion: bool | None, **given: str | No
     if mithril:
         mithril.prepare()
     _keep_key(setup, keyring=keyring)
-    profile = os.environ.get("FLOW_PROFILE") or None
-    file = change_settings(setup.changes, profile)
+    file = change_settings(setup.changes, setup.profile)
     output.say(f"`{file}` is written" if setup.changes else f"`{file}` is as it was")
     _tell_overridden(setup, str(file))
     if shell:
@@ -147,7 +146,7 @@ def _keep_key(setup: Setup, *, keyring: bool) -> None:
     raw = setup.settings.setting(_KEY).value
     secret = setup.changes.get(_KEY) or (setup.now(_KEY) if keyring and not is_in_keyring(raw) else None)
     if secret and (keyring or is_in_keyring(raw)):
-        setup.changes[_KEY] = write_entry(_KEY, secret, os.environ.get("FLOW_PROFILE") or None)
+        setup.changes[_KEY] = write_entry(_KEY, secret, setup.profile)
 
 
 def _tell_overridden(setup: Setup, file: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from flow.cli import output
 from flow.cli.questions import Choice, ask, ask_secret, choose
 from flow.cli.setup import Setup, nobody_to_ask
-from flow.errors import AuthenticationError, FlowError, ResourceNotFoundError, ValidationError, did_you_mean
+from flow.errors import AuthenticationError, FlowError, ValidationError, did_you_mean
 from flow.providers.mithril.account import Account
 from flow.providers.mithril.api import KEYS_PAGE, Api, NotKnownError
 from flow.providers.mithril.keys import identity_file, login_keys
@@ -96,7 +96,7 @@ class Mithril:
         origin = "--project" if given else self._setup.settings.origin("mithril.project")
         fid = asked if asked in there else Account(self._api, asked, origin=origin).project
         if fid not in there:
-            raise ResourceNotFoundError(f"no project `{asked}`", suggestions=did_you_mean(asked, there))
+            raise ValidationError(f"no project `{asked}`", suggestions=did_you_mean(asked, there))
         self._setup.answer("mithril.project", asked)
         return fid
 
@@ -104,17 +104,25 @@ class Mithril:
         given, now = self._setup.given.get("region"), self._setup.now("mithril.region")
         if not (given or self._setup.asks):
             return
-        try:
-            there = sorted({str(one["region"]) for one in self._api.list("/v2/spot/availability") if one.get("region")})
-        except FlowError:
-            there = []
+        there = self._regions("/v2/spot/availability", "region")
         if not given and there:
             output.say(f"Regions with machines now: {', '.join(there)}")
         said = given or ask(f"Region (`{_ANY}`: wherever it is cheapest)", now or _ANY)
         region = None if said == _ANY else said
         if region and there and region not in there:
-            output.note("; ".join((f"there are no machines in `{region}` now", *did_you_mean(region, there))))
+            hints = [*did_you_mean(region, there), f"there is: {', '.join(there)}"]
+            known = self._regions("/marketplace/v1/regions", "name")
+            if known and region not in known:
+                raise ValidationError(f"no region `{region}`", suggestions=hints)
+            output.note("; ".join((f"there are no machines in `{region}` now", *hints)))
         self._setup.answer("mithril.region", region)
+
+    def _regions(self, path: str, field: str) -> list[str]:
+        """Those that a list names; none where it cannot be had."""
+        try:
+            return sorted({str(one[field]) for one in self._api.list(path) if one.get(field)})
+        except FlowError:
+            return []
 
     def _chosen_ssh_key(self) -> str | None:
         """Its name there, or its file here; None for Flow's own."""
@@ -124,7 +132,7 @@ class Mithril:
             given = choose("SSH key", self._ssh_keys(now), now or _NEW)
         key = None if given == _NEW else given or now
         file = identity_file(flow_home(), key) if given and key else None
-        key = str(file.absolute()) if file and not str(key).startswith("~") else key
+        key = str(file.parent.resolve() / file.name) if file and not str(key).startswith("~") else key
         self._setup.answer("mithril.ssh_key", key)
         return key
 

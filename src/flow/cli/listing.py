@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from flow.cli import output, times
 from flow.cli.output import Column
+from flow.status import TaskStatus
 
 if TYPE_CHECKING:
     from flow.task import Task
@@ -58,7 +59,7 @@ def no_collection() -> Iterator[None]:
 
 def _row(task: Task, now: float) -> tuple[str, ...]:
     created = task.created_at
-    rate = task.price_per_hour
+    rate = None if task.status is TaskStatus.PENDING else task.price_per_hour  # of no machine yet
     return (
         task.task_id,
         task.name or output.NOTHING,

@@ -18,7 +18,7 @@ from flow.cli.references import task_argument
 from flow.status import TaskStatus
 
 if TYPE_CHECKING:
-    from flow.logs import Block, Line
+    from flow.logs import Line
     from flow.task import Task
 
 
@@ -84,9 +84,12 @@ def logs(
     copy: Callable[[], None]
     if timestamps or as_json:
         form = _json_line if as_json else _marked_line if is_marked else _stamped
-        copy = partial(_print_lines, task.lines(**chosen), form, at_once=following)
+        tell = follow.preemptions(task) if following else None
+        copy = partial(_print_lines, task.lines(on_look=tell, **chosen), form, at_once=following)
     else:
-        copy = partial(_print_blocks, task.blocks(**chosen), is_marked=is_marked, tell_attempts=following)
+        to = copying.Copy(sys.stdout.buffer, sys.stdout.buffer, marked=is_marked)
+        tell = follow.preemptions(task, to.end_line) if following else None
+        copy = partial(to.take, task.blocks(on_look=tell, **chosen), tell_attempts=following)
     if not following:
         copy()
         _say_if_not_started(task)
@@ -98,11 +101,6 @@ def logs(
             copy()
             task.wait()
     return follow.exit_code(task)
-
-
-def _print_blocks(blocks: Iterator[Block], *, is_marked: bool, tell_attempts: bool) -> None:
-    stdout = sys.stdout.buffer
-    copying.Copy(stdout, stdout, marked=is_marked).take(blocks, tell_attempts=tell_attempts)
 
 
 def _print_lines(lines: Iterator[Line], form: Callable[[Line], bytes], *, at_once: bool) -> None:

@@ -10,8 +10,8 @@ import click
 
 from flow.cli import output, times
 from flow.cli.group import FlowCommand
+from flow.cli.no_machines import say_nothing
 from flow.cli.output import Column
-from flow.gpus import is_known_kind, parse_gpu, unknown_kind
 from flow.machines import Offer
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ def offers(gpu: str | None, *, region: str | None, provider: str | None, as_json
         click.echo("\n".join(output.table(_COLUMNS, [_row(offer) for offer in found])))
         say_age(found)
     else:
-        kind = parse_gpu(gpu).kind if gpu else "gpu"
-        if not is_known_kind(kind):
-            raise unknown_kind(kind)
-        click.echo("No offers found")
+        say_nothing(client, "offers", gpu)
         if gpu:
             _say_what_run_does(client, gpu)
     return 0

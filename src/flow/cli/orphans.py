@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +13,7 @@ from flow.cli import output, times
 from flow.cli.confirm import confirmed
 from flow.cli.group import FlowCommand
 from flow.cli.output import Column
-from flow.errors import ResourceNotFoundError
+from flow.errors import FlowError, ResourceNotFoundError
 
 if TYPE_CHECKING:
     from flow.client import Flow
@@ -48,7 +49,7 @@ def orphans(names: tuple[str, ...], *, provider: str | None, yes: bool, as_json:
     client = Flow(provider=provider)
     found = find(client)
     output.notes(client.notes)
-    chosen = [_named(found, name) for name in names] if names else [one for one in found if yes and one.is_ours]
+    chosen = [_named(client, found, name) for name in names] if names else [one for one in found if yes and one.is_ours]
     shown = chosen if names else found
     if as_json:
         output.print_json({"orphans": [_document(one, is_ended=one in chosen) for one in shown]})
@@ -59,6 +60,8 @@ def orphans(names: tuple[str, ...], *, provider: str | None, yes: bool, as_json:
     if not chosen:
         if any(one.is_ours for one in found):
             output.hint("`flow orphans --yes` ends what tasks of this home have left")
+        elif found:
+            output.hint(f"each of these is ended only when it is named: `flow orphans {found[0].name}`")
         return 0
     if not confirmed(f"End {len(chosen)} of them for good?", yes=yes):
         return 1
@@ -67,7 +70,6 @@ def orphans(names: tuple[str, ...], *, provider: str | None, yes: bool, as_json:
 
 def _end(client: Flow, chosen: Sequence[Orphan]) -> int:
     """What cannot be ended does not spare the others."""
-    from flow.errors import FlowError
     from flow.orphans import end
 
     code = 0
@@ -81,11 +83,11 @@ def _end(client: Flow, chosen: Sequence[Orphan]) -> int:
     return code
 
 
-def _named(found: Sequence[Orphan], name: str) -> Orphan:
-    """By its id or its name."""
-    for one in found:
-        if name in (one.orphan_id, one.name):
-            return one
+def _named(client: Flow, found: Sequence[Orphan], name: str) -> Orphan:
+    """By its id or its name, which for a bid of a task is the id of that; or by what else means the task."""
+    by_name = {word: one for one in reversed(found) for word in (one.name, one.orphan_id)}
+    with suppress(FlowError, KeyError):
+        return by_name.get(name) or by_name[client.get_task(name, refresh=False).task_id]
     raise ResourceNotFoundError(f"no orphan `{name}`", suggestions=["list them with `flow orphans`"])
 
 

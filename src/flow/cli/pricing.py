@@ -10,6 +10,7 @@ import click
 
 from flow.cli import output, times
 from flow.cli.group import FlowCommand
+from flow.cli.no_machines import say_nothing
 from flow.cli.output import Column
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ def pricing(gpu: str, *, region: str | None, provider: str | None, as_json: bool
         click.echo("\n".join(output.table(_COLUMNS, [_row(one) for one in found])))
         first = min((one.history[0][0] for one in found if one.history), default=None)
         if first is not None:
-            output.note(f"the history is that of the last {times.span(time.time() - first)}")
+            output.note(f"LOW, HISTORY and HIGH go back to {times.age(time.time() - first)} ago")
     else:
-        click.echo("No prices found")
+        say_nothing(client, "prices", gpu)
     return 0
 
 

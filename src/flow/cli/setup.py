@@ -12,11 +12,15 @@ from flow.settings import Settings
 
 @dataclass
 class Setup:
-    """`asks`: somebody is there, and wants to be asked. `given`: options, by name. `changes`: by setting, None: out."""
+    """`asks`: somebody is there, and wants to be asked. `given`: options, by name. `changes`: by setting, None: out.
+
+    `profile`: what they are written into, which may be new; None: none.
+    """
 
     settings: Settings
     given: Mapping[str, str | None]
     asks: bool
+    profile: str | None
     changes: dict[str, str | None] = field(default_factory=dict)
 
     def now(self, name: str) -> str | None:
@@ -28,8 +32,10 @@ class Setup:
         return None if value is None else str(value)
 
     def answer(self, name: str, value: str | None) -> None:
-        """Have it written, if it is another one."""
-        if value != self.now(name):
+        """Have it written, if it is another one; into a profile also what is there only without it, in a file."""
+        is_of_file = ":" in self.settings.origin(name)
+        is_elsewhere = self.profile and is_of_file and not self.settings.has_of_profile(name)
+        if value != self.now(name) or is_elsewhere:
             self.changes[name] = value
 
 

@@ -85,7 +85,7 @@ def status(
         _print_queue(client, tasks[:most])
     else:
         _print(client, tasks, most)
-        say_costs(client, rented)
+        say_costs(rented)
     return 0
 
 

@@ -96,7 +96,7 @@ class Lookup:
         return self._lists[resource.name]
 
     def _nothing(self, resource: Resource, word: str) -> ResourceNotFoundError:
-        names = dict.fromkeys(_name(row) for row in self._all(resource))
+        names = dict.fromkeys(name for row in self._all(resource) if (name := _name(row)))
         few = [f"the {resource.many} are {', '.join(names)}"] if 0 < len(names) <= _MOST_NAMED else []
         return ResourceNotFoundError(
             f"no {resource.one} `{word}`",

@@ -55,11 +55,19 @@ def text_of(file: str) -> str:
         raise ValidationError(f"cannot read `{file}`: {error}") from error
 
 
+def public_key(file: str) -> str:
+    """The line in it, which may be seen by all. Raises ValidationError for the private half."""
+    text = text_of(file).strip()
+    if "PRIVATE KEY" in text:
+        raise ValidationError(f"`{file}` is a private key, and stays here", suggestions=[f"give `{file}.pub`"])
+    return text
+
+
 KINDS = {
     "text": Kind("TEXT", str),
     "price": Kind("PRICE", price),
     "count": Kind("N", count),
     "time": Kind("TIME", moment),
     "file": Kind("FILE", text_of),
-    "key": Kind("FILE", lambda file: text_of(file).strip()),
+    "key": Kind("FILE", public_key),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from flow.errors import AuthenticationError, ResourceNotFoundError, ValidationError, did_you_mean
+from flow.errors import AuthenticationError, ValidationError, did_you_mean
 from flow.providers.mithril.api import KEYS_PAGE, URL, Api, id_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Account:
     def project(self) -> str:
         """Its id, asked for once; one that was given as an id is taken as it is.
 
-        Raises ResourceNotFoundError where there is no such project, ValidationError where it is not clear which.
+        Raises ValidationError where there is no such project, or it is not clear which: a task is not to wait for it.
         """
         if self._name and self._name.startswith(_ID):
             return self._name
@@ -77,7 +77,7 @@ class Account:
             raise ValidationError(
                 f"{self._given} is the name of {len(same)} projects", suggestions=[f"give an id: {ids}"]
             )
-        raise ResourceNotFoundError(
+        raise ValidationError(
             f"no project {self._given}", suggestions=[*did_you_mean(self._name, _names(found)), *told]
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flow.errors import ResourceNotFoundError, StorageError, ValidationError, did_you_mean
+from flow.errors import StorageError, ValidationError, did_you_mean
 from flow.providers.mithril.account import Account
 
 _USERS = Path("~/.ssh")
@@ -29,7 +29,7 @@ def login_keys(account: Account, folder: Path, named: str | None, label: str) ->
     """What a bid is given to let us in, with the keys that the project requires; ours is made and sent where needed.
 
     folder: for Flow's own key, which is called `label` there. named: a key's name or id at Mithril, or a file here.
-    Raises ResourceNotFoundError, ValidationError.
+    Raises ValidationError, also where what is named is not there: a task is not to wait for it.
     """
     there = list(account.api.list("/v2/ssh-keys", project=account.project))
     required = [str(one["fid"]) for one in there if one.get("required")]
@@ -63,7 +63,7 @@ def keys_of_others(account: Account, names: Sequence[str]) -> tuple[str, ...]:
 def identity_file(folder: Path, named: str | None) -> Path | None:
     """Flow's own private key, which may have to be made, or the file that is named; None where a key at Mithril is.
 
-    Raises ResourceNotFoundError where there is no such file.
+    Raises ValidationError where there is no such file.
     """
     if named is None:
         return folder / "id_ed25519"
@@ -72,7 +72,7 @@ def identity_file(folder: Path, named: str | None) -> Path | None:
         return file
     if "/" not in named and not named.startswith("~"):
         return None
-    raise ResourceNotFoundError(
+    raise ValidationError(
         f"there is no SSH key `{file}`",
         suggestions=[
             *_near_files(file.name, file.parent),
@@ -114,7 +114,7 @@ def _named(there: list[dict[str, Any]], named: str) -> dict[str, Any]:
         if named in (one["fid"], one.get("name")):
             return one
     names = [str(one.get("name")) for one in there]
-    raise ResourceNotFoundError(
+    raise ValidationError(
         f"the project has no SSH key `{named}`, and here is no such file",
         suggestions=[
             *(did_you_mean(named, names) or _near_files(named, _USERS.expanduser())),

@@ -75,18 +75,25 @@ class Volumes:
             self._note_made(plan, volume)
             return volume
         except (NotKnownError, NameTakenError) as error:
-            for one in self.list():
+            there = self.list()
+            for one in there:
                 same = (one.name, one.size_gb, one.interface, one.region) == (name, size_gb, interface, region)
                 if same and not one.used_by:  # made by who was cut off
                     if isinstance(error, NotKnownError):  # by us
                         self._note_made(plan, one)
                     return one
             if isinstance(error, NameTakenError):
-                raise ValidationError(f"there is a volume `{name}` already") from error
+                where = next((f", in {one.region}" for one in there if one.name == name), "")
+                raise ValidationError(f"there is a volume `{name}` already{where}") from error
             raise
         except ValidationError as error:
             if "not available" in error.message:
                 error.suggestions = (*error.suggestions, *self._regions(interface))
+            if error.message.startswith("name: "):
+                raise ValidationError(
+                    f"`{name}` cannot be the name of a volume",
+                    suggestions=["write small letters, digits and `-`, a letter first"],
+                ) from error
             raise
 
     def price_per_month(self, size_gb: int, *, interface: str = "block", region: str | None = None) -> float | None:
@@ -117,7 +124,7 @@ class Volumes:
         if plan.region and volume.region and volume.region != plan.region:
             raise ValidationError(
                 f"the volume `{volume.name}` is in {volume.region}, and the task is to run in {plan.region}",
-                suggestions=[f"run it there: `--region {volume.region}`"],
+                suggestions=[f"only a task there can have it: `flow run --region {volume.region} …`"],
             )
         others = [one for one in self._users(volume) if one != plan.task_id]
         if volume.interface == "block" and others and not {one.task_id for one in plan.after} >= set(others):
