@@ -584,16 +584,14 @@ class Rented(Ssh):
     def _ask_to_end(self, rental: Rental, task_id: str) -> bool:
         """Whether something of the task has not ended on machines that answer; it is told to.
 
-        Or whether all has, of itself, and nobody collected it before it was cancelled.
+        Or whether all has: that is collected first.
         """
         looks = self._looked_at([rental]).items()
         told = {name: one["tasks"] for name, one in looks if not isinstance(one, FlowError)}
         open_ = [name for name, entries in told.items() if any(not one["ended"] for one in entries)]
-        if not open_ and len(told) == len(rental.machines) and all(told.values()):
-            texts = [text for entries in told.values() for one in entries for text in one["reports"].values()]
-            is_own = any((report := report_from_json(text)) and report.cause != "cancel" for text in texts)
-            return is_own and self.losses.is_cancelled(str(rental.task_id))
-        answers = self.fleet.ask_each(open_, lambda _, remote: remote.ask("release", [task_id])) if open_ else {}
+        if not open_:
+            return len(told) == len(rental.machines) and all(told.values())
+        answers = self.fleet.ask_each(open_, lambda _, remote: remote.ask("release", [task_id]))
         return any(not isinstance(one, FlowError) for one in answers.values())
 
     def _tell_collected(self, task_id: str) -> None:

@@ -12,10 +12,13 @@ from tests.support.mithril_cloud import serve
 
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="mithril-cloud-") as folder, serve(Path(folder) / "cloud") as cloud:
+    with (
+        suppress(KeyboardInterrupt),
+        tempfile.TemporaryDirectory(prefix="mithril-cloud-") as folder,
+        serve(Path(folder) / "cloud") as cloud,
+    ):
         print(f"export FCP_API_KEY={cloud.key} FLOW_MITHRIL_API_URL={cloud.url} FCP_PROJECT=my-project", flush=True)
-        with suppress(KeyboardInterrupt):
-            signal.pause()
+        signal.pause()
 
 
 if __name__ == "__main__":
