@@ -26,7 +26,7 @@ ALL = 0xFFFFFFFF  # in place of a task's number
 LINE = 1 << 16  # the longest that is kept until it is whole
 HELLO_SECONDS = 10  # to say what is wanted, and that one may
 TOGETHER_SECONDS = 0.05  # tasks that fail at the same time are told as one
-TWICE_SECONDS = 0.1  # in which the runner's SIGTERM and the one that srun passes on are one and the same
+TWICE_SECONDS = 0.5  # in which the runner's SIGTERM and the one that srun passes on are one and the same
 VISIBLE_GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")
 
 
