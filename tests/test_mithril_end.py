@@ -86,11 +86,14 @@ def _go(cloud: Cloud, task: Task) -> None:
         cloud.host(task.task_id, rank).run("touch /tmp/go")
 
 
-def test_what_ends_while_no_client_is_there_is_paused_and_then_collected(
-    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def away(client: Flow, monkeypatch: pytest.MonkeyPatch) -> Flow:
+    """A client in the same home whose machines wait for two seconds to have their tasks collected."""
     monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
-    away = Flow()
+    return Flow()
+
+
+def test_what_ends_while_no_client_is_there_is_paused_and_then_collected(away: Flow, cloud: Cloud) -> None:
     task = _run(away, f"echo worked; {WAIT}")
     os.kill(attendant_of(away.home), signal.SIGKILL)
     _go(cloud, task)
@@ -107,11 +110,7 @@ def test_what_ends_while_no_client_is_there_is_paused_and_then_collected(
     assert cloud.bid(task.task_id).limit_cents == _limit(cloud, task)  # or another pause would be told as this one
 
 
-def test_what_completed_stays_so_while_its_machine_costs_more_than_it_may(
-    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
-    away = Flow()
+def test_what_completed_stays_so_while_its_machine_costs_more_than_it_may(away: Flow, cloud: Cloud) -> None:
     task = _run(away, f"echo worked; {WAIT}")
     bid = cloud.bid(task.task_id)
     lane = cloud.lane(bid.instance_type, bid.region)
@@ -132,11 +131,7 @@ def test_what_completed_stays_so_while_its_machine_costs_more_than_it_may(
     assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n")
 
 
-def test_a_cancel_does_not_throw_away_what_has_completed(
-    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
-    away = Flow()
+def test_a_cancel_does_not_throw_away_what_has_completed(away: Flow, cloud: Cloud) -> None:
     task = _run(away, f"echo worked; {WAIT}")
     with no_attendant(away.home):
         _go(cloud, task)
@@ -164,11 +159,7 @@ def test_a_cancel_that_comes_as_the_task_completes_leaves_its_machine_until_it_w
     assert wait_until(lambda: client.held() == [], seconds=60)
 
 
-def test_a_machine_that_may_not_tell_how_its_task_ended_is_paused_all_the_same(
-    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
-    away = Flow()
+def test_a_machine_that_may_not_tell_how_its_task_ended_is_paused_all_the_same(away: Flow, cloud: Cloud) -> None:
     task = _run(away, f"echo worked; {WAIT}")
     os.kill(attendant_of(away.home), signal.SIGKILL)
     bid = cloud.bid(task.task_id)
@@ -187,11 +178,9 @@ def test_a_machine_that_may_not_tell_how_its_task_ended_is_paused_all_the_same(
 
 @pytest.mark.parametrize("refused", [None, QUOTA, refusal(400, "Bid is still being paused")])
 def test_a_machine_that_may_not_go_on_keeps_what_its_task_left(
-    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, refused: Fault | None
+    away: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, refused: Fault | None
 ) -> None:
     """For now, or not with the limit that its bid was made with, as the least that is taken has risen."""
-    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
-    away = Flow()
     task = _run(away, f"echo worked; {WAIT}")
     with no_attendant(away.home):
         _go(cloud, task)
@@ -212,12 +201,8 @@ def test_a_machine_for_which_no_key_is_made_is_told_how_to_end_later(client: Flo
     assert (task.wait(timeout=90), task.logs()) == ("completed", "worked\n"), task.reason
 
 
-def test_a_volume_that_is_being_added_comes_before_the_task_goes_on(
-    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_volume_that_is_being_added_comes_before_the_task_goes_on(away: Flow, cloud: Cloud) -> None:
     """Who was about to add it died, and the task ended meanwhile."""
-    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
-    away = Flow()
     task = _run(away, f"echo worked; {WAIT}")
     volume = away.create_volume(name="data", size_gb=1)
     with no_attendant(away.home):
@@ -231,11 +216,7 @@ def test_a_volume_that_is_being_added_comes_before_the_task_goes_on(
     assert (bid.launch.volumes, bid.limit_cents) == ([volume.volume_id], _limit(cloud, task))
 
 
-def test_a_task_that_was_lost_is_not_told_as_completed(
-    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
-    away = Flow()
+def test_a_task_that_was_lost_is_not_told_as_completed(away: Flow, cloud: Cloud) -> None:
     task = _run(away, "sleep 1000")
     with no_attendant(away.home):
         folder = f"/home/ubuntu/.flow-host/tasks/{task}/1/0"
@@ -246,11 +227,7 @@ def test_a_task_that_was_lost_is_not_told_as_completed(
     assert Flow().get_task(task.task_id).wait(timeout=90) == "lost"
 
 
-def test_a_machine_whose_key_is_refused_stays_until_its_task_was_collected(
-    client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FLOW_MITHRIL_GRACE_MINUTES", "0.03")
-    away = Flow()
+def test_a_machine_whose_key_is_refused_stays_until_its_task_was_collected(away: Flow, cloud: Cloud) -> None:
     task = _run(away, f"echo worked; {WAIT}")
     bid = cloud.bid(task.task_id)
     with no_attendant(away.home):
