@@ -26,7 +26,7 @@ from flow.providers.ssh.sight import Sight
 from flow.providers.ssh.volumes import FleetVolumes
 from flow.record import Records
 from flow.remote import Remote, files_for, tools
-from flow.status import Want, is_given_up
+from flow.status import Want
 
 
 class Ssh:
@@ -203,8 +203,7 @@ class Ssh:
         lost["given_up"] = True
         for attempt in range(1, move.attempt):
             put_end(self._record(move.unit), attempt, nodes, lost)
-        last = self._record(move.unit) / str(move.attempt - 1)
-        return any(is_given_up(last / str(rank)) for rank in range(nodes))
+        return self.sight.is_given_up(move.unit, [move.attempt - 1], nodes)
 
     def _parts(self, task_id: str) -> dict[str, list[str]]:
         """By host, what they call a task, an array or an element."""

@@ -186,13 +186,13 @@ class Sight:
             return Allocation(unit, self.last_attempt(unit), Machines.SILENT, reason=reason)
         made = allocation_of(unit, seen.entries, clocks, move)
         first = move.attempt if move else 1
-        if of_task and self._is_given_up(unit, range(first, made.attempt + 1), nodes):
+        if of_task and self.is_given_up(unit, range(first, made.attempt + 1), nodes):
             machines = Machines.LOST if self._may_move(unit, made.attempt, ()) else Machines.GONE
             return Allocation(unit, made.attempt, machines, reason="its host was out of reach for long")
         return made
 
-    def _is_given_up(self, unit: str, attempts: Collection[int], nodes: int) -> bool:
-        """Whether any of these is, on any node."""
+    def is_given_up(self, unit: str, attempts: Collection[int], nodes: int) -> bool:
+        """Whether a client gave up any of these attempts, on any node: see `flow.status.is_given_up`."""
         return any(is_given_up(self._record(unit) / str(n) / str(rank)) for n in attempts for rank in range(nodes))
 
     def _end_on_record(self, unit: str, nodes: int) -> Allocation | None:
