@@ -252,18 +252,28 @@ def test_a_machine_ends_its_bid_once_its_task_was_collected_though_the_client_di
     assert (task.status, task.logs()) == ("completed", "worked\nworked\n")
 
 
-def test_a_machine_that_is_kept_is_ended_only_by_name(client: Flow, cloud: Cloud) -> None:
-    task = client.run("true", upload_code=False, name="mine", keep=True)
+def test_a_machine_that_is_kept_is_entered_and_ended_only_by_name(client: Flow, cloud: Cloud) -> None:
+    task = client.run("echo left >note", upload_code=False, name="mine", keep=True)
     assert task.wait(timeout=90) == "completed"
     assert wait_until(lambda: client.held() == [], seconds=30)
     bid = cloud.bid(task.task_id)
-    entered = flow("ssh", "mine", "--", "hostname")
-    assert f"`mithril instances list --bid {task}` tells its address" in entered.stderr
+    ended = f"`{task}` is completed; its machine costs $1.25/h until `flow orphans {task} --yes`"
+    entered = flow("ssh", "mine", "--", "cat note; hostname; exit 3")
+    name = cloud.host(task.task_id).run("hostname").stdout
+    assert (entered.returncode, entered.stdout, entered.stderr) == (3, f"left\n{name}", f"note: {ended}\n")
+    assert task.shell(["echo", "two  words"], capture=True).stdout == "two  words\n"
+    forwarded = flow("forward", "mine", "8000")
+    assert f"hint: its machine was kept: `flow ssh {task}` opens a shell on it\n" in forwarded.stderr
     spared = flow("orphans", "--yes")
     told = f"hint: each of these is ended only when it is named: `flow orphans {task}`\n"
     assert (spared.stderr, bid.status) == (told, "Allocated")
-    ended = flow("orphans", "mine", "--yes")
-    assert (ended.stderr, bid.status) == (f"note: `{bid.fid}` ({task}) is gone\n", "Terminated")
+    given_back = flow("orphans", "mine", "--yes")
+    assert (given_back.stderr, bid.status) == (f"note: `{bid.fid}` ({task}) is gone\n", "Terminated")
+    entered = flow("ssh", "mine")
+    assert entered.stderr == (
+        f"error: `{task}` is completed, and the machine that it kept is gone\n\n"
+        f"hint: see its output with `flow logs {task}`\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from flow.channel import UNREACHABLE, Channel
 from flow.errors import FlowError, ValidationError
 from flow.log_folders import check_in_reach, check_rank
-from flow.machines import Allocation, Node, Volume
+from flow.machines import Allocation, Machines, Node, Volume
 from flow.node import mounts, tail
 from flow.providers import VolumeStore
 from flow.remote import packed_program
@@ -28,14 +29,24 @@ _HANG_UP = 'read -r _; kill -HUP "$1"'  # when its standard input ends
 
 
 def shell(
-    task: Task, allocation: Allocation | None, command: Sequence[str] | str | None, *, node: int, capture: bool
+    task: Task,
+    allocation: Allocation | None,
+    command: Sequence[str] | str | None,
+    *,
+    node: int,
+    capture: bool,
+    tell: Callable[[str], None],
 ) -> int | subprocess.CompletedProcess[str]:
-    """What `Task.shell` promises, of a task that has these machines while it runs."""
+    """What `Task.shell` promises, of a task that has these machines while it runs, or has kept them."""
     if capture and not command:
         raise ValidationError("there is no command to capture", suggestions=["name one, as `nvidia-smi -L`"])
     words = ["sh", "-c", command] if isinstance(command, str) else list(command or ())
     terminal = not capture and sys.stdin.isatty()
-    argv = entering(node_of(task, allocation, node, "a shell"), words, terminal=terminal)
+    if allocation and task.status.is_final:
+        argv = _entering_kept(_kept_node_of(task, allocation, node), words, terminal=terminal)
+        tell(_cost_of(task, allocation))
+    else:
+        argv = entering(node_of(task, allocation, node, "a shell"), words, terminal=terminal)
     if not capture:
         return in_front(argv)
     ran = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -119,6 +130,34 @@ def entering(place: Place, words: Sequence[str], *, terminal: bool = False) -> l
     return place.channel.python_command(packed_program(tail, ("mount_points", "mounts")), *argv, terminal=terminal)
 
 
+def _kept_node_of(task: Task, kept: Allocation, node: int) -> Place:
+    """That machine of a task that has ended, and kept them. Raises ValidationError where it is not there."""
+    check_in_reach(task.task_id, [kept])
+    check_rank(task.task_id, task.plan, node, is_array=False)
+    if not kept.nodes:
+        why = "is gone" if kept.machines is Machines.GONE else f"cannot be entered: {kept.reason}"
+        raise ValidationError(
+            f"`{task.task_id}` is {task.status}, and the machine that it kept {why}",
+            suggestions=[f"see its output with `flow logs {task.task_id}`"],
+        )
+    return Place(kept.nodes[node], task.channel(kept, node))
+
+
+def _entering_kept(place: Place, words: Sequence[str], *, terminal: bool) -> list[str]:
+    """The argv that runs `words`, or a shell, on the machine itself: the task and its container are gone."""
+    folder = shlex.quote(f"{place.node.folder}/workspace")
+    run = shlex.join(words) if words else '"${SHELL:-sh}"'
+    return place.channel.command(f"cd {folder} 2>/dev/null; exec {run}", terminal=terminal)
+
+
+def _cost_of(task: Task, kept: Allocation) -> str:
+    """What there is to know for who enters a machine that was kept."""
+    price = "an unknown price" if kept.price_per_hour is None else f"${kept.price_per_hour:.2f}/h"
+    costs = "machines cost" if task.plan.machines > 1 else "machine costs"
+    base = task.task_id.partition("_")[0]
+    return f"`{task.task_id}` is {task.status}; its {costs} {price} until `flow orphans {base} --yes`"
+
+
 def mount(task: Task, allocation: Allocation | None, volume: Volume, store: VolumeStore) -> str:
     """What `Task.mount` promises, of a task that has these machines while it runs."""
     if volume.interface == "block" and task.plan.nodes > 1:
@@ -148,10 +187,8 @@ def mount(task: Task, allocation: Allocation | None, volume: Volume, store: Volu
 
 def _way_in(task: Task) -> str:
     """What to do where a task that does not run cannot be entered."""
-    if task.status.is_final and task.plan.keep and task.provider.startswith("mithril"):
-        return (
-            f"what it kept is no part of it any more: `mithril instances list --bid {task.task_id}` tells its address"
-        )
+    if task.has_kept:
+        return f"its machine was kept: `flow ssh {task.task_id}` opens a shell on it"
     if task.status.is_final:
         return f"see its output with `flow logs {task.task_id}`"
     if task.is_held:

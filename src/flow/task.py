@@ -383,24 +383,40 @@ class Task:
 
     @overload
     def shell(
-        self, command: Sequence[str] | str | None = None, *, node: int = 0, capture: Literal[False] = False
+        self,
+        command: Sequence[str] | str | None = None,
+        *,
+        node: int = 0,
+        capture: Literal[False] = False,
+        tell: Callable[[str], None] = ...,
     ) -> int: ...
     @overload
     def shell(
-        self, command: Sequence[str] | str, *, node: int = 0, capture: Literal[True]
+        self,
+        command: Sequence[str] | str,
+        *,
+        node: int = 0,
+        capture: Literal[True],
+        tell: Callable[[str], None] = ...,
     ) -> subprocess.CompletedProcess[str]: ...
 
     def shell(
-        self, command: Sequence[str] | str | None = None, *, node: int = 0, capture: bool = False
+        self,
+        command: Sequence[str] | str | None = None,
+        *,
+        node: int = 0,
+        capture: bool = False,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> int | subprocess.CompletedProcess[str]:
         """A shell, or `command`, in the task's folder, environment and container; its exit code.
 
         With `capture` the `command` reads nothing, and what it wrote comes back beside its `returncode`, as text in
-        `stdout` and `stderr`. Raises ValidationError unless the task runs and has that node.
+        `stdout` and `stderr`. Of a task that has ended and was run to keep its machine: there, in what is left of the
+        folder, with `tell` called with what that costs. Raises ValidationError where it has no such node.
         """
         from flow.access import shell
 
-        return shell(self, self._running(), command, node=node, capture=capture)
+        return shell(self, self._running() or self._kept(), command, node=node, capture=capture, tell=tell)
 
     def get_instances(self) -> list[Instance]:
         """Its machines as they are now, by rank; none before there are any, and none once they were let go."""
@@ -512,6 +528,16 @@ class Task:
         self.see(found)
         own = (one for one in found if one.task_id == self.task_id)
         return next(own, None) if self.status is TaskStatus.RUNNING else None
+
+    @property
+    def has_kept(self) -> bool:
+        """Whether it has ended of itself, and was run to keep machines that cost money."""
+        has_ended = self.status.is_final and self.status is not TaskStatus.CANCELLED
+        return has_ended and self.plan.keep and self._provider.capabilities.rents
+
+    def _kept(self) -> Allocation | None:
+        """What is told of the machines that it has kept."""
+        return self._allocation() if self.has_kept else None
 
     def _element_outcomes(self) -> Collection[Outcome]:
         if not self._elements and not isinstance(self._provider, Absent):

@@ -16,7 +16,8 @@ from flow.cli.references import task_argument
 def ssh(reference: str, command: tuple[str, ...], *, node: int) -> int:
     """Open a shell in the folder and environment of TASK, or run COMMAND there and exit with its code.
 
-    One word is a shell command (`'ls | wc -l'`); several are run as they are.
+    One word is a shell command (`'ls | wc -l'`); several are run as they are. Of a task that has ended but keeps its
+    machine (`flow run --keep`): on that machine.
 
     Example:
       flow ssh train -- nvidia-smi -L
@@ -26,4 +27,4 @@ def ssh(reference: str, command: tuple[str, ...], *, node: int) -> int:
     client = Flow()
     task = client.get_task(reference)
     output.notes(client.notes)
-    return task.shell(command[0] if len(command) == 1 else command or None, node=node)
+    return task.shell(command[0] if len(command) == 1 else command or None, node=node, tell=output.note)
