@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from threading import Timer
 import pytest
 
 from flow.attend import start_attendant
+from flow.cli import follow
 from flow.client import Flow
 from flow.errors import FlowError, ProviderError, StorageError
 from flow.providers.ssh.fleet import Fleet as SshFleet
@@ -195,7 +197,7 @@ def host_folder(host: Host, task: Task) -> Path:
     return host.folder / "root" / host.home.lstrip("/") / ".flow-host" / "tasks" / task.task_id
 
 
-def test_a_link_is_cut_while_tasks_run_and_end(client: Flow, fleet: Fleet) -> None:
+def test_a_link_is_cut_while_tasks_run_and_end(client: Flow, fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     host = fleet.hosts["gpu1"]
     task = running(client, "until [ -e /tmp/go ]; do sleep 0.05; done; echo over; exit 5", "gpu1")
     waiting = submitted(client, "true", "gpu1", cpus=2)
@@ -203,6 +205,9 @@ def test_a_link_is_cut_while_tasks_run_and_end(client: Flow, fleet: Fleet) -> No
     host.cut()
     assert "cannot be reached" in client.get_task(task.task_id).refresh().reason
     assert [str(one.refresh().status) for one in (task, waiting)] == ["running", "pending"]  # as last seen
+    follow.interruptions(task)()
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"note: running: `gpu1` cannot be reached: .*, since \d\d:\d\d:\d\d\n", told), told
     host.run("touch /tmp/go")
     assert wait_until((host_folder(host, waiting) / "ended").exists, seconds=_SECONDS)
     host.heal()

@@ -73,8 +73,9 @@ def until_started(task: Task) -> None:
             patience.look(task)
 
 
-def preemptions(task: Task, end_line: Callable[[], None] | None = None) -> Callable[[], None]:
-    """What is to be called after each look at a task that is followed: says on stderr that it was stopped for a while.
+def interruptions(task: Task, end_line: Callable[[], None] | None = None) -> Callable[[], None]:
+    """What is to be called after each look at a task that is followed: says on stderr that it was stopped for a while,
+    or what became of its machine.
 
     end_line: called before that.
     """
@@ -82,7 +83,8 @@ def preemptions(task: Task, end_line: Callable[[], None] | None = None) -> Calla
 
     def tell() -> None:
         nonlocal told
-        phase = _phase_of(task) if task.status in _STOPPED else ""
+        is_cut = task.status is TaskStatus.RUNNING and not task.is_array  # of which that tells how many have ended
+        phase = _phase_of(task) if task.status in _STOPPED or (is_cut and task.reason) else ""
         if phase not in ("", told):
             if end_line:
                 end_line()

@@ -84,11 +84,11 @@ def logs(
     copy: Callable[[], None]
     if timestamps or as_json:
         form = _json_line if as_json else _marked_line if is_marked else _stamped
-        tell = follow.preemptions(task) if following else None
+        tell = follow.interruptions(task) if following else None
         copy = partial(_print_lines, task.lines(on_look=tell, **chosen), form, at_once=following)
     else:
         to = copying.Copy(sys.stdout.buffer, sys.stdout.buffer, marked=is_marked)
-        tell = follow.preemptions(task, to.end_line) if following else None
+        tell = follow.interruptions(task, to.end_line) if following else None
         copy = partial(to.take, task.blocks(on_look=tell, **chosen), tell_attempts=following)
     if not following:
         copy()

@@ -188,7 +188,7 @@ def _watch(task: Task, *, as_json: bool) -> int:
         output.say(output.line_of(task))
         follow.until_started(task)
         try:
-            blocks = task.blocks(follow=True, on_look=follow.preemptions(task, copy.end_line))
+            blocks = task.blocks(follow=True, on_look=follow.interruptions(task, copy.end_line))
         except ValidationError as error:  # an array too large to be read at once
             output.note(error.message)
             output.hint(error.suggestions[0])

@@ -28,6 +28,7 @@ from flow.plan import Plan
 from flow.providers.holds import Holds
 from flow.providers.losses import Losses
 from flow.providers.rental import Machine, Rental, RentedFleet
+from flow.providers.ssh.fleet import told_since
 from flow.providers.ssh.gathering import gather
 from flow.providers.ssh.places import Move
 from flow.providers.ssh.provider import Part, Ssh
@@ -275,10 +276,12 @@ class Rented(Ssh):
         unheard = Machines.SILENT if was_seen else Machines.STARTING
         if rental.state is not Machines.UP or not answers:
             state = {Machines.LOST: unheard, Machines.UP: Machines.STARTING}.get(rental.state, whole.machines)
-            return [replace(whole, machines=state)]
-        failed = [one for one in answers.values() if isinstance(one, FlowError)]
-        if failed:
-            return [replace(whole, machines=unheard, reason=failed[0].message if was_seen else "its machines boot")]
+            since = self.fleet.silent_since(rental.rental_id) if rental.state is Machines.LOST else None
+            return [replace(whole, machines=state, reason=told_since(rental.reason, since))]
+        for name, one in answers.items():
+            if isinstance(one, FlowError):
+                reason = told_since(one.message, self.fleet.silent_since(name)) if was_seen else "its machines boot"
+                return [replace(whole, machines=unheard, reason=reason)]
         found = self._by_unit(answers, first)
         elements = [f"{task_id}_{one}" for one in self.losses.elements(plan)] if plan else []
         if not found or (not elements and any(len(entries) < len(answers) for entries in found.values())):

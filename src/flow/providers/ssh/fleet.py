@@ -52,6 +52,11 @@ def parse_host(text: str, origin: str = "") -> Host:
     return Host(name, words[0], origin)
 
 
+def told_since(why: str, since: float | None) -> str:
+    """Why a host does not answer, for the user; with since when (in seconds since the epoch), where that is known."""
+    return why if since is None else f"{why}, since {time.strftime('%H:%M:%S', time.localtime(since))}"
+
+
 def _is_line(line: str) -> bool:
     return bool(line.strip()) and not line.startswith("#")
 

@@ -13,7 +13,7 @@ from flow.errors import FlowError, StorageError, TaskNotFoundError, UnreachableE
 from flow.machines import Allocation, Machines
 from flow.node import answers
 from flow.node import host as program
-from flow.providers.ssh.fleet import Fleet
+from flow.providers.ssh.fleet import Fleet, told_since
 from flow.providers.ssh.gathering import last_meeting
 from flow.providers.ssh.places import Places, unit_of
 from flow.providers.ssh.states import allocation_of
@@ -142,8 +142,7 @@ class Sight:
                     minutes = self._fleet.lost_after_seconds / 60
                     seen.setdefault(unit, Seen()).lost[name] = f"{name} was out of reach for {minutes:g} minutes"
                 else:
-                    at = time.strftime("%H:%M:%S", time.localtime(since))
-                    seen.setdefault(unit, Seen()).silent[name] = f"{told.message}, since {at}"
+                    seen.setdefault(unit, Seen()).silent[name] = told_since(told.message, since)
             elif is_given:
                 seen.setdefault(unit, Seen()).lost[name] = f"{name} knows nothing of it any more"
             elif move:
