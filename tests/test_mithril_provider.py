@@ -89,6 +89,24 @@ def test_a_preempted_task_goes_on_when_it_has_a_machine_again(client: Flow, clou
     assert follower.communicate(timeout=60)[1].splitlines()[-1] == "note: attempt 2: it runs again"
 
 
+def test_what_a_task_waits_for_on_its_machine_is_told(client: Flow, cloud: Cloud) -> None:
+    client.home.mkdir(parents=True, exist_ok=True)
+    with (client.home / "attend.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # nobody delivers meanwhile
+        task = _run(client, "true")
+        assert wait_until(lambda: task.refresh().reason == "its code is on the way", seconds=60), task.reason
+        host = cloud.host(task.task_id)
+        host.run(f"systemctl stop flow-guard; rm {READY}")
+        assert (task.refresh().status, task.reason) == ("starting", "its machine gets ready")
+        host.run(f"touch {READY}")
+        client.provider().allocate(task.plan)
+        assert (task.refresh().status, task.reason) == ("starting", "its command starts")
+        host.run(f"rm {READY}")
+        assert (task.refresh().status, task.reason) == ("starting", "its machine gets ready")
+        host.run("systemctl start flow-guard")
+    assert task.wait(timeout=60) == "completed"
+
+
 def test_nothing_is_left_that_costs_and_no_key_is_anywhere(client: Flow, cloud: Cloud) -> None:
     tasks = [_run(client, "echo done"), _run(client, "sleep 1000"), _run(client, "true", max_price_per_hour=2)]
     assert wait_until(lambda: tasks[1].refresh().status == "running", seconds=60)

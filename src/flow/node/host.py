@@ -63,7 +63,7 @@ def look(root: str, ids: Sequence[str] | None) -> dict[str, Any]:
     """What is known here of tasks, elements one by one; unknown ids are left out. And the time by this clock.
 
     `task+` is all that came here of a task after it was lost elsewhere, see providers/ssh/places.py. `host`: this
-    machine, the same to all its users.
+    machine, the same to all its users. `is_ready`: a machine that is rented gives its task a turn.
     """
     root = os.path.expanduser(root)
     tasks = os.path.join(root, "tasks")
@@ -72,7 +72,9 @@ def look(root: str, ids: Sequence[str] | None) -> dict[str, Any]:
     _revive(root)
     queue = _Turns(root)
     found = [one for task_id in ids for one in (_parts if task_id.endswith("+") else _entries)(tasks, task_id, queue)]
-    return {"now": time.time(), "host": host_facts().identity(), "tasks": found}
+    gate = answers.read(root, "gate").strip()
+    is_ready = bool(gate) and os.path.exists(gate)
+    return {"now": time.time(), "host": host_facts().identity(), "is_ready": is_ready, "tasks": found}
 
 
 def release(root: str, task_ids: Sequence[str]) -> None:

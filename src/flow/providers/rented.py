@@ -280,16 +280,18 @@ class Rented(Ssh):
             return [replace(whole, machines=state, reason=told_since(rental.reason, since))]
         for name, one in answers.items():
             if isinstance(one, FlowError):
-                reason = told_since(one.message, self.fleet.silent_since(name)) if was_seen else "its machines boot"
+                reason = told_since(one.message, self.fleet.silent_since(name)) if was_seen else "its machine boots"
                 return [replace(whole, machines=unheard, reason=reason)]
         found = self._by_unit(answers, first)
         elements = [f"{task_id}_{one}" for one in self.losses.elements(plan)] if plan else []
+        unready = [name for name, answer in answers.items() if not answer["is_ready"]]
         if not found or (not elements and any(len(entries) < len(answers) for entries in found.values())):
-            return [replace(whole, machines=Machines.STARTING, reason="its code is on the way")]
+            reason = "its machine gets ready" if unready else "its code is on the way"
+            return [replace(whole, machines=Machines.STARTING, reason=reason)]
         missing = [one for one in elements if one not in found]
         clocks = {name: answer["ahead"] for name, answer in answers.items()}
         move = self.losses.last(task_id)
-        made = [allocation_of(unit, entries, clocks, move) for unit, entries in found.items()]
+        made = [allocation_of(unit, entries, clocks, move, unready=unready) for unit, entries in found.items()]
         made += [Allocation(one, first - 1, Machines.STARTING, reason="its code is on the way") for one in missing]
         made += self._ended_before(plan, elements) if plan else []
         return [replace(one, price_per_hour=rental.price_per_hour) for one in made]

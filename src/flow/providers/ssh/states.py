@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +15,17 @@ _CLOCKS_AGREE = 2.0  # seconds; a difference that is larger is taken out of the 
 
 
 def allocation_of(
-    unit: str, entries: Mapping[str, Mapping[str, Any]], clocks: Mapping[str, float], move: Move | None = None
+    unit: str,
+    entries: Mapping[str, Mapping[str, Any]],
+    clocks: Mapping[str, float],
+    move: Move | None = None,
+    *,
+    unready: Collection[str] | None = None,
 ) -> Allocation:
     """Of one task or element, from what each of its hosts tells, in their order.
 
-    clocks: seconds that each is ahead of this one. move: which brought it there.
+    clocks: seconds that each is ahead of this one. move: which brought it there. unready: those of machines that are
+    rented for it which are not ready yet; None: they are hosts of a fleet.
     """
     one = next(iter(entries.values()))
     attempt = max(entry["attempt"] for entry in entries.values())
@@ -31,7 +37,7 @@ def allocation_of(
                 reports[int(rank)] = _by_our_clock(report, clocks[host])
             folder = f"{entry['folder']}/{entry['attempt']}/{rank}"
             nodes.append(Node(int(rank), host, host, folder=folder, first_attempt=move.attempt if move else 1))
-    machines, reason = _machines(entries, reports, clocks)
+    machines, reason = _machines(entries, reports, clocks, unready)
     if move and machines is not Machines.GONE:
         reason = f"{reason}; {move.note}" if reason else move.note
     return Allocation(
@@ -49,7 +55,10 @@ def allocation_of(
 
 
 def _machines(
-    entries: Mapping[str, Mapping[str, Any]], reports: Mapping[int, Report], clocks: Mapping[str, float]
+    entries: Mapping[str, Mapping[str, Any]],
+    reports: Mapping[int, Report],
+    clocks: Mapping[str, float],
+    unready: Collection[str] | None,
 ) -> tuple[Machines, str]:
     all_ = list(entries.values())
     if all(entry["ended"] for entry in all_):
@@ -63,23 +72,30 @@ def _machines(
         return Machines.UP, ""
     in_turn = list(entries.items())
     host, one = next((each for each in in_turn if not each[1]["runs"]), in_turn[0])
-    if len(entries) > 1 and not begun and not one["held"]:
+    if unready is None and len(entries) > 1 and not begun and not one["held"]:
         return Machines.QUEUED, f"waits for {host}, to have all of its {len(entries)} nodes at once"
-    reason = _why_waiting(host, one, clocks[host])
+    state, reason = _why_waiting(host, one, clocks[host], unready)
     if any(report.phase == "running" or report.cause in ("requeue", "lost") for report in reports.values()):
         return Machines.PREEMPTED, reason
-    return Machines.QUEUED, reason
+    return state, reason
 
 
-def _why_waiting(host: str, one: Mapping[str, Any], ahead: float) -> str:
+def _why_waiting(
+    host: str, one: Mapping[str, Any], ahead: float, unready: Collection[str] | None
+) -> tuple[Machines, str]:
     if one["held"]:
-        return HELD
-    until = one["waits_until"] - (ahead if abs(ahead) > _CLOCKS_AGREE else 0)
+        return Machines.QUEUED, HELD
+    until = one.get("waits_until", 0.0) - (ahead if abs(ahead) > _CLOCKS_AGREE else 0)
     if until > time.time() + _CLOCKS_AGREE:
-        return f"waits until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(until))}"
+        return Machines.QUEUED, f"waits until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(until))}"
+    if unready is not None:
+        is_element = "_" in one["id"]  # which take turns
+        reason = "waits for its turn" if is_element else "its command starts"
+        reason = "its machine gets ready" if host in unready else reason
+        return Machines.QUEUED if is_element else Machines.STARTING, reason
     count = one["before"]
     before = f", after {count} other{'s' * (count > 1)}" if count else ""
-    return f"waits for its turn on {host}{before}"
+    return Machines.QUEUED, f"waits for its turn on {host}{before}"
 
 
 def _by_our_clock(report: Report, ahead: float) -> Report:
