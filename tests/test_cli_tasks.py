@@ -502,6 +502,14 @@ def test_prune_deletes_what_has_ended_and_only_that(project: Path) -> None:
     flow("cancel", running)
 
 
+def test_prune_removes_what_no_task_needs_though_none_goes(project: Path) -> None:
+    left = Path(os.environ["FLOW_HOME"], "incoming", "left")
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x" * 2000)
+    ended = flow("prune", "--older-than", "1d")
+    assert (ended.returncode, ended.stderr, left.exists()) == (0, "freed 2.0 kB\n", False)
+
+
 def test_offers_show_what_this_machine_has(project: Path) -> None:
     lines = flow("offers").stdout.splitlines()
     assert lines[0].split() == ["TYPE", "GPU", "CPUS", "MEMORY", "$/H", "FREE", "WHERE"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 
@@ -90,6 +91,8 @@ def dies_before_anything_stops(task: Task) -> None:
 
 def test_what_a_client_that_died_was_about_to_add_comes_with_the_next(client: Flow, cloud: Cloud, task: Task) -> None:
     dies_before_anything_stops(task)
+    notes = [client.home / "record" / task.task_id / name for name in ("adding", "known_hosts")]
+    assert [stat.S_IMODE(note.stat().st_mode) for note in notes] == [0o600, 0o600]
     other = client.create_volume(1, "other")
     assert client.mount_volume("other", task) == "/mnt/other"
     ends_with_it(client, task)

@@ -644,6 +644,26 @@ def test_prune_sweeps_up_after_one_that_was_killed(records: Records, home: Path)
     assert not (home / "record/.pruned-task-0").exists()
 
 
+def test_prune_removes_what_writers_left_that_were_killed(records: Records, home: Path) -> None:
+    """By the name that only they give, once it is old: one may be at it now."""
+    task_id = records.add(submission()).task_id
+    (home / "mithril/held").mkdir(parents=True)
+    killed = "import os, sys; from flow import durable; from pathlib import Path; "
+    killed += "os.fsync = lambda _: os.kill(os.getpid(), 9); durable.write_durably(Path(sys.argv[1]), b'')"
+    names = [f"mithril/held/{task_id}", f"record/{task_id}/intent.json", "config.yaml"]
+    for name in names:
+        subprocess.run([sys.executable, "-c", killed, home / name])
+    left = [path for name in names for path in (home / name).parent.glob(f".{Path(name).name}.*")]
+    others = [home / "mithril/held/.task-1.12-ab.tmp", home / f"record/{task_id}/.mine-1-2-3"]
+    for path in (*left[1:], *others):
+        path.touch()
+        os.utime(path, (0, 0))
+    records.prune(dry_run=True)
+    assert [path.exists() for path in left] == [True, True, True]
+    records.prune()
+    assert [path.exists() for path in (*left, *others)] == [True, False, False, True, True]
+
+
 @pytest.mark.parametrize(
     ("limits", "doomed"),
     [

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import itertools
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     import sqlite3
 
 _COUNT = itertools.count()
+_LEFT_SECONDS = 3600.0  # after which nobody is writing any more
 _MANY = 8  # files at once
 _LEAST_BYTES = 65536  # free on the disk, for SQLite to open a file
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]+-\d+")
 _PARENTS: list[sqlite3.Connection] = []
 
 
@@ -121,6 +124,14 @@ def create_durably(path: Path, content: bytes) -> None:
     finally:
         unlink_quietly(str(temporary))
     sync_path(str(path.parent))
+
+
+def remove_left(home: Path, folders: str) -> None:
+    """Remove what writers that were killed have left in these folders of `home`, a glob, beside what they wrote."""
+    for path in home.glob(f"{folders}.*.*-*-*"):
+        with contextlib.suppress(OSError):
+            if _TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _LEFT_SECONDS:
+                path.unlink()
 
 
 def sync_path(path: str) -> None:

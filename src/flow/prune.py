@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flow.blobs import collect_garbage
-from flow.durable import NoRoomError, why
+from flow.durable import NoRoomError, remove_left, why
 from flow.errors import StorageError
 from flow.plan import Plan
 from flow.record_format import entry_from, read_final, submission_from
@@ -22,6 +22,7 @@ from flow.status import FINAL, Outcome, TaskStatus, attempt_outcome, read_report
 
 _UNREADABLE = (OSError, StorageError, ValueError, LookupError, TypeError, AttributeError)
 _DOOMED = ".pruned-"  # a record's folder is named so before it is emptied, so that a crash leaves no half of one
+_WRITTEN = ("", "*/", "*/*/", "record/*/*/", "record/*/*/*/")  # folders that have files of Flow itself, in its home
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,12 @@ def empty(record: Path) -> list[str]:
         except OSError as error:
             notes.append(f"`{folder}` cannot be removed: {why(error)}")
     return notes
+
+
+def sweep(home: Path) -> None:
+    """Remove what writers that were killed have left of the files of Flow itself: none of those that tasks write."""
+    for folders in _WRITTEN:
+        remove_left(home, folders)
 
 
 def collect(home: Path, index: RecordIndex, doomed: Collection[str], *, dry_run: bool) -> int:

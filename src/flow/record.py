@@ -305,10 +305,10 @@ class Records:
         """Remove what has ended: longer ago than `older_than_seconds`, beyond the newest `keep`, and from the oldest on
         until all records take at most `max_bytes`. Never what is not final, or what one that is not final waits for.
 
-        Uploaded projects that no task names any more go too.
+        Uploaded projects that no task names any more go too, and what was left by writers that were killed.
         """
         from flow.blobs import store_lock  # what a list of tasks does not need
-        from flow.prune import Limits, Pruned, collect, doom, doom_without_index, empty
+        from flow.prune import Limits, Pruned, collect, doom, doom_without_index, empty, sweep
 
         limits = Limits(older_than_seconds, keep, max_bytes)
         try:
@@ -320,6 +320,7 @@ class Records:
                 gone = doom_without_index(self._folder, limits=limits, dry_run=dry_run)
         if not dry_run:
             self.notes.extend(empty(self._folder))
+            sweep(self.home)
         try:
             with store_lock(self.home, shared=False), self._alone():  # in the order of one who submits
                 self._index.catch_up()

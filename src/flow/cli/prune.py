@@ -44,10 +44,10 @@ def prune(
 
     client = Flow()
     pruned = client.prune(**chosen, dry_run=True)
-    if pruned.task_ids and not dry_run:
-        count = len(pruned.task_ids)
-        what = f"the record of `{pruned.task_ids[0]}`" if count == 1 else f"the records of {count} tasks"
-        if not confirmed(f"Delete {what} ({output.size(pruned.bytes)})?", yes=yes):
+    count = len(pruned.task_ids)
+    what = f"the record of `{pruned.task_ids[0]}`" if count == 1 else f"the records of {count} tasks"
+    if not dry_run:
+        if count and not confirmed(f"Delete {what} ({output.size(pruned.bytes)})?", yes=yes):
             return 1
         pruned = client.prune(**chosen)
     if as_json:

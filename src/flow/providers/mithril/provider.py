@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flow.channel import Channel, ssh
-from flow.durable import write_durably
+from flow.durable import private, write_durably
 from flow.errors import (
     AuthenticationError,
     FlowError,
@@ -237,6 +237,8 @@ class Mithril(Rented):
         """By ssh; its host key is pinned for the task."""
         name = "known_hosts" if rental.attempt == 1 else f"known_hosts-{rental.attempt}"  # addresses come again
         known = self.home / "record" / str(rental.task_id) / name
+        with suppress(OSError):  # of a task that left its record; ssh would have it readable by all
+            known.touch(0o600)
         identity = self._login.identity
         options = [f"UserKnownHostsFile={known}", "StrictHostKeyChecking=accept-new", "HashKnownHosts=no"]
         options += [f"IdentityFile={identity}", "IdentitiesOnly=yes"] if identity else []
@@ -328,7 +330,7 @@ class Mithril(Rented):
     @contextmanager
     def _changing(self, plan: Plan) -> Iterator[Path | None]:
         """The file, locked; None where another client has it."""
-        with self._change(plan.task_id).open("a+") as file:
+        with open(self._change(plan.task_id), "a+", opener=private) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
