@@ -307,6 +307,22 @@ def test_a_silence_that_nobody_watched_does_not_count(
     assert task.refresh().status == "lost"
 
 
+def test_an_element_that_was_lost_stays_so_while_its_host_is_out_of_reach(client: Flow, fleet: Fleet) -> None:
+    host = fleet.hosts["gpu1"]
+    array = submitted(client, "sleep 1000", "gpu1", array="1-2")
+    first = client.get_task(f"{array}_1")
+    becomes(first, "running")
+    host.run("kill -9 $1", str(runner_of(host, first)))
+    becomes(first, "lost")
+    ended = first.reason
+    assert array.refresh().elements == {"lost": 1, "running": 1}
+    host.cut()
+    again = Flow("ssh").get_task(first.task_id)
+    assert (str(again.status), again.reason) == ("lost", ended)
+    host.heal()
+    array.cancel()
+
+
 def test_what_is_cancelled_while_its_host_is_out_of_reach_ends_when_it_is_back(client: Flow, fleet: Fleet) -> None:
     host = fleet.hosts["gpu1"]
     task = running(client, "sleep 1000", "gpu1")

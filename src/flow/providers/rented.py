@@ -33,11 +33,11 @@ from flow.providers.ssh.gathering import gather
 from flow.providers.ssh.places import Move
 from flow.providers.ssh.provider import Part, Ssh
 from flow.providers.ssh.sight import Sight, look
-from flow.providers.ssh.states import allocation_of
+from flow.providers.ssh.states import allocation_of, ended_allocation
 from flow.providers.startup import LASTING, READY, ROOT, RUN
 from flow.record import Records
 from flow.remote import Remote
-from flow.status import Want, read_report, report_from_json
+from flow.status import Want, report_from_json
 
 _BOOT_SECONDS = 3600.0  # after which a machine is not waited for any more; 20 minutes are common
 _STOP_SECONDS = 10.0  # beside a task's own grace time
@@ -461,11 +461,7 @@ class Rented(Ssh):
     def _on_record(self, unit: str, nodes: int = 1) -> Allocation | None:
         """Of a task or element whose end is on record: its machines may be gone."""
         end = self.losses.end_of(unit, nodes)
-        if end is None:
-            return None
-        folders = [Records(self.home).folder(unit, end.attempt, rank) for rank in range(nodes)]
-        reports = {rank: report for rank, folder in enumerate(folders) if (report := read_report(folder))}
-        return Allocation(unit, end.attempt, Machines.GONE, reason=end.reason, reports=reports)
+        return ended_allocation(unit, self._record(unit), end, nodes) if end else None
 
     def _parts(self, task_id: str) -> dict[str, list[str]]:
         """By machine, what they call it, once they can be reached."""

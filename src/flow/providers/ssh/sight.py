@@ -11,15 +11,14 @@ from typing import Any
 
 from flow.errors import FlowError, StorageError, TaskNotFoundError, UnreachableError, ValidationError
 from flow.machines import Allocation, Machines
-from flow.node import answers
 from flow.node import host as program
 from flow.providers.ssh.fleet import Fleet, told_since
 from flow.providers.ssh.gathering import last_meeting
 from flow.providers.ssh.places import Places, unit_of
-from flow.providers.ssh.states import allocation_of
+from flow.providers.ssh.states import allocation_of, ended_allocation
 from flow.record import Records
 from flow.remote import Remote
-from flow.status import Want, is_given_up, read_report
+from flow.status import Want, end_on_record, is_given_up
 
 
 @dataclass(slots=True)
@@ -169,8 +168,10 @@ class Sight:
         of_task = places.get(unit.partition("_")[0])
         move = of_task.move_of(unit) if of_task else None
         nodes = (len(of_task.ranks) if of_task and unit == of_task.task_id else 0) or 1
-        if (seen.lost or seen.silent) and (end := self._end_on_record(unit, nodes)):
-            return end
+        record = self._record(unit)
+        # of what was seen to have ended, with all that it left copied here: whatever is with its hosts now
+        if (seen.lost or seen.silent) and (end := end_on_record(record, self.last_attempt(unit), nodes)):
+            return ended_allocation(unit, record, end, nodes)
         if of_task and (seen.lost or self._was_ended_with_a_host(unit, seen)):
             attempt = max(self.last_attempt(unit), move.attempt if move else 1, last_meeting(self._record(unit)))
             gone = {*seen.lost, *(move.lost if move else ())}
@@ -193,17 +194,6 @@ class Sight:
     def is_given_up(self, unit: str, attempts: Collection[int], nodes: int) -> bool:
         """Whether a client gave up any of these attempts, on any node: see `flow.status.is_given_up`."""
         return any(is_given_up(self._record(unit) / str(n) / str(rank)) for n in attempts for rank in range(nodes))
-
-    def _end_on_record(self, unit: str, nodes: int) -> Allocation | None:
-        """Of what was seen to have ended, with all that it left copied here: whatever is with its hosts now."""
-        number = max(answers.attempts(str(self._record(unit))), default=0)
-        if not number or number < self.last_attempt(unit):  # its copying broke off between two attempts
-            return None
-        found = {rank: read_report(self._record(unit) / str(number) / str(rank)) for rank in range(nodes)}
-        reports = {rank: one for rank, one in found.items() if one and one.phase == "ended"}
-        if len(reports) < nodes or any(one.cause in ("lost", "requeue") for one in reports.values()):
-            return None
-        return Allocation(unit, number, Machines.GONE, reports=reports)
 
     def _may_move(self, unit: str, attempt: int, gone: Collection[str]) -> bool:
         """Whether a task or element that was lost in this attempt may run again on other hosts than these."""

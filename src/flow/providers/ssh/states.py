@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from flow.machines import Allocation, Machines, Node, Report
 from flow.providers.ssh.places import Move
-from flow.status import HELD, report_from_json
+from flow.status import HELD, Outcome, read_report, report_from_json
 
 _CLOCKS_AGREE = 2.0  # seconds; a difference that is larger is taken out of the times that a host tells
 
@@ -52,6 +53,13 @@ def allocation_of(
         reports=reports if machines in (Machines.UP, Machines.GONE) else {},
         node_list=",".join(entries),
     )
+
+
+def ended_allocation(unit: str, record: Path, end: Outcome, nodes: int) -> Allocation:
+    """Of a task or element whose end is on record, in the folder `record`: its machines may be gone."""
+    folders = [record / str(end.attempt) / str(rank) for rank in range(nodes)]
+    reports = {rank: report for rank, folder in enumerate(folders) if (report := read_report(folder))}
+    return Allocation(unit, end.attempt, Machines.GONE, reason=end.reason, reports=reports)
 
 
 def _machines(
