@@ -55,21 +55,16 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
     if provider.capabilities.rents and config.elements and config.elements.at_once is None:
         notes.append(_in_turn(len(config.elements.indices)))
     name = config.name or _name_from(config, task_id)
-    local, batch = provider.capabilities.same_machine, config.batch
-    here = str(submitter.folder)
-    in_place = _is_in_place(config, provider)
-    folder = str(submitter.folder / (config.working_dir or "")) if in_place else here
-    stdout, stderr = _output_files(config, folder, in_place=in_place)
+    local = provider.capabilities.same_machine
+    start = _start(config, provider, submitter.folder)
     return Plan(
         task_id=task_id,
         name=name,
         provider=provider.name,
-        argv=submitting.command(batch.args, batch.options, folder, joined=bool(stdout) and stdout == stderr)
-        if batch
-        else _argv(config, same_machine=local),
+        argv=start.argv,
         env=_env(config, submitter, notes, same_machine=local),
         shell_env=_shell_env(config, submitter) if local else {},
-        working_dir=folder if in_place else _working_dir(config, submitter.folder),
+        working_dir=start.working_dir,
         image=config.image,
         engine=_engine() if config.image and local else None,
         instance_type=machine.instance_type,
@@ -80,9 +75,7 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         nodes=config.num_instances,
         region=_region(config, provider, machine.offer),
         ports=tuple(config.ports),
-        mounts=plan_mounts(config, provider, volumes, task_id=task_id, name=name, notes=notes)
-        if _has_mounts(config)
-        else (),
+        mounts=plan_mounts(config, provider, volumes, task_id=task_id, name=name, notes=notes),
         price_per_hour=_price(config, provider, machine.offer),
         max_price_per_hour=_price_cap(config, provider, machine.offer, notes),
         ssh_keys=_ssh_keys(config, provider, notes),
@@ -99,14 +92,14 @@ def resolve(config: TaskConfig, provider: Provider, submitter: Submitter, *, tas
         waits_in_vain=config.unmet_dependency == "wait",
         may_requeue=config.requeue,
         not_before=parse_begin(config.begin, time.time()) if config.begin else None,
-        stdout=stdout,
-        stderr=stderr,
+        stdout=start.stdout,
+        stderr=start.stderr,
         output_mode=_output_mode(config),
         fresh_output=bool(config.batch) and _batch_option(config, "open-mode") not in ("append", "a"),
         labels=config.labels,
-        submit_dir=here,
-        in_place=in_place,
-        batch=_batch(config, provider, notes, in_place=in_place),
+        submit_dir=str(submitter.folder),
+        in_place=start.in_place,
+        batch=_batch(config, provider, notes, in_place=start.in_place),
         notes=tuple(notes),
         options=config.options,
     )
@@ -298,8 +291,33 @@ def _ssh_keys(config: TaskConfig, provider: Provider, notes: list[str]) -> tuple
     return tuple(config.ssh_keys)
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """How a command is started. in_place: in the folder that it was submitted from, not in a copy of that.
+
+    stdout, stderr: the patterns of the files that take copies of them; the provider fills them in.
+    """
+
+    argv: tuple[str, ...]
+    working_dir: str
+    in_place: bool
+    stdout: str | None
+    stderr: str | None
+
+
+def _start(config: TaskConfig, provider: Provider, here: Path) -> _Start:
+    """How its command is started, of a task that is submitted in the folder `here`."""
+    in_place, batch = _is_in_place(config, provider), config.batch
+    folder = str(here / (config.working_dir or "") if in_place else here)
+    stdout, stderr = _output_files(config, folder, in_place=in_place)
+    if batch:
+        argv = submitting.command(batch.args, batch.options, folder, joined=bool(stdout) and stdout == stderr)
+    else:
+        argv = _argv(config, same_machine=provider.capabilities.same_machine)
+    return _Start(argv, folder if in_place else _working_dir(config, here), in_place, stdout, stderr)
+
+
 def _output_files(config: TaskConfig, folder: str, *, in_place: bool) -> tuple[str | None, str | None]:
-    """The patterns of the files that take copies of stdout and stderr; the provider fills them in."""
     output, error = config.output, config.error
     if config.batch and in_place:
         output = output or (DEFAULT_OF_ARRAY if config.array is not None else DEFAULT)
@@ -312,10 +330,6 @@ def _is_in_place(config: TaskConfig, provider: Provider) -> bool:
     """Whether it runs where it was submitted, as with Slurm: a batch script, where the machines share that folder."""
     is_asked = "upload_code" not in config.model_fields_set or not config.upload_code
     return bool(config.batch) and is_asked and provider.capabilities.shared_folder and not config.image
-
-
-def _has_mounts(config: TaskConfig) -> bool:
-    return bool(config.volumes or config.mounts)
 
 
 def _argv(config: TaskConfig, *, same_machine: bool) -> tuple[str, ...]:

@@ -62,15 +62,7 @@ def logs(
       flow logs train --follow --tail 20
     """
     _check_pattern(grep)
-    from flow.client import Flow
-    from flow.log_folders import check_rank
-
-    client = Flow()
-    task = client.get_task(reference)
-    output.notes(client.notes)
-    if task.is_array and node is not None:
-        check_rank(task.task_id, task.plan, node, is_array=True)
-        task, node = client.get_task(f"{task.task_id}_{node}"), None
+    task, node = _named(reference, node)
     chosen: dict[str, Any] = {
         "follow": following,
         "stream": None if stdout_only == stderr_only else "stdout" if stdout_only else "stderr",
@@ -101,6 +93,20 @@ def logs(
             copy()
             task.wait()
     return follow.exit_code(task)
+
+
+def _named(reference: str, node: int | None) -> tuple[Task, int | None]:
+    """The task that is meant, and the node of it: a node of an array is an element, a task by itself."""
+    from flow.client import Flow
+    from flow.log_folders import check_rank
+
+    client = Flow()
+    task = client.get_task(reference)
+    output.notes(client.notes)
+    if not task.is_array or node is None:
+        return task, node
+    check_rank(task.task_id, task.plan, node, is_array=True)
+    return client.get_task(f"{task.task_id}_{node}"), None
 
 
 def _print_lines(lines: Iterator[Line], form: Callable[[Line], bytes], *, at_once: bool) -> None:
