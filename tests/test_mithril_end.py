@@ -276,6 +276,18 @@ def test_a_machine_that_is_kept_is_entered_and_ended_only_by_name(client: Flow, 
     )
 
 
+def test_the_machine_of_an_array_that_is_kept_is_entered_by_its_elements(client: Flow, cloud: Cloud) -> None:
+    array = client.run("echo $FLOW_ARRAY_INDEX >note", upload_code=False, array="1-2", keep=True)
+    assert array.wait(timeout=90) == "completed"
+    refused = flow("ssh", array.task_id)
+    assert refused.stderr.endswith(f"hint: its machine was kept: `flow ssh {array}_1` opens a shell on it\n")
+    entered = flow("ssh", f"{array}_2", "--", "cat", "note")
+    told = f"note: `{array}_2` is completed; its machine costs $1.25/h until `flow orphans {array} --yes`\n"
+    assert (entered.stdout, entered.stderr) == ("2\n", told)
+    assert flow("orphans", array.task_id, "--yes").returncode == 0
+    assert wait_until(lambda: cloud.billed() == [], seconds=30)
+
+
 @pytest.mark.parametrize(
     ("fields", "hours"), [({"max_run_time_hours": 2}, 74), ({}, 364 * 24), ({"max_run_time_hours": 9e4}, 364 * 24)]
 )

@@ -187,14 +187,15 @@ def mount(task: Task, allocation: Allocation | None, volume: Volume, store: Volu
 
 def _way_in(task: Task) -> str:
     """What to do where a task that does not run cannot be entered."""
+    one = f"{task.task_id}_{task.plan.elements.indices[0]}" if task.is_array and task.plan.elements else task.task_id
     if task.has_kept:
-        return f"its machine was kept: `flow ssh {task.task_id}` opens a shell on it"
+        return f"its machine was kept: `flow ssh {one}` opens a shell on it"
     if task.status.is_final:
         return f"see its output with `flow logs {task.task_id}`"
     if task.is_held:
         return f"it is held: let it start with `flow resume {task.task_id}`"
-    if task.is_array and task.plan.elements:
-        return f"name an element: `flow ssh {task.task_id}_{task.plan.elements.indices[0]}`"
+    if task.is_array:
+        return f"name an element: `flow ssh {one}`"
     return f"wait until it runs: `flow status {task.task_id} --watch`"
 
 
