@@ -23,8 +23,7 @@ from flow.status import Outcome, TaskStatus
 from tests.support.commands import flow
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import broken, refusal
-from tests.support.processes import wait_until
-from tests.support.ssh_faults import end_attendant
+from tests.support.processes import end_attendant, wait_until
 
 REGION = "us-central1-b"
 
