@@ -58,7 +58,7 @@ OUTPUT = hashlib.sha256("".join(f"{n}\n" for n in [*range(1, 20001), *range(2000
 _AGAIN = ("works-again", "array-again")  # also where its bid is ended
 KINDS = (
     Kind("works", _WORK, ("completed",)),
-    Kind("works longer", f"{_WORK}; sleep 1.5", ("completed",)),
+    Kind("works longer", f"{_WORK}; sleep 1", ("completed",)),
     Kind("fails", f"{_WORK}; exit 3", ("failed",)),
     Kind("two nodes", _WORK, ("completed",), {"num_instances": 2}),
     Kind("array", _WORK, ("completed",), {"array": "1-3"}),
@@ -67,8 +67,8 @@ KINDS = (
         {"volumes": [{"mount_path": "/data", "size_gb": 1, "ephemeral": True}]},
     ),
     Kind("second try", f"{_WORK}; [ $FLOW_ATTEMPT -ge 2 ]", ("completed",), {"retries": 1}),
-    Kind("works again", f"{_WORK}; sleep 1", ("completed",), {"retries": 3}),
-    Kind("array again", f"{_WORK}; sleep 0.5", ("completed",), {"retries": 3, "array": "1-4%2"}),
+    Kind("works again", f"{_WORK}; sleep 0.7", ("completed",), {"retries": 3}),
+    Kind("array again", f"{_WORK}; sleep 0.3", ("completed",), {"retries": 3, "array": "1-4%2"}),
     Kind("cancelled", "sleep 300", ("cancelled",), is_cancelled=True),
 )  # fmt: skip
 _FAULTS = (
@@ -122,7 +122,7 @@ class _Story:
         """Everything at its moment, then what was cut short is asked again, until nothing is left to be done."""
         self.absent = self.random.random()
         if self.absent < 0.7:  # nobody there when it ends: machines pause themselves, or copy what tasks left and end
-            os.environ["FLOW_MITHRIL_GRACE_MINUTES"] = "0.03"
+            os.environ["FLOW_MITHRIL_GRACE_MINUTES"] = "0.01"
         if self.absent < 0.4:
             keys = {**self.aws.access, "AWS_SECRET_ACCESS_KEY": _AWS_SECRET}
             os.environ.update(keys, FLOW_RECORDS="s3://bucket/records")
@@ -133,10 +133,10 @@ class _Story:
         self.faults += [f"api: {line.partition('?')[0]}" for line in self.cloud.faults.played]
         self.cloud.faults.clear()
         self.aws.take_any_signature()
-        self.violations += self.clients.await_ends(seconds=60)
         for name, kind in self.asked.items():
             if self.random.random() < 0.5:  # else what it left on record is to go on by itself
                 self.violations += self.clients.run_again(name, kind)
+        self.violations += self.clients.await_ends(seconds=60)
         self._settle()
 
     def _acts(self) -> list[Act]:
@@ -151,21 +151,21 @@ class _Story:
             self.asked[name] = kind
             acts.append((begin, partial(self.clients.run, name, kind, dies=line)))
             if dies < 0.8:
-                acts.append((begin + moment(0.2, 4), partial(self.clients.kill, name)))
+                acts.append((begin + moment(0.2, 3), partial(self.clients.kill, name)))
         for _ in range(self.random.randint(1, 3)):
-            acts.append((moment(0.5, 5), self._kill_attendant))
+            acts.append((moment(0.6, 4), self._kill_attendant))
         looks = (["status"], ["wait", "@last"], ["cancel", "cancelled"], ["logs", "-f", "@last"])
         for number, words in enumerate(self.random.choices(looks, k=3)):
-            acts.append((moment(1, 6), partial(self._look, f"look {number}", *words)))
+            acts.append((moment(0.7, 4), partial(self._look, f"look {number}", *words)))
         if self.random.random() < 0.3:
-            acts.append((moment(1, 4), partial(self._preempt, moment(0.5, 2))))
+            acts.append((moment(0.8, 3), partial(self._preempt, moment(0.5, 1.5))))
         if self.absent < 0.7:
-            acts.append((moment(1, 3), partial(self._be_away, moment(3, 6))))
+            acts.append((moment(0.8, 2), partial(self._be_away, moment(2, 3.5))))
         if self.random.random() < 0.2:
-            acts.append((moment(0.5, 4), self._refuse_to_copy))
+            acts.append((moment(0.5, 3), self._refuse_to_copy))
         if is_lossy:
-            acts += [(moment(1, 6), self._end_bid) for _ in range(self.random.randint(1, 2))]
-        acts += [(moment(1.5, 5), self._cancel_all_that_should)]
+            acts += [(moment(0.8, 4), self._end_bid) for _ in range(self.random.randint(1, 2))]
+        acts += [(moment(1, 3.5), self._cancel_all_that_should)]
         return acts
 
     def _look(self, name: str, *words: str) -> None:
@@ -212,7 +212,7 @@ class _Story:
             return
         name = self.random.choice(names)
         lane = self.cloud.lane(self.cloud.bid(name).instance_type, REGION)
-        before, self.cloud.spot.notice_seconds = lane.price_cents, 1.0
+        before, self.cloud.spot.notice_seconds = lane.price_cents, 0.7
         self.cloud.preempt(name)
         time.sleep(seconds)
         lane.price_cents = before
