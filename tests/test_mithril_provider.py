@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,23 @@ def test_a_bid_is_made_once_whatever_becomes_of_the_answer(client: Flow, cloud: 
         task = _run(client, "echo once")
         assert task.wait(timeout=90) == "completed"
         assert [one.name for one in cloud.spot.bids.values()].count(task.task_id) == 1
+
+
+def test_a_bid_that_another_client_made_and_ended_meanwhile_is_not_made_again(client: Flow, cloud: Cloud) -> None:
+    """The first still looks for its own, whose answer it never had."""
+    client.home.mkdir(exist_ok=True)
+    cloud.faults.play(reset(), "POST /v2/spot/bids")
+    with ThreadPoolExecutor(1) as pool, (client.home / "attend.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # this process is the attendant
+        asked = pool.submit(_run, client, "sleep 1000")
+        assert wait_until(lambda: cloud.faults.played)
+        (task,) = Flow().tasks(refresh=False)
+        task.allocate()
+        task.cancel()
+        assert wait_until(lambda: [attend(Flow(), {}), cloud.bid(task.task_id).status][1] == "Terminated")
+        asked.result()
+        assert wait_until(lambda: [attend(client, {}), client.held()][1] == [], seconds=60)
+    assert [one.name for one in cloud.spot.bids.values()] == [task.task_id]
 
 
 @pytest.mark.parametrize("refused", [QUOTA, NO_MEMBER])

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import importlib
 import json
 import os
 import pwd
-import shutil
 import socket
 import subprocess
 import sys
@@ -26,17 +26,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 RUN = "/run/flow"  # gone after each boot
 OPEN = RUN + "/open"  # while it is there, tasks get their turn
 LOOK_SECONDS = 1.0
-DEVICE_SECONDS = 120.0  # for a volume's device to appear
 HTTP_SECONDS = 30.0
-LIMIT_SECONDS = 3600  # for one program, as that which copies a record
+LIMIT_SECONDS = 3600  # for one program
 REFUSED_SECONDS = 60.0  # before it is asked again by a key that was refused
 CLIENT_SECONDS = 15.0  # for one that is there to collect what the task left
-# Ubuntu does not have it; source: NVIDIA Container Toolkit, "Installing with apt".
-TOOLKIT = """
-at=https://nvidia.github.io/libnvidia-container key=/usr/share/keyrings/nvidia.asc
-curl -fsSL $at/gpgkey >$key
-echo "deb [signed-by=$key] $at/stable/deb/$(dpkg --print-architecture) /" >/etc/apt/sources.list.d/nvidia.list
-"""
 PORT = 7091  # where the machines of one task tell each other whether they are done
 SILENCE_SECONDS = 3600.0  # for which one that does not answer is taken to be at work
 WORKS, COMPLETED, FAILED = b"0", b"1", b"2"
@@ -78,67 +71,14 @@ class Guard:
                 self.as_user("sh", "-c", 'echo preempted >> "$0/asked"', folder)
 
     def prepare(self) -> None:
-        """Docker, caches and volumes; what goes wrong is told to the task that needs it, by a file beside the mount."""
-        if self.machine["docker"]:
-            self.have_docker()
+        """Docker, caches and volumes."""
         if os.path.isdir(self.machine["scratch"]):
             caches = os.path.join(self.machine["scratch"], "cache")
             os.makedirs(caches, exist_ok=True)
             os.chown(caches, self.user.pw_uid, self.user.pw_gid)
-        for volume in self.machine["volumes"]:
-            at = volume["path"]
-            os.makedirs(at, exist_ok=True)
-            failed = self.mount(volume)
-            if failed:
-                _say(failed)
-                os.rmdir(at)
-                _write(at + ".why", failed)
-            elif os.path.exists(at + ".why"):
-                os.unlink(at + ".why")
-
-    def have_docker(self) -> None:
-        """Installed where it is missing, as what shows it GPUs, and open to the login user."""
-        if not shutil.which("docker"):
-            _install("docker.io")
-        if shutil.which("nvidia-smi") and not shutil.which("nvidia-container-runtime-hook"):
-            _run("sh", "-c", TOOLKIT)
-            _install("nvidia-container-toolkit")
-            _run("systemctl", "restart", "docker")  # it looks for it when it starts
-        _run("usermod", "-aG", "docker", self.user.pw_name)
-
-    def mount(self, volume: dict[str, Any]) -> str:
-        """Why it could not be; "" where it is there."""
-        at = volume["path"]
-        if os.path.ismount(at):
-            return ""
-        if volume["share"]:
-            if not shutil.which("mount.nfs4"):
-                _install("nfs-common")
-            done = _run("mount", "-t", "nfs4", "-o", volume["options"], volume["share"], at)
-            said = done.stderr.strip() or f"exit {done.returncode}"
-            return self.owned(at) if done.returncode == 0 else f"{volume['share']}: {said}"
-        end = time.monotonic() + DEVICE_SECONDS
-        while not os.path.exists(volume["device"]):
-            if time.monotonic() > end:
-                return f"its device `{volume['device']}` did not appear"
-            time.sleep(0.5)
-        kind = _run("blkid", "-p", "-o", "value", "-s", "TYPE", volume["device"])
-        if kind.returncode == 2:  # nothing that it knows: formatted only if there is nothing at all
-            if not _is_blank(volume["device"]):
-                return f"`{volume['device']}` holds data and no file system: it is left as it is"
-            made = _run("mkfs.ext4", "-q", volume["device"])
-            if made.returncode:
-                return made.stderr.strip() or "mkfs.ext4 failed"
-        uuid = _run("blkid", "-p", "-o", "value", "-s", "UUID", volume["device"]).stdout.strip()
-        named = _run("mount", f"UUID={uuid}", at) if uuid else None
-        done = named if named and not named.returncode else _run("mount", volume["device"], at)
-        return self.owned(at) if done.returncode == 0 else done.stderr.strip()
-
-    def owned(self, at: str) -> str:
-        """A volume that nobody has written to yet is the login user's."""
-        if not set(os.listdir(at)) - {"lost+found"} and os.stat(at).st_uid == 0:
-            os.chown(at, self.user.pw_uid, self.user.pw_gid)
-        return ""
+        if self.machine["docker"] or self.machine["volumes"]:
+            for said in importlib.import_module("guard_setup").prepare(self.machine, self.user, _run):
+                _say(said)
 
     # -- while it is up
 
@@ -233,7 +173,8 @@ class Guard:
         given = json.dumps({**records, "tasks": os.path.join(self.root, "tasks")})
         self.is_copying = True
         try:
-            done = self.as_user("python3", os.path.join(self.tools(), "record_copy.py"), given=given)
+            program = os.path.join(self.tools(), "record_copy.py")
+            done = self.as_user("python3", program, given=given, limit_seconds=0)  # it sees to that by itself
         finally:
             self.is_copying = False
         if done.returncode or done.stderr:
@@ -288,26 +229,9 @@ class Guard:
             found += [os.path.join(at, rank) for rank in _listed(at) if rank.isdigit()] if at else []
         return found
 
-    def as_user(self, *argv: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    def as_user(self, *argv: str, **given: Any) -> subprocess.CompletedProcess[str]:
         """Run as the login user."""
-        return _run("runuser", "-u", self.user.pw_name, "--", *argv, given=given)
-
-
-def _install(package: str) -> None:
-    apt = "export DEBIAN_FRONTEND=noninteractive; apt-get update -q; apt-get install -yq "
-    done = _run("sh", "-c", apt + package)
-    _say(f"{package} was installed: {done.returncode} {done.stderr[-200:]}")
-
-
-def _is_blank(device: str) -> bool:
-    """Whether there are only zeros in the first and the last MiB."""
-    with open(device, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        for at in (0, max(0, size - (1 << 20))):
-            file.seek(at)
-            if any(file.read(1 << 20)):
-                return False
-    return True
+        return _run("runuser", "-u", self.user.pw_name, "--", *argv, **given)
 
 
 def _is_locked(path: str) -> bool:
@@ -343,9 +267,9 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def _run(*argv: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    """It is ended, with all that it started, where it takes too long; its exit code is not 0 then."""
-    pipe, words = subprocess.PIPE, ["timeout", "-k", "10", str(LIMIT_SECONDS), *argv]
+def _run(*argv: str, given: str = "", limit_seconds: int = LIMIT_SECONDS) -> subprocess.CompletedProcess[str]:
+    """It is ended, with all that it started, where it takes too long (0: never); its exit code is not 0 then."""
+    pipe, words = subprocess.PIPE, ["timeout", "-k", "10", str(limit_seconds), *argv]
     try:
         return subprocess.run(
             words, input=given, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", check=False

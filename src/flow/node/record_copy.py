@@ -19,12 +19,15 @@ from typing import Any
 _PACKAGE = f"{__package__}." if __package__ else ""
 answers, objects = (importlib.import_module(_PACKAGE + one) for one in ("answers", "objects"))
 OTHERS = 3
+STILL_SECONDS = 3600  # after which a copy that does not go on is ended
 STAYS = ("workspace", "inbox", "task.json", "env.json")  # of a task folder: code, secrets, variables
 
 
 def main() -> int:
     """Copy it, unless that was done."""
     signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGALRM, _leave)
+    signal.alarm(STILL_SECONDS)
     asked = json.load(sys.stdin)
     folder, name = os.path.join(asked["tasks"], asked["task_id"]), asked["names"][asked["own"]]
     try:
@@ -66,6 +69,7 @@ class Packed:
         """So much, less only at its end. Raises objects.Failed where not all could be packed."""
         assert self._process.stdout
         data = self._process.stdout.read(size)
+        signal.alarm(STILL_SECONDS)
         if len(data) < size and self._process.wait() not in (0, 1):  # 1: a file has changed meanwhile
             raise objects.Failed(f"what the task left cannot be packed: {self.said()}")
         return data

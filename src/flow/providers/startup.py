@@ -19,7 +19,8 @@ ROOT = "/opt/flow"
 RUN = "/run/flow"
 LASTING = "/etc/systemd/system/multi-user.target.wants/flow-guard.service"  # the last that the script makes
 READY = f"{RUN}/open"  # there once the machine is ready for its task; gone after a boot
-_GUARD = Path(__file__).parents[1] / "node" / "guard.py"
+_NODE = Path(__file__).parents[1] / "node"
+_FOR_SETUP = "guard_setup.py"
 _SCRIPT = """\
 #!/bin/bash
 # {mark}
@@ -105,26 +106,34 @@ def startup_script(
         "grace_seconds": grace_seconds,
         "deliver_seconds": deliver_seconds,
     }
-    files = {"guard.py": stripped(_GUARD.read_text()), "machine.json": json.dumps(machine)}
+    programs = ("guard.py", *([_FOR_SETUP] if volumes or plan.image else []))
+    files = {one: stripped((_NODE / one).read_text()) for one in programs}
+    files["machine.json"] = json.dumps(machine)
     payload = base64.b85encode(zlib.compress(json.dumps(files).encode(), 9)).decode().replace("'", "'\\''")
     return _SCRIPT.format(mark=mark, root=ROOT, user=user, ready=READY, payload=payload)
 
 
 def tell_guard(channel: Channel, volume: Mapping[str, Any]) -> None:
     """Have a machine's guard see to one volume more from its next boot on. Raises ProviderError."""
-    done = channel.ask(shlex.join(["sudo", "-n", "python3", "-c", _ADD_VOLUME]), stdin=json.dumps(volume).encode())
+    program = stripped((_NODE / _FOR_SETUP).read_text())  # the first one needs it
+    told = json.dumps([volume, _FOR_SETUP, program]).encode()
+    done = channel.ask(shlex.join(["sudo", "-n", "python3", "-c", _ADD_VOLUME]), stdin=told)
     if done.returncode:
         raise ProviderError(f"a machine does not take a volume: {done.stderr.decode(errors='replace').strip()}")
 
 
 _ADD_VOLUME = f"""
 import json, os, sys
-volume, at = json.load(sys.stdin), "{ROOT}/machine.json"
-machine = json.load(open(at))
+def write(name, text):
+    at = "{ROOT}/" + name
+    with open(at + ".new", "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(at + ".new", at)
+volume, name, program = json.load(sys.stdin)
+write(name, program)
+machine = json.load(open("{ROOT}/machine.json"))
 machine["volumes"] = [one for one in machine["volumes"] if one["path"] != volume["path"]] + [volume]
-with open(at + ".new", "w") as file:
-    json.dump(machine, file)
-    file.flush()
-    os.fsync(file.fileno())
-os.rename(at + ".new", at)
+write("machine.json", json.dumps(machine))
 """

@@ -396,16 +396,16 @@ class Mithril(Rented):
                     yield f"{one['used_quantity']} of {one['total_quantity']} {one['units']} of that type are in use"
 
     def _has_come(self, plan: Plan, attempt: int) -> bool:
-        """Whether a bid for this attempt is there: it may take a moment to show."""
+        """Whether a bid was made for this attempt, be it ended by now: it may take a moment to show."""
         for tried in range(_LOOKS):
             if tried:
                 time.sleep(_PAUSE_SECONDS)
             with suppress(ProviderError):
                 for one in self.rentals([plan.task_id]):
-                    if one.state is not Machines.GONE and one.plan_hash != plan.hash:
+                    if one.plan_hash == plan.hash and one.attempt == attempt:
+                        return True
+                    if one.plan_hash != plan.hash and one.state is not Machines.GONE:
                         raise ValidationError(f"`{plan.task_id}` is the name of a bid that is not ours")
-                    if one.state is not Machines.GONE:
-                        return one.attempt == attempt
         return False
 
     # -- what the API tells
