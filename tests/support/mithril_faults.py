@@ -88,7 +88,7 @@ _AWS_SECRET = "wJalr-a-secret-that-nobody-may-see"
 
 
 def run_story(seed: int, folder: Path, cloud: Cloud, aws: Aws) -> Verdict:
-    """Tell the story of `seed` on a cloud and an S3 that are as new, in the empty `folder`: about ten seconds."""
+    """Tell the story of `seed` on a cloud and an S3 that are as new, in the empty `folder`: some seconds."""
     aws.bucket("bucket", {})
     settings = {"FLOW_MITHRIL_API_URL": cloud.url, "MITHRIL_API_KEY": cloud.key, "FLOW_MITHRIL_REGION": REGION}
     with far_surroundings(folder, FLOW_PROVIDER="mithril", **settings):
