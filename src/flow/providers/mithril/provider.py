@@ -30,12 +30,13 @@ from flow.plan import Plan
 from flow.providers import Option
 from flow.providers.mithril.account import BIDS, Account, open_api
 from flow.providers.mithril.api import URL, NameTakenError, NotKnownError, PriceTooLowError
+from flow.providers.mithril.bids import PAUSES, UNDELIVERED, limit_of, rental_of, volumes_of
 from flow.providers.mithril.keys import Keys, keys_of_others, login_keys
-from flow.providers.mithril.market import Market, dollars, moment, price_text
+from flow.providers.mithril.market import Market, price_text
 from flow.providers.mithril.volumes import Volumes, on_machine, path_of
 from flow.providers.rental import Machine, Rental
 from flow.providers.rented import Rented
-from flow.providers.startup import Mark, read_mark, startup_script, tell_guard
+from flow.providers.startup import Mark, startup_script, tell_guard
 
 _INSTANCES, _KEYS, _QUOTAS = "/v2/instances", "/v2/api-keys", "/v2/quotas"
 _USER = "ubuntu"
@@ -128,7 +129,7 @@ class Mithril(Rented):
             bids = [one for one in bids if task_ids is None or one["name"] in task_ids]
         instances = self._instances([one for one in bids if one["status"] not in ("Open", "Terminated", "Paused")])
         prices = self._prices() if bids else {}
-        return [self._rental(one, instances.get(str(one["fid"]), []), prices) for one in bids]
+        return [rental_of(one, instances.get(str(one["fid"]), []), prices, self._noted_word) for one in bids]
 
     def bills(self) -> list[Rental]:
         """The same of all live bids without their machines; a look at many tasks a moment ago will do."""
@@ -136,7 +137,7 @@ class Mithril(Rented):
         if time.monotonic() - since > _LISTED_SECONDS:
             bids = self._live_bids()
         prices = self._prices() if bids else {}
-        return [self._rental(one, [], prices) for one in bids]
+        return [rental_of(one, [], prices, self._noted_word) for one in bids]
 
     def rent(self, plan: Plan, attempt: int, machines: int) -> None:
         """Bid for them; a bid of this name that is ours already is left alone."""
@@ -195,9 +196,9 @@ class Mithril(Rented):
 
         The word is noted here.
         """
-        if rental.ended_with not in ("", _UNDELIVERED):
+        if rental.ended_with not in ("", UNDELIVERED):
             write_durably(self._word_file(str(rental.task_id)), f"{rental.rental_id} {rental.ended_with}".encode())
-        bid, limit = f"{BIDS}/{rental.rental_id}", {"limit_price": price_text(_limit_of(rental.told or {}))}
+        bid, limit = f"{BIDS}/{rental.rental_id}", {"limit_price": price_text(limit_of(rental.told or {}))}
         try:
             self.account.api.update(bid, {"paused": False, **(limit if rental.ended_with else {})})
         except PriceTooLowError:  # the least that is taken has risen
@@ -207,16 +208,11 @@ class Mithril(Rented):
         """Names its bid, and how its machine has told that the task has ended."""
         return self.home / "record" / task_id / "ended_with"
 
-    def _word_of(self, bid: Mapping[str, Any], state: Machines) -> str:
-        """How its machine told that the task has ended, before it paused; "" where it did not."""
-        if state in (Machines.LOST, Machines.GONE):
-            return ""
-        word = _ended_with(bid)
-        if not word:
-            with suppress(OSError):
-                bid_id, word = self._word_file(str(bid.get("name"))).read_text().split()
-                word = word if bid_id == bid["fid"] else ""
-        return "" if word == _UNDELIVERED and state is not Machines.PAUSED else word
+    def _noted_word(self, bid: Mapping[str, Any]) -> str:
+        with suppress(OSError):
+            bid_id, word = self._word_file(str(bid.get("name"))).read_text().split()
+            return word if bid_id == bid["fid"] else ""
+        return ""
 
     def bill(self, plan: Plan, rental: Rental) -> dict[str, Any]:
         """With a key of its own, made for this, which expires by itself should nobody revoke it."""
@@ -224,10 +220,10 @@ class Mithril(Rented):
         name = f"flow-{plan.task_id}-{time.time_ns() % 10**6:06}"
         key = self.account.api.create(_KEYS, {"name": name, "expires_at": until.strftime("%Y-%m-%dT%H:%M:%SZ")})
         url = f"{self.account.api.url}{BIDS}/{rental.rental_id}"
-        limit = _limit_of(rental.told or {})
+        limit = limit_of(rental.told or {})
         requests: dict[str, Any] = {
             word: ["PATCH", url, {"paused": True, "limit_price": price_text(limit + number / 100)}]
-            for number, word in _PAUSES.items()
+            for number, word in PAUSES.items()
         }
         requests["collected"] = ["DELETE", url, None]
         headers = {"Authorization": f"Bearer {key['secret']}"}
@@ -295,7 +291,7 @@ class Mithril(Rented):
             self._await(plan.task_id, Machines.PAUSED)
         if missing:
             try:
-                ids = [*_volumes_of(rental), *(one.volume_id for one in missing)]
+                ids = [*volumes_of(rental), *(one.volume_id for one in missing)]
                 self.account.api.update(bid, {"volumes": ids})
             except (ValidationError, ResourceNotFoundError) as error:  # which is none of the task
                 refused = error
@@ -307,7 +303,7 @@ class Mithril(Rented):
 
     def _missing(self, rental: Rental, wanted: Collection[str]) -> list[Volume]:
         """Those that its bid does not have yet, as far as there still are such volumes."""
-        new = set(wanted) - set(_volumes_of(rental))
+        new = set(wanted) - set(volumes_of(rental))
         return [one for one in self.volumes.list() if one.volume_id in new] if new else []
 
     def _tell_of(self, plan: Plan, rental: Rental, volumes: Sequence[Volume]) -> None:
@@ -436,99 +432,6 @@ class Mithril(Rented):
             return {}
         return {(one.type_id, str(one.region)): one.price_per_hour for one in offers if one.price_per_hour is not None}
 
-    def _rental(
-        self, bid: Mapping[str, Any], instances: list[dict[str, Any]], prices: Mapping[tuple[str, str], float]
-    ) -> Rental:
-        name, made_for = str(bid.get("name")), _mark_of(bid)
-        is_task = made_for is not None and made_for.task_id == name
-        state, reason = _state(bid, instances)
-        instances = [one for one in instances if _word(one) not in _OVER]
-        quantity = int(bid.get("instance_quantity") or 1)
-        limit = dollars(bid.get("limit_price"))
-        current = prices.get((str(bid.get("instance_type")), str(bid.get("region"))))
-        price = min((one for one in (current, limit) if one is not None), default=None)
-        is_billed = state in (Machines.UP, Machines.STARTING, Machines.PREEMPTED) and bid.get("status") != "Open"
-        ended_with = self._word_of(bid, state) if is_task else ""
-        if ended_with and state is not Machines.UP:
-            least = None if current is None else current * quantity
-            reason = _ENDS[ended_with] + _until_collected(state, reason, _limit_of(bid) * quantity, least)
-        machines = [_machine(name, number, one) for number, one in enumerate(sorted(instances, key=_by_name))]
-        return Rental(
-            str(bid["fid"]),
-            name if is_task else None,
-            state,
-            name=name,
-            attempt=made_for.attempt if made_for else 1,
-            plan_hash=made_for.plan_hash if made_for else "",
-            home_id=made_for.home_id if made_for else "",
-            reason=reason,
-            machines=tuple(machines),
-            created=moment(bid.get("created_at")),
-            given=max((at for one in instances if (at := moment(one.get("created_at")))), default=None),
-            price_per_hour=price * quantity if price is not None and is_billed else 0.0 if not is_billed else None,
-            ended_with=ended_with,
-            told=bid,
-        )
-
-
-def _state(bid: Mapping[str, Any], instances: list[dict[str, Any]]) -> tuple[Machines, str]:
-    """Of a bid's machines; a state that is new to us counts as one that passes."""
-    status = "Terminated" if bid.get("deactivated_at") else str(bid.get("status"))
-    words = {_word(one) for one in instances if _word(one) not in _OVER}
-    known = {
-        "Open": (Machines.QUEUED, f"its bid of {bid.get('limit_price')}/h waits for a machine"),
-        "Paused": (Machines.PAUSED, "its bid is paused"),
-        "Preempting": (Machines.PREEMPTED, "its machine is being taken back"),
-        "Terminated": (Machines.GONE, "its bid was ended"),
-        "Replaced": (Machines.GONE, "its bid was ended"),
-    }
-    if status in known or "PREEMPTING" in words:
-        return known.get(status, known["Preempting"])
-    live = [one for one in instances if _word(one) not in _OVER]
-    is_whole = len(live) >= int(bid.get("instance_quantity") or 1)
-    if words == {"RUNNING"} and is_whole:
-        is_reachable = all(one.get("ssh_destination") for one in live)
-        return (Machines.UP, "") if is_reachable else (Machines.STARTING, "its machine boots")
-    if "ERROR" in words:
-        return Machines.LOST, "its machine has failed, says Mithril"
-    if not is_whole and any(_word(one) in _OFF for one in instances):
-        return Machines.LOST, "its machine is off, says Mithril"
-    return Machines.STARTING, f"its machine: {', '.join(sorted(one.lower() for one in words or {status}))}"
-
-
-# How many cents more than the limit that its bid was made with a machine pauses it with, and what that says: the API
-# takes no other word.
-_UNDELIVERED = "undelivered"
-_PAUSES = {1: "completed", 2: "failed", 3: _UNDELIVERED}
-_ENDS = {
-    "completed": "completed, and not collected yet",
-    "failed": "has ended, and was not collected yet",
-    _UNDELIVERED: "its machine has waited for its code in vain",
-}
-
-
-def _ended_with(bid: Mapping[str, Any]) -> str:
-    """What the machine told as it paused its own bid; "" where somebody else has paused it."""
-    now = dollars(bid.get("limit_price")) or 0.0
-    return _PAUSES.get(round((now - _limit_of(bid)) * 100), "")
-
-
-def _until_collected(state: Machines, reason: str, limit: float, price: float | None) -> str:
-    """What a machine whose task has ended waits for."""
-    if state not in (Machines.PAUSED, Machines.QUEUED):
-        return f"; {reason}"
-    if price is None:
-        return ""
-    if state is Machines.QUEUED or price > limit:
-        return f"; waits for a machine (limit ${limit:.2f}, price ${price:.2f})"
-    return f"; its machine goes on for that at ${price:.2f}/h"
-
-
-def _limit_of(bid: Mapping[str, Any]) -> float:
-    """The limit price that a bid was made with."""
-    made_for = _mark_of(bid)
-    return int(made_for.words[0]) / 100 if made_for and made_for.words else dollars(bid.get("limit_price")) or 0.0
-
 
 def _not_running(plan: Plan) -> ValidationError:
     return ValidationError(
@@ -542,39 +445,9 @@ def _noted(file: Path, rental: Rental | None) -> list[str]:
     return wanted if rental and bid == rental.rental_id else []
 
 
-def _volumes_of(rental: Rental) -> list[str]:
-    """Those that its bid has, by their ids."""
-    return list(((rental.told or {}).get("launch_specification") or {}).get("volumes") or ())
-
-
 def _key_seconds(plan: Plan) -> float:
     """How long the key of a plan's machines is to be good for."""
     if plan.limit_seconds is None:
         return _KEY_MOST_SECONDS
     elements = len(plan.elements.indices) if plan.elements else 1  # which may have to run one after the other
     return min(plan.limit_seconds * elements + _KEY_SLACK_SECONDS, _KEY_MOST_SECONDS)
-
-
-def _mark_of(bid: Mapping[str, Any]) -> Mark | None:
-    return read_mark(str((bid.get("launch_specification") or {}).get("startup_script") or ""))
-
-
-_OFF = ("STOPPED", "TERMINATED")  # of an instance whose bid is still allocated
-_OVER = (*_OFF, "PREEMPTED", "REPLACED", "PAUSED")
-
-
-def _word(instance: Mapping[str, Any]) -> str:
-    return str(instance.get("status")).removeprefix("STATUS_")
-
-
-def _by_name(instance: Mapping[str, Any]) -> tuple[int, str]:
-    """In the order of the numbers that end their names, which stay theirs when they move."""
-    number = str(instance.get("name", "")).rpartition("-")[2]
-    return (int(number) if number.isdigit() else 0, str(instance["fid"]))
-
-
-def _machine(bid_name: str, place: int, instance: Mapping[str, Any]) -> Machine:
-    number = str(instance.get("name", "")).removeprefix(f"{bid_name}-")
-    rank = int(number) - 1 if number.isdigit() and int(number) else place
-    target = instance.get("ssh_destination")
-    return Machine(str(instance["fid"]), rank, str(target) if target else None, str(instance.get("private_ip") or ""))
