@@ -43,7 +43,7 @@ def attend(client: Flow, plans: dict[str, Plan]) -> bool:
 
     plans: of the tasks that were looked at before, to be kept for the next time.
     """
-    client.finish_interrupted()
+    client.give_acknowledged()  # an attendant that is about to go starts no other: it would have the same key
     waiting = set(client.records.unallocated())
     refused: set[str] = set()  # providers that do not take our key: a client with another one is to come
     watched: dict[str, list[str]] = {}
