@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.fleet import Fleet
-from tests.support.ssh_faults import end_attendant
+from tests.support.processes import end_attendant
 
 from bench.place import own_home
 from flow.channel import ssh

@@ -16,9 +16,9 @@ from tests.support.aws import Aws, aws_server
 from tests.support.containers import IMAGE, podman
 from tests.support.fleet import Fleet
 from tests.support.mithril_cloud import Cloud, serve
-from tests.support.processes import end, end_scheduler, processes_of, wait_until
+from tests.support.processes import end, end_attendant, end_scheduler, processes_of, wait_until
 from tests.support.slurm import Cluster
-from tests.support.ssh_faults import end_attendant, write_quick_ssh
+from tests.support.story import write_quick_ssh
 
 pytest.register_assert_rewrite("tests.support.contract")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell that began the tests with `&`

@@ -16,15 +16,16 @@ from typing import Any
 
 import pytest
 
+from flow.attend import LOCK, start_attendant
 from flow.client import Flow
 from flow.errors import ValidationError
+from flow.node.remains import is_locked
 from flow.providers.mithril.api import Api
 from flow.status import Outcome, TaskStatus
 from tests.support.commands import flow
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import broken, refusal
-from tests.support.processes import wait_until
-from tests.support.ssh_faults import end_attendant
+from tests.support.processes import attendant_of, end_attendant, no_attendant, wait_until
 
 REGION = "us-central1-b"
 
@@ -399,3 +400,20 @@ def test_a_cancel_is_on_record_where_nobody_can_be_asked(
     assert f"\n\nhint: it is on record: `{task}` ends when a `flow` command" in ended.stderr
     assert task.wait(timeout=90) == "cancelled"
     assert wait_until(lambda: client.held() == [], seconds=60) and cloud.billed() == []
+
+
+def test_an_attendant_whose_key_is_refused_makes_room_for_another(
+    client: Flow, pretended: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody with the right key would come, for as long as it is there."""
+    task, lock = client.run("true", upload_code=False), client.home / LOCK
+    with no_attendant(client.home):
+        lock.write_text("")
+    with monkeypatch.context() as away:
+        away.setenv("MITHRIL_API_KEY", "of somebody else")
+        start_attendant(client.home)
+        refused = attendant_of(client.home)
+    assert wait_until(lambda: not is_locked(lock), seconds=30)
+    lock.write_text("")
+    assert task.refresh().status == "starting"
+    assert attendant_of(client.home) != refused and is_locked(lock)

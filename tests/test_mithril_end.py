@@ -26,11 +26,11 @@ from flow.status import Want
 from flow.task import Task
 from tests.support.aws import Aws
 from tests.support.commands import flow
-from tests.support.faults import DOOM
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import QUOTA, Fault, refusal
 from tests.support.mithril_cloud.records import Bid
 from tests.support.processes import attendant_of, no_attendant, wait_until
+from tests.support.story import DOOM
 
 WAIT = "until [ -e /tmp/go ]; do sleep 0.05; done"
 SECRET = "wJalr-a-secret-that-nobody-may-see"

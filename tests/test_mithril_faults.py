@@ -12,7 +12,7 @@ from tests.support.mithril_faults import run_story
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(20))
 def test_nothing_is_lost_or_left_whoever_is_killed(cloud: Cloud, cloud_aws: Aws, tmp_path: Path, seed: int) -> None:
-    verdict = run_story(seed, cloud, cloud_aws, tmp_path / "story")
+    verdict = run_story(seed, tmp_path / "story", cloud, cloud_aws)
     assert verdict.violations == (), f"seed {seed}, {verdict.kills}"

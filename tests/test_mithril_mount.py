@@ -16,10 +16,10 @@ from flow.client import Flow
 from flow.errors import ValidationError
 from flow.orphans import orphans
 from flow.task import Task
-from tests.support.faults import DOOM
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import slow
 from tests.support.processes import wait_until
+from tests.support.story import DOOM
 
 REGION = "us-central1-b"
 AGAIN = "[ $FLOW_ATTEMPT = 1 ] && sleep 1000; touch /mnt/more/here && echo has it"

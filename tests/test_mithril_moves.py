@@ -27,10 +27,10 @@ from flow.status import Outcome, TaskStatus
 from flow.task import Task
 from tests.support.commands import flow as told_by
 from tests.support.doom import Doom
-from tests.support.faults import DOOM
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import reset, taken_then_reset
 from tests.support.processes import no_attendant, wait_until
+from tests.support.story import DOOM
 
 AGAIN = "echo up; [ $FLOW_ATTEMPT = 1 ] && sleep 1000; echo again $FLOW_ATTEMPT $FLOW_RESUME"
 _SECONDS = 90.0

@@ -26,8 +26,8 @@ from flow.remote import Remote
 from flow.task import Task
 from tests.support.commands import flow
 from tests.support.fleet import Fleet, Host
-from tests.support.processes import wait_until
-from tests.support.ssh_faults import end_attendant, race, run_story
+from tests.support.processes import end_attendant, wait_until
+from tests.support.ssh_faults import race, run_story
 
 _SECONDS = 60.0
 
@@ -78,7 +78,7 @@ def processes_on(host: Host) -> str:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", range(20))
 def test_the_promise_holds_whatever_fails(fleet: Fleet, tmp_path: Path, seed: int) -> None:
-    verdict = run_story(seed, fleet, tmp_path / "story")
+    verdict = run_story(seed, tmp_path / "story", fleet)
     assert verdict.violations == (), f"seed {seed}, {verdict.kills}"
 
 

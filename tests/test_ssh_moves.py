@@ -20,10 +20,9 @@ from flow.client import Flow
 from flow.errors import FlowError, ProviderError
 from flow.machines import Machines
 from flow.task import Task
-from tests.support.faults import DOOM
 from tests.support.fleet import Fleet, Host
-from tests.support.processes import wait_until
-from tests.support.ssh_faults import end_attendant
+from tests.support.processes import end_attendant, wait_until
+from tests.support.story import DOOM
 
 _SECONDS = 60.0
 _LOST = "was out of reach for 0.05 minutes"

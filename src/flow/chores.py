@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from flow.attend import Do, Duty, next_duty, start_attendant
 from flow.dependencies import PAIRED, Fact, met_at
-from flow.errors import FlowError, UnknownProfileError
+from flow.errors import AuthenticationError, FlowError, UnknownProfileError
 from flow.machines import Allocation, Machines
 from flow.plan import Dependency, Plan
 from flow.status import Outcome, TaskStatus, Want
@@ -39,12 +39,13 @@ def give(client: Flow, task: Task) -> None:
 
 
 def attend(client: Flow, plans: dict[str, Plan]) -> bool:
-    """Do what is next for every task that needs a client for it; whether any will need one again.
+    """Do what is next for every task that needs a client for it; whether any will need this one again.
 
     plans: of the tasks that were looked at before, to be kept for the next time.
     """
-    client.finish_interrupted()
-    is_needed = bool(client.records.unallocated())
+    client.give_acknowledged()  # an attendant that is about to go starts no other: it would have the same key
+    waiting = set(client.records.unallocated())
+    refused: set[str] = set()  # providers that do not take our key: a client with another one is to come
     watched: dict[str, list[str]] = {}
     rented: dict[str, list[str]] = {}
     for row in client.records.rows(unfinished=True):
@@ -52,29 +53,38 @@ def attend(client: Flow, plans: dict[str, Plan]) -> bool:
             capabilities = client.provider(row.provider).capabilities
             if capabilities.rents:
                 rented.setdefault(row.provider, []).append(row.task_id)
+                waiting.discard(row.task_id)
             elif capabilities.moves or (capabilities.gathers and row.nodes > 1):
                 plan = plans.setdefault(row.task_id, client.records.get(row.task_id).plan)
                 if _needs_client(client, plan):
                     watched.setdefault(row.provider, []).append(row.task_id)
+    is_needed = bool(waiting)
     for name, task_ids in rented.items():
-        is_needed |= _see_to_all_rented(client, name, task_ids)
+        try:
+            is_needed |= _see_to_all_rented(client, name, task_ids)
+        except AuthenticationError:
+            refused.add(name)
     for name, task_ids in watched.items():
         is_needed |= _see_to_all(client, name, task_ids, plans)
-    return _give_back(client) or is_needed
+    return _give_back(client, refused) or is_needed
 
 
-def _give_back(client: Flow) -> bool:
-    """See that nothing is rented for tasks that have ended, or are not known any more; whether more is."""
-    is_needed = False
-    for name, task_id in client.held():
+def _give_back(client: Flow, refused: set[str]) -> bool:
+    """See that nothing is rented for tasks that have ended, or are not known any more; whether we see to more."""
+    seen_to = set()
+    for name, task_id in [one for one in client.held() if one[0] not in refused]:
         with suppress(UnknownProfileError):  # nobody can, while it is not there
             provider, records = client.provider(name), client.records
-            is_needed = True
-            with suppress(FlowError):  # it is asked for again
+            seen_to.add(name)
+            try:
                 is_over = records.final(task_id) or not records.rows_of([task_id])
                 if is_over or records.intent(task_id).want is Want.CANCEL:  # also where the first request failed
                     provider.release(task_id)
-    return is_needed
+            except AuthenticationError:
+                refused.add(name)
+            except FlowError:
+                pass  # it is asked for again
+    return bool(seen_to - refused)
 
 
 def _needs_client(client: Flow, plan: Plan) -> bool:
@@ -114,19 +124,25 @@ def _see_to(client: Flow, plan: Plan, allocation: Allocation) -> bool:
 
 
 def _see_to_all_rented(client: Flow, provider: str, task_ids: Collection[str]) -> bool:
-    """The same of machines that cost money, to the end of each task; one look tells of all of them."""
-    is_needed = True
-    with suppress(FlowError):
-        found: dict[str, list[Allocation]] = {task_id: [] for task_id in task_ids}
+    """The same of machines that cost money, to the end of each task; one look tells of all of them.
+
+    Raises AuthenticationError where that is refused.
+    """
+    found: dict[str, list[Allocation]] = {task_id: [] for task_id in task_ids}
+    try:
         for one in client.provider(provider).allocations(task_ids):
             found[(one.task_id or "").partition("_")[0]].append(one)
-        is_needed, waiting = False, set(client.records.unallocated())
-        for task_id, allocations in found.items():
-            is_open = True
-            with suppress(FlowError):
-                task = client.task_of(task_id)
-                is_open = _see_to_rented(client, task, allocations, is_allocated=task_id not in waiting)
-            is_needed |= is_open
+    except AuthenticationError:
+        raise
+    except FlowError:
+        return True
+    is_needed, waiting = False, set(client.records.unallocated())
+    for task_id, allocations in found.items():
+        is_open = True
+        with suppress(FlowError):
+            task = client.task_of(task_id)
+            is_open = _see_to_rented(client, task, allocations, is_allocated=task_id not in waiting)
+        is_needed |= is_open
     return is_needed
 
 

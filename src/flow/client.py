@@ -570,6 +570,14 @@ class Flow:
             return False
 
     def finish_interrupted(self) -> None:
+        """See `give_acknowledged`; and have an attendant, where anything is rented."""
+        self.give_acknowledged()
+        if self.held():
+            from flow.attend import start_attendant
+
+            start_attendant(self.home)
+
+    def give_acknowledged(self) -> None:
         """Ask again for what was acknowledged by a client that died before its provider had taken it.
 
         On a full disk it makes the room that looking at tasks and ending them needs.
@@ -584,7 +592,3 @@ class Flow:
                 give(self, self.task_of(task_id))
             except FlowError as error:  # what stands in the way of one must not hide the others
                 self.notes.append(f"`{task_id}` is recorded, and not yet given to its provider: {error.message}")
-        if self.held():
-            from flow.attend import start_attendant
-
-            start_attendant(self.home)

@@ -13,12 +13,8 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,35 +24,15 @@ from flow.errors import ValidationError
 from flow.node.remains import is_locked
 from flow.status import HELD, read_report
 from flow.task import Task
+from tests.support.commands import flow
 from tests.support.processes import end, is_alive, processes_of, wait_until
+from tests.support.story import Act, Clients, Kind, Verdict, deaths, kind_of, surroundings, units_of, wrong_attempts
 
-DOOM = Path(__file__).with_name("doom.py")
 PATIENCE_SECONDS = 60.0
 LINES = [f"line {number}".encode() for number in (1, 2, 3)]
 
 _NOTE = 'echo "$FLOW_TASK_ID $FLOW_ATTEMPT $FLOW_NODE_RANK" >> "$LEDGER"; '
 _WORK = "for i in 1 2 3; do echo line $i; sleep 0.05; done"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of one story. Each violation begins with what it is about; `seed` tells the same story again."""
-
-    seed: int
-    tasks: int
-    kills: tuple[str, ...]
-    violations: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of task: its command after the line in the ledger, and the state it ends in where nothing is lost."""
-
-    name: str
-    command: str
-    states: tuple[str, ...]
-    fields: dict[str, Any] = field(default_factory=dict)
-    is_cancelled: bool = False
 
 
 # `env -i` takes Flow's marks off, `$MARK` keeps the process recognisable for the story.
@@ -92,29 +68,8 @@ def run_story(seed: int, folder: Path) -> Verdict:
             story.judge()
         finally:
             story.close()
-        told = (folder / "deaths").read_text() if (folder / "deaths").exists() else ""
-    kills = [*story.kills, *(line.partition(" ")[0] for line in told.splitlines())]
+    kills = [*story.kills, *(who for who, _ in deaths(folder))]
     return Verdict(seed, len(story.known), tuple(kills), tuple(story.violations))
-
-
-@contextlib.contextmanager
-def surroundings(folder: Path, **more: str) -> Iterator[None]:
-    """The environment, with `more` in it, and the current folder of everything in a story."""
-    before, here = dict(os.environ), Path.cwd()
-    for name in ("home", "tmp", "project"):
-        (folder / name).mkdir(parents=True)
-    os.environ.update(
-        FLOW_HOME=str(folder / "flow"), HOME=str(folder / "home"), TMPDIR=str(folder / "tmp"),
-        DEATHS=str(folder / "deaths"), **more,
-    )  # fmt: skip
-    os.chdir(folder / "project")
-    (folder / "project" / "data.txt").write_text("uploaded\n")
-    try:
-        yield
-    finally:
-        os.chdir(here)
-        os.environ.clear()
-        os.environ.update(before)
 
 
 class _Story:
@@ -124,12 +79,12 @@ class _Story:
         self.home = folder / "flow"
         self.ledger = folder / "ledger"
         self.known: dict[str, tuple[Kind, str]] = {}  # task id -> kind, the task and state that it waits for
-        self.asked: dict[str, Kind] = {}  # by `flow run`, to be asked again; by idempotency key
+        self.asked: dict[str, Kind] = {}  # by `flow run`, to be asked again; by its name
         self.followed = ""
         self.held: dict[str, list[str]] = {}  # what is held and did not run, with its lines in the ledger
         self.kills: list[str] = []
         self.violations: list[str] = []
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.clients = Clients(folder, self._fields, self.kills)
 
     # -- telling
 
@@ -142,13 +97,13 @@ class _Story:
         for moment, act in sorted(acts, key=lambda one: one[0]):
             time.sleep(max(0.0, began + moment - time.monotonic()))
             act()
-        for key, kind in self.asked.items():
-            self._submit_again(key, kind)
+        for name, kind in self.asked.items():
+            self.violations += self.clients.run_again(name, kind)
         self._await_the_end()
 
-    def _acts(self) -> list[tuple[float, Callable[[], object]]]:
+    def _acts(self) -> list[Act]:
         moment = self.random.uniform
-        acts: list[tuple[float, Callable[[], object]]] = []
+        acts: list[Act] = []
         for kind in self.random.choices(KINDS, k=self.random.randint(4, 7)):
             begin = moment(0, 0.5)
             acts.append((begin, partial(self._submit, kind)))
@@ -156,12 +111,12 @@ class _Story:
         for number in range(self.random.randint(1, 2)):
             begin, name = moment(0, 0.6), f"run {number}"
             acts.append((begin, partial(self._run, name)))
-            acts.append((begin + moment(0.02, 0.6), partial(self._kill_process, name)))
+            acts.append((begin + moment(0.02, 0.6), partial(self.clients.kill, name)))
         if self.random.random() < 0.5:
             begin = moment(0.3, 0.9)
             acts.append((begin, self._follow))
             if self.random.random() < 0.5:
-                acts.append((begin + moment(0.1, 0.6), partial(self._kill_process, "follower")))
+                acts.append((begin + moment(0.1, 0.6), partial(self.clients.kill, "follower")))
         acts += [(moment(0.2, 1.2), self._cancel_all_that_should) for _ in range(2)]
         for victim in self.random.choices(("scheduler", "runner", "everything"), weights=(4, 4, 1), k=3):
             acts.append((moment(0.05, 1.4), partial(self._kill, victim)))
@@ -175,10 +130,10 @@ class _Story:
 
     def _fields(self, kind: Kind) -> dict[str, Any]:
         env = {"LEDGER": str(self.ledger), "MARK": str(self.folder)}
-        return {"name": kind.name.replace(" ", "-").replace(",", ""), "grace_seconds": 0.3, "env": env, **kind.fields}
+        return {"command": _NOTE + kind.command, "env": env, **kind.fields}
 
     def _submit(self, kind: Kind, **more: Any) -> str:
-        task = Flow().run(_NOTE + kind.command, **self._fields(kind), **more)
+        task = Flow().run(**self._fields(kind), **more)
         self.known[task.task_id] = (kind, "")
         return task.task_id
 
@@ -196,32 +151,14 @@ class _Story:
         kind = self.random.choice(KINDS[:8])
         if self.random.random() < 0.5:  # else what it left on record is to go on by itself
             self.asked[name] = kind
-        words = self._run_words(name, kind) + (["--watch"] if self.random.random() < 0.5 else [])
-        if self.random.random() < 0.6:
-            self._start(name, str(DOOM), "client", str(int(self.random.uniform(0, 2600))), *words)
-        else:
-            self._start(name, "-m", "flow", *words)
-
-    def _run_words(self, key: str, kind: Kind) -> list[str]:
-        """A task file, so that every field can be said; the same one each time for the same key."""
-        import yaml
-
-        file = self.folder / f"{key.replace(' ', '-')}.yaml"
-        file.write_text(yaml.safe_dump({"command": _NOTE + kind.command, **self._fields(kind)}))
-        return ["run", str(file), "--idempotency-key", key]
-
-    def _submit_again(self, key: str, kind: Kind) -> None:
-        """What a user does whose `flow run` died: the same again."""
-        ended = self._flow(*self._run_words(key, kind))
-        if ended.returncode == 0:
-            self.known[ended.stdout.split()[0]] = (kind, "")
-        else:
-            self._wrong(f"{key}: `flow run` again ended with {ended.returncode}: {ended.stderr}")
+        words = ["--watch"] if self.random.random() < 0.5 else []
+        dies = int(self.random.uniform(0, 2600)) if self.random.random() < 0.6 else None
+        self.clients.run(name, kind, *words, dies=dies)
 
     def _follow(self) -> None:
         if self.known:
             self.followed = self.random.choice(sorted(self.known))
-            self._start("follower", "-m", "flow", "logs", "-f", "--stdout", self.followed)
+            self.clients.start("follower", "logs", "-f", "--stdout", self.followed)
 
     def _cancel_all_that_should(self) -> None:
         for task_id, (kind, _) in self.known.items():
@@ -278,7 +215,7 @@ class _Story:
         while self.held:
             self._resume()
         for task_id in self.known:
-            for task in (Flow().get_task(task_id), *self._runs_of(Flow().get_task(task_id))):
+            for task in (Flow().get_task(task_id), *units_of(Flow().get_task(task_id))):
                 if task.is_held and not task.status.is_final:
                     with contextlib.suppress(ValidationError):
                         task.resume()
@@ -291,15 +228,7 @@ class _Story:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.03)
-        for name, process in self.processes.items():
-            if name != "scheduler":
-                self._await_process(name, process)
-
-    def _await_process(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._wrong(f"{name}: it does not end")
+        self.violations += self.clients.await_ends(seconds=20)
 
     # -- killing
 
@@ -310,7 +239,7 @@ class _Story:
         lines = [int(self.random.uniform(0, 560)) if self.random.random() < 0.4 else None for _ in range(12)]
         own = int(10 ** self.random.uniform(1.5, 4)) if self.random.random() < 0.8 else None
         plan = json.dumps({"scheduler": own, "runners": lines, "cpus": 8})
-        self._start("scheduler", str(DOOM), "scheduler", str(self.home), str(local), plan)
+        self.clients.start_doomed("scheduler", "scheduler", str(self.home), str(local), plan)
 
     def _kill(self, victim: str) -> None:
         if victim in ("scheduler", "everything"):
@@ -334,24 +263,9 @@ class _Story:
         except (OSError, ValueError):
             pass  # it ended meanwhile
 
-    def _kill_process(self, name: str) -> None:
-        process = self.processes.get(name)
-        if process and process.poll() is None:
-            process.kill()
-            self.kills.append(name.partition(" ")[0])
-
-    def _start(self, name: str, *words: str) -> None:
-        with (self.folder / name.replace(" ", "-")).open("wb") as output:
-            self.processes[name] = subprocess.Popen([sys.executable, *words], stdout=output, stderr=subprocess.DEVNULL)
-
-    def _flow(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "flow", *words], capture_output=True, text=True, timeout=60)
-
     def close(self) -> None:
         """End everything that is left of the story."""
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
+        self.clients.close()
         end([found.pid for found in processes_of(self.folder)])
         end(self._hidden())
 
@@ -362,7 +276,7 @@ class _Story:
         client = Flow()
         for task in client.tasks(limit=None):
             if task.task_id not in self.known:  # acknowledged, though its submitter died before it could say so
-                self.known[task.task_id] = (self._kind_of(task), "")
+                self.known[task.task_id] = (kind_of(task, KINDS), "")
         tasks = {task_id: client.get_task(task_id) for task_id in self.known}
         first = {task_id: str(task.status) for task_id, task in tasks.items()}
         self._judge_processes()
@@ -373,17 +287,10 @@ class _Story:
                 self._wrong(f"{line}: ran {count} times in one attempt")
         for task in tasks.values():
             self._judge_state(task, first)
-            for element in self._runs_of(task):
+            for element in units_of(task):
                 self._judge_attempts(element, lines)
         self._judge_follower(tasks)
         self._judge_again(first, lines)
-
-    def _kind_of(self, task: Task) -> Kind:
-        return next(kind for kind in KINDS if self._fields(kind)["name"] == task.name)
-
-    def _runs_of(self, task: Task) -> list[Task]:
-        elements = task.plan.elements
-        return [Flow().get_task(f"{task.task_id}_{n}") for n in elements.indices] if elements else [task]
 
     def _judge_processes(self) -> None:
         if not wait_until(lambda: not self._left_over(), seconds=15):
@@ -424,19 +331,13 @@ class _Story:
                 wanted == "completed"
             )
             allowed = allowed if met else {"cancelled"}
-        if any(run.attempts and run.attempts[-1].status == "lost" for run in self._runs_of(task)):
+        if any(run.attempts and run.attempts[-1].status == "lost" for run in units_of(task)):
             allowed.add("lost")
         if str(task.status) not in allowed:
             self._wrong(f"{task.task_id} {kind.name}: {task.status} ({task.reason}), not {sorted(allowed)}")
 
     def _judge_attempts(self, task: Task, lines: Counter[str]) -> None:
         attempts = task.attempts
-        failures = [one for one in attempts if one.status != "preempted"]
-        if len(failures) > task.plan.retries + 1:
-            self._wrong(f"{task.task_id}: {len(failures)} attempts, {task.plan.retries} retries")
-        again = [one for one in attempts[:-1] if one.status not in ("failed", "lost", "preempted")]
-        if again:
-            self._wrong(f"{task.task_id}: ran again after {again}")
         noted = {tuple(line.split()[1:]) for line in lines if line.split()[0] == task.task_id}
         for attempt in attempts:
             for rank in range(task.plan.nodes):
@@ -447,9 +348,7 @@ class _Story:
                     self._wrong(f"{folder}: {report}, and the command never ran")
                 if was_noted and (report is None or report.started is None):
                     self._wrong(f"{folder}: {report}, and the command ran")
-        late = [one for one in noted if int(one[0]) > len(attempts)]
-        if late:
-            self._wrong(f"{task.task_id}: ran without an attempt: {late}")
+        self.violations += wrong_attempts(task, {int(number) for number, _ in noted})
         self._judge_output(task)
 
     def _judge_output(self, task: Task) -> None:
@@ -463,10 +362,10 @@ class _Story:
 
     def _judge_follower(self, tasks: dict[str, Task]) -> None:
         """A follower that was not killed saw every line, once."""
-        process = self.processes.get("follower")
+        process = self.clients.processes.get("follower")
         if process is None or process.returncode == -signal.SIGKILL:
             return
-        text = (self.folder / "follower").read_text()
+        text = self.clients.written("follower")
         seen = [re.sub(r"^\[\d+\] ", "", line) for line in text.splitlines()]  # of an array, each has its index
         whole = [line.text.decode() for line in tasks[self.followed].lines(stream="stdout")]
         if sorted(seen) != sorted(whole):
@@ -500,7 +399,7 @@ class _Story:
         path.write_bytes(self.random.choice((b"", b"garbage" * 1000, path.read_bytes()[:4096])))
 
     def _by_command_line(self) -> dict[str, str]:
-        ended = self._flow("status", "--all", "--json")
+        ended = flow("status", "--all", "--json")
         try:
             return {task["task_id"]: task["status"] for task in json.loads(ended.stdout)["tasks"]}
         except (ValueError, LookupError) as error:

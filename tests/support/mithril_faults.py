@@ -15,18 +15,12 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-import yaml
 
 from flow.client import Flow
 from flow.errors import FlowError
@@ -34,12 +28,22 @@ from flow.node.remains import is_locked
 from flow.providers.startup import read_mark
 from flow.task import Task
 from tests.support.aws import Aws
-from tests.support.faults import DOOM, Kind, Verdict
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud import faults as wrong
 from tests.support.mithril_cloud.records import Bid
-from tests.support.processes import wait_until
-from tests.support.ssh_faults import end_attendant, far_surroundings
+from tests.support.processes import end_attendant, wait_until
+from tests.support.story import (
+    Act,
+    Clients,
+    Kind,
+    Verdict,
+    deaths,
+    far_surroundings,
+    kind_of,
+    perform,
+    units_of,
+    wrong_attempts,
+)
 
 PATIENCE_SECONDS = 120.0
 REGION = "us-central1-b"
@@ -51,10 +55,10 @@ cat <&3 >/dev/null'
 """
 _WORK = "seq 20000; sleep 0.1; seq 20000 | tac"
 OUTPUT = hashlib.sha256("".join(f"{n}\n" for n in [*range(1, 20001), *range(20000, 0, -1)]).encode()).hexdigest()
-_AGAIN = ("works again", "array again")  # also where its bid is ended
+_AGAIN = ("works-again", "array-again")  # also where its bid is ended
 KINDS = (
     Kind("works", _WORK, ("completed",)),
-    Kind("works longer", f"{_WORK}; sleep 1.5", ("completed",)),
+    Kind("works longer", f"{_WORK}; sleep 1", ("completed",)),
     Kind("fails", f"{_WORK}; exit 3", ("failed",)),
     Kind("two nodes", _WORK, ("completed",), {"num_instances": 2}),
     Kind("array", _WORK, ("completed",), {"array": "1-3"}),
@@ -63,8 +67,8 @@ KINDS = (
         {"volumes": [{"mount_path": "/data", "size_gb": 1, "ephemeral": True}]},
     ),
     Kind("second try", f"{_WORK}; [ $FLOW_ATTEMPT -ge 2 ]", ("completed",), {"retries": 1}),
-    Kind(_AGAIN[0], f"{_WORK}; sleep 1", ("completed",), {"retries": 3}),
-    Kind(_AGAIN[1], f"{_WORK}; sleep 0.5", ("completed",), {"retries": 3, "array": "1-4%2"}),
+    Kind("works again", f"{_WORK}; sleep 0.7", ("completed",), {"retries": 3}),
+    Kind("array again", f"{_WORK}; sleep 0.3", ("completed",), {"retries": 3, "array": "1-4%2"}),
     Kind("cancelled", "sleep 300", ("cancelled",), is_cancelled=True),
 )  # fmt: skip
 _FAULTS = (
@@ -83,8 +87,8 @@ _END = (
 _AWS_SECRET = "wJalr-a-secret-that-nobody-may-see"
 
 
-def run_story(seed: int, cloud: Cloud, aws: Aws, folder: Path) -> Verdict:
-    """Tell the story of `seed` on a cloud and an S3 that are as new, in the empty `folder`: about ten seconds."""
+def run_story(seed: int, folder: Path, cloud: Cloud, aws: Aws) -> Verdict:
+    """Tell the story of `seed` on a cloud and an S3 that are as new, in the empty `folder`: some seconds."""
     aws.bucket("bucket", {})
     settings = {"FLOW_MITHRIL_API_URL": cloud.url, "MITHRIL_API_KEY": cloud.key, "FLOW_MITHRIL_REGION": REGION}
     with far_surroundings(folder, FLOW_PROVIDER="mithril", **settings):
@@ -94,9 +98,8 @@ def run_story(seed: int, cloud: Cloud, aws: Aws, folder: Path) -> Verdict:
             story.judge()
         finally:
             story.close()
-    told = (folder / "deaths").read_text() if (folder / "deaths").exists() else ""
-    deaths = [line.partition(" ")[2] for line in told.splitlines()]
-    return Verdict(seed, len(story.known), (*story.faults, *deaths), tuple(story.violations))
+    died = [where for _, where in deaths(folder)]
+    return Verdict(seed, len(story.known), (*story.faults, *died), tuple(story.violations))
 
 
 class _Story:
@@ -105,11 +108,11 @@ class _Story:
         self.cloud, self.aws, self.folder, self.home = cloud, aws, folder, folder / "flow"
         self.absent = 1.0
         self.known: dict[str, Kind] = {}
-        self.asked: dict[str, Kind] = {}  # by `flow run`; by idempotency key
+        self.asked: dict[str, Kind] = {}  # by `flow run`; by its name
         self.faults: list[str] = []
         self.ended: Counter[str] = Counter()  # bids that the cloud ended, by name
         self.violations: list[str] = []
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.clients = Clients(folder, self._fields, self.faults)
         place = urlsplit(cloud.url)
         self.tell_it = _TELL.format(host=place.hostname, port=place.port)
 
@@ -119,75 +122,55 @@ class _Story:
         """Everything at its moment, then what was cut short is asked again, until nothing is left to be done."""
         self.absent = self.random.random()
         if self.absent < 0.7:  # nobody there when it ends: machines pause themselves, or copy what tasks left and end
-            os.environ["FLOW_MITHRIL_GRACE_MINUTES"] = "0.03"
+            os.environ["FLOW_MITHRIL_GRACE_MINUTES"] = "0.01"
         if self.absent < 0.4:
             keys = {**self.aws.access, "AWS_SECRET_ACCESS_KEY": _AWS_SECRET}
             os.environ.update(keys, FLOW_RECORDS="s3://bucket/records")
-        began = time.monotonic()
         for fault, route in self.random.choices(_FAULTS, k=self.random.randint(2, 5)):
             self.cloud.faults.play(fault, route, probability=self.random.choice((0.1, 0.3, 1)), times=2)
 
-        def at(moment: float, act: Callable[[], object]) -> None:
-            time.sleep(max(0.0, began + moment - time.monotonic()))
-            with contextlib.suppress(FlowError):  # as the API fails
-                act()
-
-        with ThreadPoolExecutor(40) as threads:
-            for done in [threads.submit(at, *one) for one in self._acts()]:
-                done.result()
-        self.faults += [f"api {line.partition('?')[0]}" for line in self.cloud.faults.played]
+        perform(self._acts())
+        self.faults += [f"api: {line.partition('?')[0]}" for line in self.cloud.faults.played]
         self.cloud.faults.clear()
         self.aws.take_any_signature()
-        for name, process in self.processes.items():
-            if name.startswith("attendant"):  # it goes when nothing is left to be done
-                continue
-            try:
-                process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                self._wrong(f"{name}: it does not end")
-        for key, kind in self.asked.items():
+        for name, kind in self.asked.items():
             if self.random.random() < 0.5:  # else what it left on record is to go on by itself
-                again = self._flow(*self._run_words(key, kind))
-                if again.returncode:
-                    self._wrong(f"{key}: `flow run` again ended with {again.returncode}: {again.stderr}")
+                self.violations += self.clients.run_again(name, kind)
+        self.violations += self.clients.await_ends(seconds=60)
         self._settle()
 
-    def _acts(self) -> list[tuple[float, Callable[[], object]]]:
+    def _acts(self) -> list[Act]:
         moment = self.random.uniform
-        acts: list[tuple[float, Callable[[], object]]] = []
+        acts: list[Act] = []
         is_lossy = self.random.random() < 0.25
-        kinds = [one for one in KINDS if one.name in _AGAIN] if is_lossy else KINDS
+        kinds = [one for one in KINDS if one.fields["name"] in _AGAIN] if is_lossy else KINDS
         for number in range(self.random.randint(2, 3)):
             begin, name, kind = moment(0, 0.5), f"run {number}", self.random.choice(kinds)
             dies = self.random.random()
             line = int(10 ** moment(2.5, 4.8)) if dies < 0.5 else None
             self.asked[name] = kind
-            acts.append((begin, partial(self._start_run, name, kind, line)))
+            acts.append((begin, partial(self.clients.run, name, kind, dies=line)))
             if dies < 0.8:
-                acts.append((begin + moment(0.2, 4), partial(self._kill_process, name)))
+                acts.append((begin + moment(0.2, 3), partial(self.clients.kill, name)))
         for _ in range(self.random.randint(1, 3)):
-            acts.append((moment(0.5, 5), self._kill_attendant))
+            acts.append((moment(0.6, 4), self._kill_attendant))
         looks = (["status"], ["wait", "@last"], ["cancel", "cancelled"], ["logs", "-f", "@last"])
         for number, words in enumerate(self.random.choices(looks, k=3)):
-            acts.append((moment(1, 6), partial(self._start_doomed, f"look {number}", *words)))
+            acts.append((moment(0.7, 4), partial(self._look, f"look {number}", *words)))
         if self.random.random() < 0.3:
-            acts.append((moment(1, 4), partial(self._preempt, moment(0.5, 2))))
+            acts.append((moment(0.8, 3), partial(self._preempt, moment(0.5, 1.5))))
         if self.absent < 0.7:
-            acts.append((moment(1, 3), partial(self._be_away, moment(3, 6))))
+            acts.append((moment(0.8, 2), partial(self._be_away, moment(2, 3.5))))
         if self.random.random() < 0.2:
-            acts.append((moment(0.5, 4), self._refuse_to_copy))
+            acts.append((moment(0.5, 3), self._refuse_to_copy))
         if is_lossy:
-            acts += [(moment(1, 6), self._end_bid) for _ in range(self.random.randint(1, 2))]
-        acts += [(moment(1.5, 5), self._cancel_all_that_should)]
+            acts += [(moment(0.8, 4), self._end_bid) for _ in range(self.random.randint(1, 2))]
+        acts += [(moment(1, 3.5), self._cancel_all_that_should)]
         return acts
 
-    def _start_run(self, name: str, kind: Kind, line: int | None) -> None:
-        words = self._run_words(name, kind)
-        self._start(name, *((str(DOOM), "client", str(line)) if line else ("-m", "flow")), *words)
-
-    def _start_doomed(self, name: str, *words: str) -> None:
+    def _look(self, name: str, *words: str) -> None:
         """A command that dies somewhere on its way."""
-        self._start(name, str(DOOM), "client", self._moment(), *words)
+        self.clients.start(name, *words, dies=self._moment())
 
     def _moment(self) -> str:
         """Anywhere, or where a task is brought to its end."""
@@ -195,18 +178,13 @@ class _Story:
             return f"{self.random.choice(_END)}:{self.random.randint(0, 12)}"
         return str(int(10 ** self.random.uniform(2.5, 4.5)))
 
-    def _run_words(self, key: str, kind: Kind) -> list[str]:
-        """A task file, so that every field can be said; the same one each time for the same key."""
-        name = kind.name.replace(" ", "-")
-        file = self.folder / f"{key.replace(' ', '-')}.yaml"
-        fields = {"command": self.tell_it + kind.command, "name": name, "grace_seconds": 0.3, **kind.fields}
-        file.write_text(yaml.safe_dump(fields))
-        return ["run", str(file), "--idempotency-key", key]
+    def _fields(self, kind: Kind) -> dict[str, Any]:
+        return {"command": self.tell_it + kind.command, **kind.fields}
 
     def _cancel_all_that_should(self) -> None:
         client = Flow()
         for task in client.tasks(limit=None, refresh=False):
-            if self._kind_of(task).is_cancelled and not task.status.is_final:
+            if kind_of(task, KINDS).is_cancelled and not task.status.is_final:
                 task.cancel()
 
     def _settle(self) -> None:
@@ -234,7 +212,7 @@ class _Story:
             return
         name = self.random.choice(names)
         lane = self.cloud.lane(self.cloud.bid(name).instance_type, REGION)
-        before, self.cloud.spot.notice_seconds = lane.price_cents, 1.0
+        before, self.cloud.spot.notice_seconds = lane.price_cents, 0.7
         self.cloud.preempt(name)
         time.sleep(seconds)
         lane.price_cents = before
@@ -272,7 +250,7 @@ class _Story:
             self.faults.append("ended")
 
     def _may_be_lost(self, task_id: str) -> bool:
-        return Flow().records.get(task_id).plan.name.replace("-", " ") in _AGAIN
+        return Flow().records.get(task_id).plan.name in _AGAIN
 
     def _kill_attendant(self, *, followed: bool = True) -> None:
         lock = self.home / "attend.lock"
@@ -281,26 +259,12 @@ class _Story:
                 os.kill(int(lock.read_text()), signal.SIGKILL)
                 self.faults.append("attendant")
                 if followed:
-                    self._start(f"attendant {len(self.processes)}", str(DOOM), "attendant", self._moment())
-
-    def _kill_process(self, name: str) -> None:
-        process = self.processes.get(name)
-        if process and process.poll() is None:
-            process.kill()
-            self.faults.append("client")
-
-    def _start(self, name: str, *words: str) -> None:
-        with (self.folder / f"{name.replace(' ', '-')}.out").open("wb") as output:
-            self.processes[name] = subprocess.Popen([sys.executable, *words], stdout=output, stderr=output)
-
-    def _flow(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "flow", *words], capture_output=True, text=True, timeout=120)
+                    name = f"attendant {len(self.clients.processes)}"
+                    self.clients.start_doomed(name, "attendant", self._moment())
 
     def close(self) -> None:
         """End everything that is left of the story."""
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
+        self.clients.close()
         with contextlib.suppress(ValueError, ProcessLookupError):
             end_attendant(self.home)
 
@@ -310,15 +274,14 @@ class _Story:
         """Hold the records here and what the cloud has and has seen against the promise."""
         client = Flow()
         tasks = client.tasks(limit=None)
-        self.known = {task.task_id: self._kind_of(task) for task in tasks}
+        self.known = {task.task_id: kind_of(task, KINDS) for task in tasks}
         self._judge_cloud()
         ran = self._judge_runs()
         for task in tasks:
             kind = self.known[task.task_id]
             if str(task.status) not in kind.states:
                 self._wrong(f"{task.task_id} {kind.name}: {task.status} ({task.reason}), not {kind.states}")
-            elements = task.plan.elements
-            for one in [client.get_task(f"{task}_{n}") for n in elements.indices] if elements else [task]:
+            for one in units_of(task):
                 self._judge_attempts(one, kind, ran)
         self._judge_secrets()
 
@@ -352,12 +315,7 @@ class _Story:
 
     def _judge_attempts(self, task: Task, kind: Kind, ran: Counter[Any]) -> None:
         numbers = [one.number for one in task.attempts]
-        failed = [one.number for one in task.attempts if str(one.status) != "preempted"]
-        if len(failed) > task.plan.retries + 1:
-            self._wrong(f"{task.task_id}: {failed} with {task.plan.retries} retries")
-        noted = {int(attempt) for name, attempt, _ in ran if name == task.task_id}
-        if noted - set(numbers):
-            self._wrong(f"{task.task_id} {task.status} ({task.reason}): ran {noted}, recorded are {numbers}")
+        self.violations += wrong_attempts(task, {int(number) for unit, number, _ in ran if unit == task.task_id})
         if kind.is_cancelled or str(task.status) not in kind.states:
             return
         for rank in range(task.plan.nodes):
@@ -376,9 +334,6 @@ class _Story:
         for key in keys:
             self.violations += [f"a key is in {place}" for place in self.cloud.leaks(key)]
             self.violations += [f"a key is in {path}" for path, text in texts.items() if key.encode() in text]
-
-    def _kind_of(self, task: Task) -> Kind:
-        return next(kind for kind in KINDS if kind.name.replace(" ", "-") == task.name)
 
     def _wrong(self, what: str) -> None:
         self.violations.append(what)

@@ -65,6 +65,13 @@ def attendant_of(flow_home: Path) -> int:
     return int(lock.read_text())
 
 
+def end_attendant(flow_home: Path) -> None:
+    """End the attendant of a home, if there is one."""
+    lock = flow_home / "attend.lock"
+    if is_locked(lock) and wait_until(lambda: lock.read_text() != ""):  # it holds the lock before it says who it is
+        end([int(lock.read_text())])
+
+
 @contextmanager
 def no_attendant(flow_home: Path) -> Iterator[None]:
     """End the one that there is; no other comes meanwhile."""

@@ -11,13 +11,9 @@ import contextlib
 import json
 import os
 import random
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,19 +22,23 @@ from typing import Any
 
 from flow.client import Flow
 from flow.errors import FlowError
-from flow.node.remains import is_locked
 from flow.task import Task
-from tests.support import faults
-from tests.support.faults import DOOM, LINES, Kind, Verdict
+from tests.support.faults import LINES
 from tests.support.fleet import Fleet, Host
-from tests.support.processes import end, wait_until
+from tests.support.processes import end_attendant, wait_until
+from tests.support.story import (
+    Act,
+    Clients,
+    Kind,
+    Verdict,
+    far_surroundings,
+    kind_of,
+    perform,
+    units_of,
+    wrong_attempts,
+)
 
 PATIENCE_SECONDS = 150.0
-# What was cut is noticed after two seconds, not after a minute: of an option that is given twice ssh takes the first.
-_SSH = """\
-#!/bin/sh
-exec {ssh} -o ConnectTimeout=2 -o ServerAliveInterval=1 -o ServerAliveCountMax=2 "$@"
-"""
 _NOTE = 'echo "$FLOW_TASK_ID $FLOW_ATTEMPT $FLOW_NODE_RANK" >> ~/ledger; '
 # A lock goes with the last process that has it, however that ends.
 _ALONE = 'exec 9>/tmp/of-gpu-$CUDA_VISIBLE_DEVICES; flock -n 9 || echo "$FLOW_TASK_ID shares a GPU" >> ~/clash; '
@@ -60,9 +60,9 @@ KINDS = (
 )  # fmt: skip
 
 
-def run_story(seed: int, fleet: Fleet, folder: Path) -> Verdict:
+def run_story(seed: int, folder: Path, fleet: Fleet) -> Verdict:
     """Tell the story of `seed` on a fleet that is as new, in the empty folder `folder`: about ten seconds."""
-    with surroundings(fleet, folder):
+    with _surroundings(fleet, folder):
         story = _Story(seed, fleet, folder)
         try:
             story.tell()
@@ -73,42 +73,16 @@ def run_story(seed: int, fleet: Fleet, folder: Path) -> Verdict:
 
 
 @contextlib.contextmanager
-def surroundings(fleet: Fleet, folder: Path) -> Iterator[None]:
+def _surroundings(fleet: Fleet, folder: Path) -> Iterator[None]:
     """The environment and current folder of everything in a story."""
     hosts, config = ",".join(fleet.hosts), str(fleet.config)
     with far_surroundings(folder, FLOW_PROVIDER="ssh", FLOW_SSH_HOSTS=hosts, FLOW_SSH_SSH_CONFIG=config):
         yield
 
 
-@contextlib.contextmanager
-def far_surroundings(folder: Path, **more: str) -> Iterator[None]:
-    """The same of machines that ssh reaches, with an `ssh` that does not wait long and sockets of its own."""
-    (folder / "bin").mkdir(parents=True)
-    write_quick_ssh(folder / "bin")
-    path = f"{folder / 'bin'}:{os.environ['PATH']}"
-    with (
-        tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp", ignore_cleanup_errors=True) as sockets,
-        faults.surroundings(folder, PATH=path, XDG_RUNTIME_DIR=sockets, **more),
-    ):
-        yield
-
-
-def write_quick_ssh(folder: Path) -> None:
-    """An `ssh` that does not wait long for who does not answer."""
-    (folder / "ssh").write_text(_SSH.format(ssh=shutil.which("ssh")))
-    (folder / "ssh").chmod(0o755)
-
-
-def end_attendant(home: Path) -> None:
-    """End the attendant of a home, if there is one."""
-    lock = home / "attend.lock"
-    if is_locked(lock) and wait_until(lambda: lock.read_text() != ""):  # it holds the lock before it says who it is
-        end([int(lock.read_text())])
-
-
 def race(count: int, fleet: Fleet, folder: Path) -> list[str]:
     """Two clients and two users race for the last GPUs, `count` times; what went wrong."""
-    with surroundings(fleet, folder):
+    with _surroundings(fleet, folder):
         hosts = list(fleet.hosts.values())
         for host in hosts:
             host.run("grep -q ann /etc/passwd || echo 'ann:*:1001:1001::/home/ann:/bin/bash' >> /etc/passwd")
@@ -160,35 +134,24 @@ class _Story:
         self.hosts = list(fleet.hosts.values())
         self.locks = {host.name: Lock() for host in self.hosts}
         self.known: dict[str, Kind] = {}
-        self.asked: dict[str, Kind] = {}  # by `flow run`, to be asked again; by idempotency key
+        self.asked: dict[str, Kind] = {}  # by `flow run`, to be asked again; by its name
         self.faults: list[str] = []
         self.violations: list[str] = []
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.clients = Clients(folder, self._fields, self.faults)
         self.followed: dict[str, str] = {}
 
     # -- telling
 
     def tell(self) -> None:
         """Everything at its moment, then what was cut short is asked again, until all tasks have ended."""
-        began = time.monotonic()
-
-        def at(moment: float, act: Callable[[], object]) -> None:
-            time.sleep(max(0.0, began + moment - time.monotonic()))
-            with contextlib.suppress(FlowError):  # a host that is out of reach
-                act()
-
-        with ThreadPoolExecutor(40) as threads:
-            for done in [threads.submit(at, *one) for one in self._acts()]:
-                done.result()
-        for key, kind in self.asked.items():
-            again = self._flow(*self._run_words(key, kind))
-            if again.returncode:
-                self._wrong(f"{key}: `flow run` again ended with {again.returncode}: {again.stderr}")
+        perform(self._acts())
+        for name, kind in self.asked.items():
+            self.violations += self.clients.run_again(name, kind)
         self._await_the_end()
 
-    def _acts(self) -> list[tuple[float, Callable[[], object]]]:
+    def _acts(self) -> list[Act]:
         moment = self.random.uniform
-        acts: list[tuple[float, Callable[[], object]]] = []
+        acts: list[Act] = []
         for kind in self.random.choices(KINDS, k=self.random.randint(4, 6)):
             acts.append((moment(0, 2), partial(self._submit, kind)))
         for number in range(self.random.randint(0, 2)):
@@ -196,8 +159,8 @@ class _Story:
             line = int(10 ** moment(2, 4.5)) if self.random.random() < 0.6 else None
             if self.random.random() < 0.5:  # else what it left on record is to go on by itself
                 self.asked[name] = kind
-            acts.append((begin, partial(self._run, name, kind, line)))
-            acts.append((begin + moment(0.2, 2), partial(self._kill_process, name)))
+            acts.append((begin, partial(self.clients.run, name, kind, dies=line)))
+            acts.append((begin + moment(0.2, 2), partial(self.clients.kill, name)))
         if self.random.random() < 0.5:
             acts.append((moment(1, 2.5), self._follow))
         acts += [(moment(0.5, 5), self._cancel_all_that_should)]
@@ -209,33 +172,21 @@ class _Story:
         return acts
 
     def _fields(self, kind: Kind) -> dict[str, Any]:
-        return {"name": kind.name.replace(" ", "-"), "grace_seconds": 0.3, **kind.fields}
+        return {"command": _NOTE + kind.command, **kind.fields}
 
     def _submit(self, kind: Kind) -> None:
-        Flow().run(_NOTE + kind.command, **self._fields(kind))
-
-    def _run(self, name: str, kind: Kind, line: int | None) -> None:
-        """A `flow run` that is to die: at a line of its code, or from outside if it is not through by then."""
-        words = self._run_words(name, kind)
-        self._start(name, *((str(DOOM), "client", str(line)) if line else ("-m", "flow")), *words)
-
-    def _run_words(self, key: str, kind: Kind) -> list[str]:
-        import yaml
-
-        file = self.folder / f"{key.replace(' ', '-')}.yaml"
-        file.write_text(yaml.safe_dump({"command": _NOTE + kind.command, **self._fields(kind)}))
-        return ["run", str(file), "--idempotency-key", key]
+        Flow().run(**self._fields(kind))
 
     def _follow(self) -> None:
         rows = Flow().records.rows()
         if rows:
             self.followed["follower"] = rows[-1].task_id
-            self._start("follower", "-m", "flow", "logs", "-f", "--stdout", rows[-1].task_id)
+            self.clients.start("follower", "logs", "-f", "--stdout", rows[-1].task_id)
 
     def _cancel_all_that_should(self) -> None:
         client = Flow()
         for row in client.records.rows(unfinished=True):
-            if self._kind_of(client.task_of(row.task_id)).is_cancelled:
+            if kind_of(client.task_of(row.task_id), KINDS).is_cancelled:
                 client.task_of(row.task_id).cancel()
 
     def _await_the_end(self) -> None:
@@ -251,11 +202,7 @@ class _Story:
                 self._cancel_all_that_should()
             time.sleep(0.2)
         Flow().offers()  # each host is seen once more
-        for name, process in self.processes.items():
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self._wrong(f"{name}: it does not end")
+        self.violations += self.clients.await_ends(seconds=30)
 
     # -- faults
 
@@ -306,25 +253,9 @@ class _Story:
             self.faults.append(what)
             yield
 
-    def _kill_process(self, name: str) -> None:
-        process = self.processes.get(name)
-        if process and process.poll() is None:
-            process.kill()
-            self.faults.append("client")
-
-    def _start(self, name: str, *words: str) -> None:
-        own = self.folder / name.replace(" ", "-")
-        with own.open("wb") as output, own.with_name(f"{own.name}.errors").open("wb") as errors:
-            self.processes[name] = subprocess.Popen([sys.executable, *words], stdout=output, stderr=errors)
-
-    def _flow(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "flow", *words], capture_output=True, text=True, timeout=60)
-
     def close(self) -> None:
         """End everything that is left of the story."""
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
+        self.clients.close()
         end_attendant(self.home)
         for host in self.hosts:
             host.clean()
@@ -335,7 +266,7 @@ class _Story:
         """Hold what is on disk here and on the hosts against the promise."""
         client = Flow()
         tasks = client.tasks(limit=None)
-        self.known = {task.task_id: self._kind_of(task) for task in tasks}
+        self.known = {task.task_id: kind_of(task, KINDS) for task in tasks}
         lost = self._lost_hosts()
         lines: Counter[str] = Counter()
         for host in self.hosts:
@@ -351,8 +282,7 @@ class _Story:
             self._wrong(f"processes stayed behind: {self._left_over()}")
         for task in tasks:
             self._judge_state(task)
-            elements = task.plan.elements
-            for one in [client.get_task(f"{task}_{n}") for n in elements.indices] if elements else [task]:
+            for one in units_of(task):
                 self._judge_attempts(one.refresh(), lines)
         keys = Counter(json.loads(file.read_bytes())["idempotency_key"] for file in self._records("record.json"))
         self.violations += [f"{key}: {count} tasks of one key" for key, count in keys.items() if key and count > 1]
@@ -376,9 +306,6 @@ class _Story:
     def _records(self, pattern: str) -> list[Path]:
         return sorted((self.home / "record").glob(f"*/{pattern}"))
 
-    def _kind_of(self, task: Task) -> Kind:
-        return next(kind for kind in KINDS if self._fields(kind)["name"] == task.name)
-
     def _on_all(self, script: str) -> list[str]:
         return [line for host in self.hosts for line in host.run(script, check=False).stdout.splitlines()]
 
@@ -392,14 +319,8 @@ class _Story:
             self._wrong(f"{task.task_id} {kind.name}: {task.status} ({task.reason}), not {kind.states}")
 
     def _judge_attempts(self, task: Task, lines: Counter[str]) -> None:
-        found = [(one.number, str(one.status)) for one in task.attempts]
-        if len([one for one in found if one[1] != "preempted"]) > task.plan.retries + 1:
-            self._wrong(f"{task.task_id}: {found} with {task.plan.retries} retries")
-        if [one for one in found[:-1] if one[1] not in ("failed", "lost", "preempted")]:
-            self._wrong(f"{task.task_id}: ran again after {found}")
-        noted = {int(line.split()[1]) for line in lines if line.split()[0] == task.task_id}
-        if noted - {number for number, _ in found}:
-            self._wrong(f"{task.task_id} {task.status} ({task.reason}): ran {noted}, recorded are {found}")
+        ran = {int(line.split()[1]) for line in lines if line.split()[0] == task.task_id}
+        self.violations += wrong_attempts(task, ran)
         if str(task.status) == "completed":
             last = task.attempts[-1].number
             for rank in range(task.plan.nodes):
@@ -413,14 +334,14 @@ class _Story:
         """It saw every line, once; of what went with a host perhaps more, or less."""
         for name, task_id in self.followed.items():
             task = client.get_task(task_id)
-            seen = Counter(line.rpartition("] ")[2] for line in (self.folder / name).read_text().splitlines())
+            seen = Counter(line.rpartition("] ")[2] for line in self.clients.written(name).splitlines())
             whole = Counter(line.text.decode() for line in task.lines(stream="stdout"))
             if str(task.status) == "lost":  # it went with its host, and what that may still have
                 continue
             missed = whole - seen
             more = seen - whole if not self._records("moves/*.json") else None
             if missed or more:
-                code, said = self.processes[name].returncode, (self.folder / f"{name}.errors").read_text()
+                code, said = self.clients.processes[name].returncode, self.clients.written(name, "errors")
                 self._wrong(f"{task_id}: the follower saw {seen}, written was {whole}; it ended with {code}: {said}")
 
     def _wrong(self, what: str) -> None:
