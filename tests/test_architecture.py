@@ -52,6 +52,7 @@ READS_NODE = (
     "flow.providers.local",
     "flow.providers.slurm",
     "flow.providers.rented",
+    "flow.providers.rented_sight",
     "flow.providers.rental",
     "flow.providers.copied",
     "flow.secret_files",
@@ -168,7 +169,8 @@ def test_commands_do_not_import_each_other() -> None:
 def test_a_provider_imports_only_what_it_is_built_on() -> None:
     # machines are hosts
     base = {
-        "rented": {"ssh", "startup", "losses", "copied", "rental", "holds"},
+        "rented": {"ssh", "startup", "losses", "copied", "rental", "rented_sight", "holds"},
+        "rented_sight": {"ssh", "losses", "copied", "rental", "holds"},
         "losses": {"ssh"},
         "rental": {"ssh"},
     }

@@ -136,6 +136,8 @@ class _Story:
         for name, kind in self.asked.items():
             if self.random.random() < 0.5:  # else what it left on record is to go on by itself
                 self.violations += self.clients.run_again(name, kind)
+        with contextlib.suppress(FlowError):  # else who follows one that was to be cancelled in vain waits on
+            self._cancel_all_that_should()
         self.violations += self.clients.await_ends(seconds=60)
         self._settle()
 

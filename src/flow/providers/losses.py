@@ -58,6 +58,10 @@ class Losses:
         """The indices of an array's elements that the machines of now were rented for."""
         return self._elements(plan, self.last(plan.task_id))
 
+    def machines(self, plan: Plan) -> int:
+        """How many it has now, or is to have: of an array no more than elements that have not ended."""
+        return min(plan.machines, len(self.elements(plan))) if plan.elements else plan.machines
+
     def free_attempts(self, unit: str, first: int) -> int:
         """How many attempts before the first on the machines of now count for nothing."""
         return first - 1 - self._tries(unit, first)

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -23,25 +23,20 @@ from flow.channel import Channel
 from flow.durable import create_durably
 from flow.errors import FlowError, ProviderError, QuotaExceededError, ResourceNotFoundError, ValidationError
 from flow.machines import Allocation, Capabilities, Machines
-from flow.node import host as program
 from flow.plan import Plan
 from flow.providers.holds import Holds
 from flow.providers.losses import Losses
 from flow.providers.rental import Machine, Rental, RentedFleet
-from flow.providers.ssh.fleet import told_since
+from flow.providers.rented_sight import RentedSight
 from flow.providers.ssh.gathering import gather
-from flow.providers.ssh.places import Move
 from flow.providers.ssh.provider import Part, Ssh
 from flow.providers.ssh.sight import Sight, look
-from flow.providers.ssh.states import allocation_of, ended_allocation
 from flow.providers.startup import LASTING, READY, ROOT, RUN
 from flow.record import Records
 from flow.remote import Remote
-from flow.status import Want, report_from_json
+from flow.status import Want
 
-_BOOT_SECONDS = 3600.0  # after which a machine is not waited for any more; 20 minutes are common
 _STOP_SECONDS = 10.0  # beside a task's own grace time
-_DEAD_SECONDS = 120.0  # after which a machine that its cloud calls dead is taken to be lost
 _TRUSTED_SECONDS = 3.0  # how long what the cloud told of machines is taken to hold, of those that are up or come
 _TAKE_COLLECTED = f"sudo -n touch {ROOT}/collected"
 _CUT_SECONDS = 60.0  # after which a startup script is taken to be cut off: it takes one or two
@@ -60,6 +55,9 @@ class Rented(Ssh):
         self.fleet: RentedFleet = RentedFleet(home, options)
         self.sight, self.losses = Sight(home, self.fleet), Losses(home)
         self.holds = Holds(home / self.name / "held")
+        self.rented = RentedSight(
+            home, self.fleet, self.losses, self.holds, home_id=lambda: self.home_id, copies=self._copies
+        )
         self.fleet.see_again = lambda *_: None  # what is over there goes with the machine
         self._seen: dict[str, tuple[float, list[Rental]]] = {}  # by task: when, and what
         self._unready: dict[str, float] = {}  # machines whose startup script has not ended, since when
@@ -139,15 +137,15 @@ class Rented(Ssh):
             if rental.state is not Machines.UP:
                 self._hang_up(str(rental.task_id))
         told = self._looked_at([one for one in found.values() if self._can_look(one)])
-        asking = [(rental.task_id, partial(self._allocations, rental, told)) for rental in found.values()]
-        allocations = [one for task_id, ask in asking for one in self._readable(task_id, ask)]
+        asking = [(rental.task_id, partial(self.rented.allocations, rental, told)) for rental in found.values()]
+        allocations = [one for task_id, ask in asking for one in self.rented.readable(task_id, ask)]
         if task_ids is None:
             return allocations
         by_id = {str(one.task_id): one for one in allocations}
         for one, (move, was_asked) in before.items():
             if one not in found or found[one].state is Machines.GONE:
-                ask = partial(self._without_machines, one, move, was_asked=was_asked, is_found=one in found)
-                if made := self._readable(one, ask):
+                ask = partial(self.rented.without_machines, one, move, was_asked=was_asked, is_found=one in found)
+                if made := self.rented.readable(one, ask):
                     by_id.pop(one, None)
                     by_id.update((str(each.task_id), each) for each in made)
         asked = set(task_ids)
@@ -155,7 +153,7 @@ class Rented(Ssh):
         for one in asked:
             base = one.partition("_")[0]
             if one != base and base in whole:
-                by_id[one] = self._on_record(one) or replace(by_id[base], task_id=one)
+                by_id[one] = self.rented.on_record(one) or replace(by_id[base], task_id=one)
         return [by_id[one] for one in by_id if one in asked or one.partition("_")[0] in asked]
 
     def release(self, *task_ids: str) -> None:
@@ -247,181 +245,7 @@ class Rented(Ssh):
         tasks = {one.name: rental.task_id for rental in rentals for one in rental.machines}
         return self.fleet.ask_each(list(tasks), lambda name, remote: look(remote, [str(tasks[name])])) if tasks else {}
 
-    def _allocations(self, rental: Rental, told: Mapping[str, Any]) -> list[Allocation]:
-        task_id, first = str(rental.task_id), rental.attempt
-        attempt = self.losses.last_seen(task_id) if rental.task_id else 0
-        attempt, was_seen = max(attempt, first - 1), attempt >= first
-        is_away = rental.has_ended and rental.state is not Machines.UP
-        whole = Allocation(
-            rental.task_id,
-            attempt,
-            Machines.PAUSED if is_away else rental.state,
-            reason=rental.reason,
-            created=rental.created,
-            price_per_hour=rental.price_per_hour,
-            plan_hash=rental.plan_hash,
-            is_ended=is_away,
-        )
-        plan = self._plan(task_id) if rental.home_id == self.home_id else None
-        if plan and (ended := self._ended_unnoted(plan)):
-            return ended
-        if why := self._why_lost(rental, told, attempt) or (self.losses.why_given_up(plan) if plan else ""):
-            is_cancelled = rental.state is Machines.GONE and self.losses.is_cancelled(task_id)
-            return [whole] if is_cancelled else self._lost(replace(whole, attempt=max(attempt, first), reason=why))
-        if whole.machines is Machines.QUEUED and attempt:
-            whole = replace(whole, machines=Machines.PREEMPTED)
-        if whole.machines is Machines.PREEMPTED and was_seen and rental.home_id == self.home_id:
-            self.losses.note_preempted(task_id)
-        answers = {one.name: told[one.name] for one in rental.machines if one.name in told}
-        unheard = Machines.SILENT if was_seen else Machines.STARTING
-        if rental.state is not Machines.UP or not answers:
-            state = {Machines.LOST: unheard, Machines.UP: Machines.STARTING}.get(rental.state, whole.machines)
-            since = self.fleet.silent_since(rental.rental_id) if rental.state is Machines.LOST else None
-            return [replace(whole, machines=state, reason=told_since(rental.reason, since))]
-        for name, one in answers.items():
-            if isinstance(one, FlowError):
-                reason = told_since(one.message, self.fleet.silent_since(name)) if was_seen else "its machine boots"
-                return [replace(whole, machines=unheard, reason=reason)]
-        found = self._by_unit(answers, first)
-        elements = [f"{task_id}_{one}" for one in self.losses.elements(plan)] if plan else []
-        unready = [name for name, answer in answers.items() if not answer["is_ready"]]
-        if not found or (not elements and any(len(entries) < len(answers) for entries in found.values())):
-            reason = "its machine gets ready" if unready else "its code is on the way"
-            return [replace(whole, machines=Machines.STARTING, reason=reason)]
-        missing = [one for one in elements if one not in found]
-        clocks = {name: answer["ahead"] for name, answer in answers.items()}
-        move = self.losses.last(task_id)
-        made = [allocation_of(unit, entries, clocks, move, unready=unready) for unit, entries in found.items()]
-        made += [Allocation(one, first - 1, Machines.STARTING, reason="its code is on the way") for one in missing]
-        made += self._ended_before(plan, elements) if plan else []
-        return [replace(one, price_per_hour=rental.price_per_hour) for one in made]
-
-    def _readable(self, task_id: str | None, ask: Callable[[], list[Allocation]]) -> list[Allocation]:
-        """What is told of a task; where its record cannot be read it is silent, and does not hide the others."""
-        try:
-            return ask()
-        except FlowError as error:
-            attempt = max(self.losses.last_seen(str(task_id)), 1)
-            return [Allocation(task_id, attempt, Machines.SILENT, reason=error.message)]
-
-    def _without_machines(
-        self, task_id: str, move: Move | None, *, was_asked: bool, is_found: bool
-    ) -> list[Allocation]:
-        """Of a task that has none: what they had copied, if there were any; else what has become of them.
-
-        is_found: the cloud still tells of them.
-        """
-        had_some = is_found or was_asked or self.losses.last_seen(task_id) >= (move.attempt if move else 1)
-        if had_some and (copied := self._copied(task_id)):
-            return copied
-        if was_asked and not is_found:
-            return self._unseen(task_id)
-        lost = move and not is_found and Allocation(task_id, move.attempt - 1, Machines.LOST, reason=move.reason)
-        return [lost] if lost else []
-
-    def _by_unit(self, answers: Mapping[str, Mapping[str, Any]], first: int) -> dict[str, dict[str, Any]]:
-        """What each machine tells of a task, or of each element of an array. first: the attempt it was rented for."""
-        found: dict[str, dict[str, Any]] = {}
-        for name, answer in answers.items():
-            for entry in answer["tasks"]:
-                found.setdefault(entry["id"], {})[name] = entry
-                self._note_attempt(entry, first)
-        return found
-
-    def _copied(self, task_id: str) -> list[Allocation]:
-        """Of machines that have ended themselves: by what they had copied to S3."""
-        records = Records(self.home)
-        try:
-            plan, want = records.get(task_id).plan, records.intent(task_id).want
-            if not plan.records or records.final(task_id):
-                return []
-            from flow.providers.copied import fetch  # which few tasks need
-
-            roots = fetch(plan, self._copy_names(plan), self._record(task_id), self._copies / task_id, os.environ)
-        except ResourceNotFoundError:
-            return []
-        except ProviderError as error:
-            attempt = max(self.losses.last_seen(task_id), 1)
-            silent = Allocation(task_id, attempt, Machines.SILENT, reason=error.message)
-            return [] if want is Want.CANCEL else [silent]
-        move = self.losses.last(task_id)
-        told = {str(root): program.look(str(root), [task_id]) for root in roots}
-        found = self._by_unit(told, move.attempt if move else 1)
-        made = [allocation_of(unit, entries, dict.fromkeys(entries, 0.0), move) for unit, entries in found.items()]
-        return [*made, *self._ended_before(plan, found)] if made else []
-
-    def _copy_names(self, plan: Plan) -> list[str]:
-        """What the machines that it has now call what they copy to S3."""
-        from flow.providers.copied import names
-
-        move = self.losses.last(plan.task_id)
-        return names(plan.task_id, move.attempt if move else 1, self._count(plan))
-
-    def _count(self, plan: Plan) -> int:
-        """How many machines it has now, or is to have: of an array no more than elements that have not ended."""
-        return min(plan.machines, len(self.losses.elements(plan))) if plan.elements else plan.machines
-
-    def _ended_before(self, plan: Plan, elements: Collection[str]) -> list[Allocation]:
-        """The elements of an array that are not among these, as they had ended before its machines were rented."""
-        if not plan.elements or not self.losses.last(plan.task_id):
-            return []
-        others = [one for index in plan.elements.indices if (one := f"{plan.task_id}_{index}") not in elements]
-        return [found for one in others if (found := self._on_record(one))]
-
-    def _note_attempt(self, entry: Mapping[str, Any], first: int) -> None:
-        """Of a task or element on a machine that was rented for the attempt `first`."""
-        unit, attempt = entry["id"], entry["attempt"]
-        if attempt >= first:
-            self.losses.note_seen(unit, attempt)
-        reports = map(report_from_json, entry["reports"].values())
-        is_free = any(one is not None and one.cause == "requeue" for one in reports)
-        if is_free or attempt > 1:
-            before = [one for one in self.losses.free(unit) if one < first]
-            self.losses.note_free(unit, {*before, *entry["free"], *([attempt] if is_free else [])})
-
-    def _unseen(self, task_id: str) -> list[Allocation]:
-        """Of what was asked for, and does not show: not yet, or not any more."""
-        move = self.losses.last(task_id)
-        if self.holds.is_new(task_id):
-            reason = "is asked for, and does not show yet"
-            return [Allocation(task_id, move.attempt - 1 if move else 0, Machines.QUEUED, reason=reason)]
-        attempt = max(self.losses.last_seen(task_id), move.attempt if move else 1)
-        return self._lost(Allocation(task_id, attempt, Machines.GONE, reason="its machines are gone"))
-
-    # -- what is lost
-
-    def _why_lost(self, rental: Rental, told: Mapping[str, Any], attempt: int) -> str:
-        """Why its machines are given up, or were; "" where they are not. attempt: the last that was seen."""
-        was_seen = attempt >= rental.attempt
-        if rental.home_id != self.home_id:
-            return ""
-        if rental.state is Machines.GONE:
-            return rental.reason
-        may_run_again, most = partial(self.losses.may_run_again, str(rental.task_id)), self.fleet.lost_after_seconds
-        if rental.state is Machines.LOST:  # its disk may hold what nobody collected: that is not given up at once
-            patience = min(_DEAD_SECONDS, most) if not was_seen or may_run_again() else most
-            return rental.reason if self.fleet.dead_seconds(rental.rental_id) >= patience else ""
-        self.fleet.note_life(rental.rental_id)
-        answers = {one.name: told.get(one.name) for one in rental.machines}
-        silent = [name for name, one in answers.items() if one is None or isinstance(one, FlowError)]
-        if rental.state not in (Machines.STARTING, Machines.UP) or not silent:
-            return ""
-        if not was_seen:
-            is_late = rental.given is not None and time.time() - rental.given > _BOOT_SECONDS
-            return f"its machine did not boot within {_BOOT_SECONDS / 60:g} minutes" if is_late else ""
-        since = min((at for name in silent if (at := self.fleet.silent_since(name))), default=time.time())
-        # what runs where it cannot be asked is given up only for another attempt
-        is_late = time.time() - since >= most and rental.state is Machines.UP and may_run_again()
-        return f"its machine was out of reach for {most / 60:g} minutes" if is_late else ""
-
-    def _lost(self, whole: Allocation) -> list[Allocation]:
-        """Lost for good, but for what had ended before; or with an attempt to follow."""
-        if self.losses.may_run_again(str(whole.task_id)):
-            return [replace(whole, machines=Machines.LOST)]
-        gone, plan = replace(whole, machines=Machines.GONE), self._plan(str(whole.task_id))
-        ended = {unit: self._on_record(unit, plan.nodes) for unit in self.losses.units(plan)} if plan else {}
-        each = [one or replace(gone, task_id=unit) for unit, one in ended.items()]
-        return each if any(ended.values()) else [gone]
+    # -- after a loss
 
     def _give_up(self, plan: Plan, attempt: int) -> None:
         """Put on record that the attempt before was lost, as far as it still is."""
@@ -441,27 +265,6 @@ class Rented(Ssh):
         self._seen.pop(str(rental.task_id), None)
         self._hang_up(str(rental.task_id))
         self.end(rental)
-
-    def _plan(self, task_id: str) -> Plan | None:
-        with suppress(ResourceNotFoundError):
-            return Records(self.home).get(task_id).plan
-        return None
-
-    def _ended_unnoted(self, plan: Plan) -> list[Allocation]:
-        """Of a task, or all elements of an array, where a client died between collecting it and noting its end."""
-        if self._has_ended(plan.task_id):
-            return []
-        found: list[Allocation] = []
-        for unit in self.losses.units(plan):
-            if (one := self._on_record(unit, plan.nodes)) is None:
-                return []
-            found.append(one)
-        return found
-
-    def _on_record(self, unit: str, nodes: int = 1) -> Allocation | None:
-        """Of a task or element whose end is on record: its machines may be gone."""
-        end = self.losses.end_of(unit, nodes)
-        return ended_allocation(unit, self._record(unit), end, nodes) if end else None
 
     def _parts(self, task_id: str) -> dict[str, list[str]]:
         """By machine, what they call it, once they can be reached."""
@@ -498,7 +301,7 @@ class Rented(Ssh):
         move = self.losses.last(plan.task_id)
         self.holds.open(plan.task_id)
         try:
-            self.rent(plan, move.attempt if move else 1, self._count(plan))
+            self.rent(plan, move.attempt if move else 1, self.losses.machines(plan))
         except (ValidationError, QuotaExceededError):  # refused, so that there is nothing to come
             self.forget_task(plan.task_id, is_refused=move is None)
             self.holds.close(plan.task_id)
@@ -556,7 +359,7 @@ class Rented(Ssh):
             return {}
         from flow.providers.copied import order
 
-        return {"records": order(plan, self._record(plan.task_id), self._copy_names(plan), rank)}
+        return {"records": order(plan, self._record(plan.task_id), self.rented.copy_names(plan), rank)}
 
     def _is_cut(self, name: str) -> bool:
         """Whether a machine has been up for so long without being ready for its next boot."""
