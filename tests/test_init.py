@@ -141,6 +141,14 @@ def test_a_profile_has_what_the_file_has_without_it_too(at: Cloud) -> None:
     assert "is as it was" in flow("--profile", "work", "init", "--yes").stderr
 
 
+def test_a_key_that_is_given_is_written_whatever_holds_without_it(at: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MITHRIL_API_KEY", at.key)
+    assert flow("--profile", "work", "init", "--api-key", at.key, "--yes").returncode == 0
+    assert f"      api_key: {at.key}\n" in user_file().read_text()
+    assert by_options(key=at.key).returncode == 0
+    assert f"\n  api_key: {at.key}\n" in user_file().read_text()
+
+
 def test_the_key_may_go_into_the_keyring(at: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "tests.support.keyring.Kept")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
@@ -190,6 +198,7 @@ def test_a_wrong_key_is_refused_at_once(at: Cloud) -> None:
     assert ended.returncode == 5
     assert ended.stderr.startswith("error: the API key is not accepted: Invalid API key")
     assert "fkey_wrong" not in ended.stderr and files() == {}
+    assert "flow init" not in ended.stderr and "hint: get a new one from " in ended.stderr
 
 
 def test_a_key_without_rights_is_told(at: Cloud) -> None:
@@ -276,6 +285,8 @@ def test_at_a_terminal_everything_is_asked(at: Cloud, monkeypatch: pytest.Monkey
     terminal.types("3\n")
     assert terminal.shows("Regions with machines now: ")
     assert terminal.shows("Region (`any`: wherever it is cheapest) [any]: ")
+    terminal.types("us-west\n")
+    assert terminal.shows("no region `us-west`; there is: eu-central1-a, us-central1-b, us-central5-a\nRegion (")
     terminal.types("us-central1-b\n")
     assert terminal.shows("  2  ~/.ssh/id_ed25519  is sent there\nSSH key [1]: ")
     terminal.types("2\n")
@@ -305,6 +316,16 @@ def test_a_bare_enter_keeps_what_is_there(at: Cloud) -> None:
         terminal.types("\n")
     assert (terminal.end(), files()) == (0, before)
     assert "is as it was" in terminal.screen
+
+
+def test_a_bare_enter_leaves_a_shell_alone_that_was_set_up_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert flow("init", "--provider", "local", "--yes").returncode == 0
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    before = files()
+    terminal = Terminal("init", "--provider", "local")
+    assert terminal.shows("Complete `flow` commands in bash? [y/N]: "), terminal.screen
+    terminal.types("\n")
+    assert (terminal.end(), flow("init", "--yes").returncode, files()) == (0, 0, before)
 
 
 def test_ctrl_c_leaves_everything_as_it_was(at: Cloud) -> None:

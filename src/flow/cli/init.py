@@ -123,6 +123,7 @@ def _provider(setup: Setup, *, yes: bool) -> str:
 def _shell(setup: Setup, completion: bool | None, *, yes: bool) -> str | None:
     """The shell to complete our commands in; None where it is not wanted, or done already."""
     from flow.cli.shell_start import is_installed, users_shell
+    from flow.settings import user_file
 
     shell = users_shell()
     if completion and shell is None:
@@ -131,11 +132,14 @@ def _shell(setup: Setup, completion: bool | None, *, yes: bool) -> str | None:
         )
     if shell is None or completion is False:
         return None
-    if completion or (yes and not is_installed(shell)):
+    if completion:
         return shell
-    if setup.asks and not is_installed(shell):
-        return shell if click.confirm(f"Complete `flow` commands in {shell}?", default=True, err=True) else None
-    return None
+    if is_installed(shell):
+        return None
+    is_wanted = not user_file().exists()  # else it was asked before
+    if setup.asks:
+        is_wanted = click.confirm(f"Complete `flow` commands in {shell}?", default=is_wanted, err=True)
+    return shell if is_wanted and (setup.asks or yes) else None
 
 
 def _keep_key(setup: Setup, *, keyring: bool) -> None:

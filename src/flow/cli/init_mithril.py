@@ -12,7 +12,7 @@ from flow.cli.questions import Choice, ask, ask_secret, choose
 from flow.cli.setup import Setup, nobody_to_ask
 from flow.errors import AuthenticationError, FlowError, ValidationError, did_you_mean
 from flow.providers.mithril.account import Account
-from flow.providers.mithril.api import KEYS_PAGE, Api, NotKnownError
+from flow.providers.mithril.api import INIT, KEYS_PAGE, Api, NotKnownError
 from flow.providers.mithril.keys import identity_file, login_keys
 from flow.providers.mithril.provider import Mithril as Provider
 from flow.settings import flow_home
@@ -68,8 +68,12 @@ class Mithril:
         raise AssertionError
 
     def _checked(self, key: str) -> Api:
-        api = Api(key, str(self._setup.settings.get("mithril.api_url")))
-        me = api.get("/v2/me")
+        try:
+            api = Api(key, str(self._setup.settings.get("mithril.api_url")))
+            me = api.get("/v2/me")
+        except AuthenticationError as error:
+            error.suggestions = tuple(one for one in error.suggestions if one != INIT)  # which this is
+            raise
         me = me if isinstance(me, dict) else {}
         self._setup.answer("mithril.api_key", key)
         output.say(f"signed in as {output.printable(str(me.get('email') or me.get('name') or me.get('fid')))}")
@@ -107,15 +111,27 @@ class Mithril:
         there = self._regions("/v2/spot/availability", "region")
         if not given and there:
             output.say(f"Regions with machines now: {', '.join(there)}")
-        said = given or ask(f"Region (`{_ANY}`: wherever it is cheapest)", now or _ANY)
-        region = None if said == _ANY else said
+        while True:
+            said = given or ask(f"Region (`{_ANY}`: wherever it is cheapest)", now or _ANY)
+            region = None if said == _ANY else said
+            try:
+                self._check_region(region, there)
+            except ValidationError as error:
+                if given:
+                    raise
+                output.say("; ".join((error.message, *error.suggestions)))
+            else:
+                break
+        self._setup.answer("mithril.region", region)
+
+    def _check_region(self, region: str | None, there: list[str]) -> None:
+        """Raises ValidationError where it is none; one that has no machines now is noted."""
         if region and there and region not in there:
             hints = [*did_you_mean(region, there), f"there is: {', '.join(there)}"]
             known = self._regions("/marketplace/v1/regions", "name")
             if known and region not in known:
                 raise ValidationError(f"no region `{region}`", suggestions=hints)
             output.note("; ".join((f"there are no machines in `{region}` now", *hints)))
-        self._setup.answer("mithril.region", region)
 
     def _regions(self, path: str, field: str) -> list[str]:
         """Those that a list names; none where it cannot be had."""

@@ -32,10 +32,12 @@ class Setup:
         return None if value is None else str(value)
 
     def answer(self, name: str, value: str | None) -> None:
-        """Have it written, if it is another one; into a profile also what is there only without it, in a file."""
+        """Have it written, if it is another one; also what is the same elsewhere, as the environment, if an option
+        gives it, and into a profile what a file has only without it."""
         is_of_file = ":" in self.settings.origin(name)
-        is_elsewhere = self.profile and is_of_file and not self.settings.has_of_profile(name)
-        if value != self.now(name) or is_elsewhere:
+        is_there = self.settings.has_of_profile(name) if self.profile else is_of_file
+        is_said = value is not None and bool(is_of_file or self.given.get(name.rpartition(".")[2]))
+        if value != self.now(name) or (is_said and not is_there):
             self.changes[name] = value
 
 

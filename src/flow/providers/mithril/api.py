@@ -31,7 +31,7 @@ _TRIES = 4  # of what may be asked again
 _LONGEST_WAIT = 30.0  # seconds that a server may ask us to wait, else it is the user's turn
 _GATEWAYS = (502, 503, 504)  # which cannot say whether a request was carried out
 _QUOTA = ("quota", "billing", "payment")
-_INIT = "`flow init` sets it"
+INIT = "`flow init` sets it"
 _TAKEN = ("already used", "already exists", "duplicate name")
 
 
@@ -60,7 +60,7 @@ class Api:
         self._key, self.url = key.strip(), url.rstrip("/")
         self._key_name = f"the API key of {origin}" if origin else "the API key"
         if not (self._key.isascii() and self._key.isprintable()):  # before it stands in an error of those who send it
-            raise AuthenticationError(f"{self._key_name} has characters that no key has", suggestions=[_INIT])
+            raise AuthenticationError(f"{self._key_name} has characters that no key has", suggestions=[INIT])
         if not self.url.startswith(("https://", "http://")):
             raise ValidationError(f"`{url}` is no address of an API", suggestions=[f"write it as `{URL}`"])
         self._pool: urllib3.PoolManager | None = None
@@ -266,7 +266,7 @@ def _refusal(status: int, headers: Mapping[str, str], text: str, *, url: str, ke
         return _refused(status, said)
     place = f" in the project `{project}`" if project else ""
     known: dict[int, tuple[type[FlowError], str, tuple[str, ...]]] = {
-        401: (AuthenticationError, f"{key_name} is not accepted: ", (f"get a new one from {KEYS_PAGE}", _INIT)),
+        401: (AuthenticationError, f"{key_name} is not accepted: ", (f"get a new one from {KEYS_PAGE}", INIT)),
         403: (
             AuthenticationError,
             f"not allowed{place}: ",
