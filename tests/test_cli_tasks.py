@@ -168,6 +168,14 @@ def test_status_lists_the_newest_first_and_they_can_be_named_by_their_place(proj
     assert flow("status", "one").stdout.splitlines()[1].split()[0] == first
 
 
+def test_a_reason_that_says_no_more_than_the_state_is_not_shown(project: Path) -> None:
+    task_id = submitted("exec sleep 300")
+    assert wait_until(lambda: record(task_id)["status"] == "running", seconds=20)
+    assert flow("cancel", task_id).returncode == 0
+    assert record(task_id)["reason"] == "cancelled"
+    assert flow("status").stdout.count("cancelled") == 1
+
+
 def test_a_name_means_its_newest_task_and_says_so(project: Path) -> None:
     submitted("true", "--name", "twice")
     second = submitted("true", "--name", "twice")

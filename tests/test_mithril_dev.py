@@ -52,7 +52,7 @@ def test_a_machine_that_is_not_there_yet_is_shown_and_stopped(client: Flow, clou
     line, why = flow("dev", "--status").stdout.splitlines()
     assert (line, why) == (
         f"{bid.name}  dev  a100-80gb.sxm.1x  us-central1-b  $1.25/h  starting",
-        "its machine: new, ends when idle for 2h00m",
+        "its machine is new, ends when idle for 2h00m",
     )
     ended = flow("dev", "--stop")
     assert (ended.returncode, ended.stderr.endswith(GONE)) == (0, True), ended.stderr

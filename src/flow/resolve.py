@@ -162,15 +162,19 @@ def _in_region(config: TaskConfig, offers: list[Offer], provider: Provider, volu
         return _priced_now(config, provider, there)[0]
     if not offers:
         raise ValidationError(f"{provider.name} has no machines now", suggestions=["see `flow offers`"])
+    regions = sorted({one.region for one in provider.offers() if one.region})
+    if region not in regions:
+        raise ValidationError(
+            f"no region `{region}` at {provider.name}",
+            suggestions=[*did_you_mean(str(region), regions), f"there is {', '.join(f'`{one}`' for one in regions)}"],
+        )
     free: dict[str, int] = {}
     for one in offers:
         if one.region and one.instance_type == offers[0].instance_type:
             free[one.region] = free.get(one.region, 0) + (one.available or 0)
-    is_known = any(one.region == region for one in provider.offers())
     raise ValidationError(
         f"`{offers[0].instance_type}` is not to be had in `{region}`",
         suggestions=[
-            *([] if is_known else did_you_mean(str(region), free)),
             f"it is in {', '.join(f'{name} ({free[name]} free)' for name in sorted(free))}",
             f"the volume `{volume.name}` is there"
             if volume

@@ -34,10 +34,12 @@ def task_table(tasks: Sequence[Task]) -> list[str]:
 
 
 def reason(task: Task) -> str:
-    """Why a task is as it is; of an array that goes on, how many elements are in which state."""
+    """Why a task is as it is, where its state does not say so; of an array that goes on, how many elements are in which
+    state."""
     elements = None if task.status.is_final else task.elements
     if not elements:
-        return own_reason(task)
+        why = own_reason(task)
+        return "" if why == task.status else why
     counts = ", ".join(f"{count} {state}" for state, count in elements.items() if count)
     return f"{counts}: {task.reason}" if task.reason and len(elements) == 1 else counts
 

@@ -96,7 +96,7 @@ def _state(bid: Mapping[str, Any], instances: list[dict[str, Any]]) -> tuple[Mac
         return Machines.LOST, "its machine has failed, says Mithril"
     if not is_whole and any(_word(one) in _OFF for one in instances):
         return Machines.LOST, "its machine is off, says Mithril"
-    return Machines.STARTING, f"its machine: {', '.join(sorted(one.lower() for one in words or {status}))}"
+    return Machines.STARTING, f"its machine is {', '.join(sorted(one.lower() for one in words or {status}))}"
 
 
 def _word_of(bid: Mapping[str, Any], state: Machines, noted: Callable[[Mapping[str, Any]], str]) -> str:
