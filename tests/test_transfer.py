@@ -161,6 +161,10 @@ def test_the_command_tells_a_task_from_a_file(project: Path) -> None:
     assert (project / "a:b").read_text() == "new"
     flow("status")
     assert flow("cp", ":1:copy.txt", "c").returncode == 0
+    printed = flow("cp", "train:copy.txt", "-")
+    assert (printed.returncode, printed.stdout, printed.stderr) == (0, Path("c").read_text(), "")
+    assert "error: a folder cannot be written to the standard output" in flow("cp", "train:", "-").stderr
+    assert not Path("-").exists()
     for words, code, message in [
         (("a", "b"), 2, "neither is of a task"),
         (("train:a", "train:b"), 2, "both are of a task"),
