@@ -23,6 +23,7 @@ from flow.machines import Allocation, Machines
 from flow.plan import Elements, Plan
 from flow.providers.losses import Losses
 from flow.record import Records, Submission
+from flow.settings import flow_home
 from flow.status import Outcome, TaskStatus
 from flow.task import Task
 from tests.support.commands import flow as told_by
@@ -309,6 +310,7 @@ def test_a_task_that_was_collected_is_told_by_its_record_whatever_becomes_of_its
     assert (task.wait(timeout=_SECONDS), attempts(task)) == ("completed", [(1, "completed")]), task.reason
     assert is_given_back(client, cloud)
     assert [one[0] for one in bids(cloud, task)] == ["1"]
+    assert not is_silent or list(flow_home().glob("ssh/silent/inst_*")) == []
 
 
 @pytest.mark.parametrize("retries", [0, 1])

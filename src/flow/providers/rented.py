@@ -263,7 +263,7 @@ class Rented(Ssh):
 
     def _end_left(self, rental: Rental) -> None:
         self._seen.pop(str(rental.task_id), None)
-        self._hang_up(str(rental.task_id))
+        self._forget_machines(str(rental.task_id), rental)
         self.end(rental)
 
     def _parts(self, task_id: str) -> dict[str, list[str]]:
@@ -407,7 +407,7 @@ class Rented(Ssh):
     def _give_back(self, task_id: str, rental: Rental | None) -> None:
         """And prove it gone; what may still appear, as it was asked for just now, is looked for again."""
         self._seen.pop(task_id, None)
-        self._hang_up(task_id)
+        self._forget_machines(task_id, rental)
         if rental:
             self.end(rental)
         if (rental is None and self.holds.may_come(task_id)) or self._live(task_id) is not None:
@@ -420,6 +420,13 @@ class Rented(Ssh):
         """End the connections to its machines: one to a machine that is gone would be waited for."""
         for name in self._machines.pop(task_id, ()):
             self.fleet.hang_up(name)
+
+    def _forget_machines(self, task_id: str, rental: Rental | None) -> None:
+        """They are given back: whether they answered is of no use any more."""
+        names = {*self._machines.get(task_id, ()), *(one.name for one in (rental.machines if rental else ()))}
+        self._hang_up(task_id)
+        for name in names:
+            self.fleet.note_life(name)
 
     @property
     def _copies(self) -> Path:
