@@ -157,9 +157,10 @@ class Flow:
             except (ValidationError, QuotaExceededError):
                 raise  # and it has ended
             except FlowError as error:
-                error.suggestions += (
-                    f"it is recorded as `{submission.task_id}` and goes on with the next `flow` command",
+                recorded = (
+                    f"it is recorded as `{made.task_id}` and goes on with the next `flow` command: do not repeat it"
                 )
+                error.suggestions = (recorded, f"or end it: `flow cancel {made.task_id}`", *error.suggestions)
                 raise
         return made
 
