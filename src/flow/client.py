@@ -431,7 +431,12 @@ class Flow:
         max_bytes: int | None = None,
         dry_run: bool = False,
     ) -> Pruned:
-        """Remove records of ended tasks: by age, all but the newest `keep`, or down to `max_bytes`."""
+        """Remove records of ended tasks: by age, all but the newest `keep`, or down to `max_bytes`.
+
+        Not of one whose machines are still paid for.
+        """
+        from flow.orphans import paid_for
+
         with suppress(NoRoomError):  # then what has ended by its own files goes
             self.finish_interrupted()
             self.look_at(self.records.rows(unfinished=True))
@@ -440,7 +445,11 @@ class Flow:
         with suppress(NoRoomError):
             providers = {row.task_id: row.provider for row in self.records.rows(states=FINAL)}
         pruned = self.records.prune(
-            older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run
+            older_than_seconds=older_than_seconds,
+            keep=keep,
+            max_bytes=max_bytes,
+            needed=paid_for(self, providers),
+            dry_run=dry_run,
         )
         for name in set() if dry_run else {providers[task_id] for task_id in pruned.task_ids if task_id in providers}:
             self._forget(name, [task_id for task_id in pruned.task_ids if providers.get(task_id) == name])
