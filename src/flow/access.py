@@ -167,11 +167,11 @@ def mount(task: Task, allocation: Allocation | None, volume: Volume, store: Volu
         )
     check_in_reach(task.task_id, [allocation] if allocation else [])
     if not allocation or not allocation.nodes_up:
-        what, way = f"{task.status}, not running", way_in(task)
         if task.is_array and task.plan.elements:
-            what = "an array: a volume is for one of its elements"
             way = f"name an element: `flow mount {volume.name} {task.task_id}_{task.plan.elements.indices[0]}`"
-        raise ValidationError(f"`{task.task_id}` is {what}", suggestions=[way])
+            what = "an array: a volume is for one of its elements"
+            raise ValidationError(f"`{task.task_id}` is {what}", suggestions=[way])
+        raise not_running(task)
     source = store.attach(volume.volume_id, replace(task.plan, task_id=task.task_id))  # an element's own
     is_bound = volume.volume_id in [one.source for one in task.plan.mounts]
     try:
@@ -183,6 +183,11 @@ def mount(task: Task, allocation: Allocation | None, volume: Volume, store: Volu
             store.detach(volume.volume_id, task.task_id)
         raise
     return f"/mnt/{volume.name}"
+
+
+def not_running(task: Task) -> ValidationError:
+    """That a task cannot have a volume more, as it waits or has ended."""
+    return ValidationError(f"`{task.task_id}` is {task.status}, not running", suggestions=[way_in(task)])
 
 
 def way_in(task: Task) -> str:

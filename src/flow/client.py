@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -403,14 +403,18 @@ class Flow:
         store_of(self.provider()).delete(volume.volume_id)
         return volume
 
-    def mount_volume(self, volume: str | Volume, task: str | Task) -> str:
+    def mount_volume(
+        self, volume: str | Volume, task: str | Task, *, before_stop: Callable[[], None] = lambda: None
+    ) -> str:
         """Give a running task one more volume; the path at which it is seen, `/mnt/<name>`.
 
         At once; where machines get volumes only while they are stopped, the task is preempted for it and runs again.
+        `before_stop` is called before that, once nothing refuses it; what it raises leaves all as it is.
 
         Raises ValidationError for a task that does not run, a block volume that another one holds, or where the task
         cannot be reached so.
         """
+        from flow.access import not_running
         from flow.task_volumes import find_volume, listed_volume, store_of
 
         known = self.get_task(str(task))
@@ -419,8 +423,11 @@ class Flow:
         found = find_volume(store_of(provider).list(), reference)
         if not isinstance(provider, RestartsToMount):
             return known.mount(found, store_of(provider))
-        self.records.note_mounted(known.task_id, found.volume_id)
-        provider.add_volume(known.plan, found)
+        if known.status.is_final:
+            raise not_running(known)
+        provider.check_volume(known.plan, found)
+        before_stop()
+        provider.add_volume(known.plan, found, lambda: self.records.note_mounted(known.task_id, found.volume_id))
         return f"/mnt/{found.name}"
 
     def prune(
