@@ -145,6 +145,14 @@ def test_a_task_runs_where_its_volume_is(client: Flow, pretended: Cloud, monkeyp
     assert flow("cancel", task.task_id).stdout == f"{task}  cancelled\n"
 
 
+def test_what_never_ran_has_no_price(client: Flow, pretended: Cloud) -> None:
+    task = client.run("true", upload_code=False)
+    assert " 1.25 " in flow("status").stdout
+    task.cancel()
+    assert wait_until(lambda: task.refresh().status == "cancelled", seconds=30)
+    assert "1.25" not in flow("status").stdout
+
+
 def test_no_task_is_refused_by_a_price_that_has_fallen(client: Flow, pretended: Cloud) -> None:
     lane = pretended.lane("it_MsIRhxj3ccyVWGfP", REGION)
     lane.price_cents, price = 400, lane.price_cents
