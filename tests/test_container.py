@@ -113,14 +113,13 @@ def test_an_image_that_cannot_be_had_says_why(run: Any) -> None:
 
 
 def test_a_cancel_reaches_the_command_and_all_it_started(run: Any) -> None:
-    script = (
-        "sh -c \"trap 'echo child; exit' TERM; while :; do sleep 0.1; done\" & trap 'echo saved; wait; exit 4' TERM; "
-    )
+    script = "sh -c \"trap 'echo child; exit' TERM; echo set; while :; do sleep 0.1; done\" & trap 'echo saved; wait; exit 4' TERM; "
     one = run("sh", "-c", script + "echo up; while :; do sleep 0.1; done")
-    one.until("up")
+    for each in ("up", "set"):
+        one.until(each)
     one.process.terminate()
     assert one.wait() == (4, "cancel", "cancelled")
-    assert sorted(one.out().split()) == ["child", "saved", "up"]
+    assert sorted(one.out().split()) == ["child", "saved", "set", "up"]
 
 
 def test_a_command_without_a_handler_is_ended_by_a_cancel(run: Any) -> None:

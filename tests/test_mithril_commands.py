@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -142,6 +143,14 @@ def test_a_task_runs_where_its_volume_is(client: Flow, pretended: Cloud, monkeyp
         client.plan(client.load("true", **{**fields, "gpu": "b200"}))
     assert "the volume `there` is there" in refused.value.suggestions
     assert flow("cancel", task.task_id).stdout == f"{task}  cancelled\n"
+
+
+def test_what_never_ran_has_no_price(client: Flow, pretended: Cloud) -> None:
+    task = client.run("true", upload_code=False)
+    assert " 1.25 " in flow("status").stdout
+    task.cancel()
+    assert wait_until(lambda: task.refresh().status == "cancelled", seconds=30)
+    assert "1.25" not in flow("status").stdout
 
 
 def test_no_task_is_refused_by_a_price_that_has_fallen(client: Flow, pretended: Cloud) -> None:
@@ -417,3 +426,23 @@ def test_an_attendant_whose_key_is_refused_makes_room_for_another(
     lock.write_text("")
     assert task.refresh().status == "starting"
     assert attendant_of(client.home) != refused and is_locked(lock)
+
+
+def test_a_task_that_is_recorded_says_so_first_where_it_cannot_be_given(
+    client: Flow, pretended: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it is asked for twice."""
+    client.offers()  # so that its price is known
+    client.home.mkdir(exist_ok=True)
+    with (client.home / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # no attendant gives it
+        with monkeypatch.context() as away:
+            away.setenv("MITHRIL_API_KEY", "of somebody else")
+            ended = flow("run", "--gpu", "a100", "true")
+        (task,) = client.tasks(refresh=False)
+        task.cancel()
+    hints = ended.stderr.split("\n\n")[1].splitlines()
+    assert hints == [
+        f"hint: it is recorded as `{task}` and goes on with the next `flow` command: do not repeat it",
+        f"hint: or end it: `flow cancel {task}`",
+    ]

@@ -27,7 +27,7 @@ from flow.task import Task
 from tests.support.aws import Aws
 from tests.support.commands import flow
 from tests.support.mithril_cloud import Cloud
-from tests.support.mithril_cloud.faults import QUOTA, Fault, refusal
+from tests.support.mithril_cloud.faults import NO_MEMBER, QUOTA, Fault, refusal
 from tests.support.mithril_cloud.records import Bid
 from tests.support.processes import attendant_of, no_attendant, wait_until
 from tests.support.story import DOOM
@@ -274,6 +274,34 @@ def test_a_machine_that_is_kept_is_entered_and_ended_only_by_name(client: Flow, 
         f"error: `{task}` is completed, and the machine that it kept is gone\n\n"
         f"hint: see its output with `flow logs {task}`\n"
     )
+
+
+def test_what_is_kept_is_told_at_the_end_by_cancel_and_by_cp_and_its_record_stays(client: Flow, cloud: Cloud) -> None:
+    ran = flow("run", "--keep", "--watch", "--no-upload-code", "--name", "mine", "echo left >note")
+    (task,) = client.tasks()
+    bid = cloud.bid(task.task_id)
+    ended = f"note: `{task}` is completed; its machine costs $1.25/h until `flow orphans {task} --yes`\n"
+    way_in = f"hint: its machine was kept: `flow ssh {task}` opens a shell on it\n"
+    assert (ran.returncode, ran.stderr.endswith(ended + way_in)) == (0, True), ran.stderr
+    cancelled = flow("cancel", "mine")
+    assert (cancelled.returncode, cancelled.stdout, cancelled.stderr) == (0, f"{task}  completed\n", ended)
+    copied = flow("cp", "mine:note", ".")
+    assert copied.stderr == (
+        f"error: `{task}` has no `note`\n\n"
+        f"hint: its machine was kept, and may have it: look there with `flow ssh {task} -- ls -l`\n"
+        f"hint: it has ended: what it left in `$FLOW_OUTPUT` is `{task}:output`\n"
+    )
+    assert wait_until(lambda: client.held() == [], seconds=30)
+    pruned = flow("prune", "--keep", "0", "--yes")
+    assert (pruned.stdout, pruned.stderr, bid.status) == ("", "freed 0 B\n", "Allocated")
+    cloud.faults.play(NO_MEMBER, "GET /v2/spot/bids", times=9)
+    pruned = flow("prune", "--keep", "0", "--yes")
+    unknown = "note: tasks with `--keep` stay, as what they cost is not known: "
+    assert (pruned.stdout, pruned.stderr.startswith(unknown)) == ("", True), pruned.stderr
+    cloud.faults.clear()
+    assert flow("orphans", "mine", "--yes").returncode == 0
+    assert (flow("cancel", "mine").stderr, bid.status) == ("", "Terminated")
+    assert client.prune(keep=0).task_ids == (task.task_id,)
 
 
 def test_the_machine_of_an_array_that_is_kept_is_entered_by_its_elements(client: Flow, cloud: Cloud) -> None:

@@ -16,6 +16,7 @@ from flow.client import Flow
 from flow.errors import ValidationError
 from flow.orphans import orphans
 from flow.task import Task
+from tests.support.commands import flow
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import slow
 from tests.support.processes import wait_until
@@ -81,6 +82,25 @@ def test_a_task_whose_code_is_not_there_yet_gets_none_and_is_not_disturbed(clien
     start_attendant(client.home)
     assert (task.wait(timeout=90), task.logs()) == ("completed", "delivered\n"), task.reason
     assert [str(one.status) for one in task.attempts] == ["completed"]
+
+
+def test_what_is_refused_is_not_asked_first_and_leaves_no_word_of_it(client: Flow, cloud: Cloud, task: Task) -> None:
+    client.create_volume(1, "far", region="us-central5-a")
+    refused = flow("mount", "far", task.task_id)
+    told = f"error: the volume `far` is in us-central5-a, and the task is to run in {REGION}\n"
+    assert (refused.returncode, refused.stderr.startswith(told)) == (2, True), refused.stderr
+    asked = flow("mount", "more", task.task_id)  # with nobody there to ask
+    assert (asked.returncode, "is stopped for it" in asked.stderr) == (3, True)
+    task.cancel()
+    assert task.wait(timeout=60) == "cancelled"
+    ended = flow("mount", "more", task.task_id)
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        f"error: `{task}` is cancelled, not running\n\nhint: see its output with `flow logs {task}`\n",
+    )
+    whose = {one.name: one.whose for one in orphans(client)}
+    assert (whose["far"], whose["more"]) == ("nobody's: no task here has had it",) * 2
+    assert client.records.mounted(task.task_id) == []
 
 
 def dies_before_anything_stops(task: Task) -> None:

@@ -328,6 +328,22 @@ def test_a_machine_whose_first_boot_was_cut_off_is_made_ready(
     assert (task.refresh().status, task.logs()) == ("completed", "made it\n")
 
 
+def test_a_machine_that_cannot_be_made_ready_pauses_in_the_end(client: Flow, cloud: Cloud) -> None:
+    client.home.mkdir(exist_ok=True)
+    with (client.home / "attend.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # this process is the attendant
+        task = _run(client, "true")
+        cloud.await_bid(task.task_id, "Allocated")
+        host = cloud.host(task.task_id)
+        assert wait_until(lambda: host.run(f"test -e {READY}", check=False).returncode == 0, seconds=30)
+        broken = """s/"volumes": \\[\\]/"volumes": [{}]/; s/"deliver_seconds": [0-9.]*/"deliver_seconds": 3/"""
+        host.run(f"systemctl stop flow-guard; sed -i '{broken}' {ROOT}/machine.json; rm {READY}")
+        host.run("systemctl start flow-guard")
+        assert wait_until(lambda: [attend(client, {}), cloud.bid(task.task_id).status][1] == "Paused", seconds=60)
+        task.cancel()
+        assert wait_until(lambda: [attend(client, {}), client.held()][1] == [], seconds=60)
+
+
 def test_a_fleet_that_cannot_be_asked_keeps_nothing_from_being_given_back(
     client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,7 @@ def shell(
     terminal = not capture and sys.stdin.isatty()
     if allocation and task.status.is_final:
         argv = _entering_kept(_kept_node_of(task, allocation, node), words, terminal=terminal)
-        tell(_cost_of(task, allocation))
+        tell(cost_of(task, allocation))
     else:
         argv = entering(node_of(task, allocation, node, "a shell"), words, terminal=terminal)
     if not capture:
@@ -115,7 +115,7 @@ def node_of(task: Task, allocation: Allocation | None, node: int, what: str) -> 
             if task.is_array
             else f"{task.status}: {what} needs a running task"
         )
-        raise ValidationError(f"`{task.task_id}` is {why}", suggestions=[_way_in(task)])
+        raise ValidationError(f"`{task.task_id}` is {why}", suggestions=[way_in(task)])
     check_rank(task.task_id, task.plan, node, is_array=False)
     at = allocation.nodes_up[node]
     return Place(at, task.channel(allocation, node).through(at.beyond))
@@ -150,8 +150,8 @@ def _entering_kept(place: Place, words: Sequence[str], *, terminal: bool) -> lis
     return place.channel.command(f"cd {folder} 2>/dev/null; exec {run}", terminal=terminal)
 
 
-def _cost_of(task: Task, kept: Allocation) -> str:
-    """What there is to know for who enters a machine that was kept."""
+def cost_of(task: Task, kept: Allocation) -> str:
+    """What there is to know of machines that a task which has ended has kept."""
     price = "an unknown price" if kept.price_per_hour is None else f"${kept.price_per_hour:.2f}/h"
     costs = "machines cost" if task.plan.machines > 1 else "machine costs"
     base = task.task_id.partition("_")[0]
@@ -167,11 +167,11 @@ def mount(task: Task, allocation: Allocation | None, volume: Volume, store: Volu
         )
     check_in_reach(task.task_id, [allocation] if allocation else [])
     if not allocation or not allocation.nodes_up:
-        what, way = f"{task.status}, not running", _way_in(task)
         if task.is_array and task.plan.elements:
-            what = "an array: a volume is for one of its elements"
             way = f"name an element: `flow mount {volume.name} {task.task_id}_{task.plan.elements.indices[0]}`"
-        raise ValidationError(f"`{task.task_id}` is {what}", suggestions=[way])
+            what = "an array: a volume is for one of its elements"
+            raise ValidationError(f"`{task.task_id}` is {what}", suggestions=[way])
+        raise not_running(task)
     source = store.attach(volume.volume_id, replace(task.plan, task_id=task.task_id))  # an element's own
     is_bound = volume.volume_id in [one.source for one in task.plan.mounts]
     try:
@@ -185,7 +185,12 @@ def mount(task: Task, allocation: Allocation | None, volume: Volume, store: Volu
     return f"/mnt/{volume.name}"
 
 
-def _way_in(task: Task) -> str:
+def not_running(task: Task) -> ValidationError:
+    """That a task cannot have a volume more, as it waits or has ended."""
+    return ValidationError(f"`{task.task_id}` is {task.status}, not running", suggestions=[way_in(task)])
+
+
+def way_in(task: Task) -> str:
     """What to do where a task that does not run cannot be entered."""
     one = f"{task.task_id}_{task.plan.elements.indices[0]}" if task.is_array and task.plan.elements else task.task_id
     if task.has_kept:

@@ -11,7 +11,7 @@ import time
 from flow.attend import LOCK
 from flow.chores import attend
 from flow.client import Flow
-from flow.errors import FlowError
+from flow.errors import AuthenticationError, FlowError
 from flow.plan import Plan
 
 _PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between two looks
@@ -31,18 +31,23 @@ def main() -> None:
     os.write(lock, str(os.getpid()).encode())
     idle, pause = 0, _PAUSE
     plans: dict[str, Plan] = {}
-    while idle < _LINGER:
-        idle = 0 if _is_needed(client, plans) else idle + 1
-        time.sleep(pause)
-        pause = min(pause * 1.2, _LONGEST_PAUSE)
-    os.close(lock)  # who submits something now starts another; what came just before is looked at once more
-    if _is_needed(client, plans):
-        main()
+    try:
+        while idle < _LINGER:
+            idle = 0 if _is_needed(client, plans) else idle + 1
+            time.sleep(pause)
+            pause = min(pause * 1.2, _LONGEST_PAUSE)
+        os.close(lock)  # who submits something now starts another; what came just before is looked at once more
+        if _is_needed(client, plans):
+            main()
+    except AuthenticationError:  # it makes room for one with another key at once
+        pass
 
 
 def _is_needed(client: Flow, plans: dict[str, Plan]) -> bool:
     try:
         return attend(client, plans)
+    except AuthenticationError:
+        raise
     except FlowError:  # a provider that does not answer: it is asked again
         return True
     finally:

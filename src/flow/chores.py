@@ -39,13 +39,14 @@ def give(client: Flow, task: Task) -> None:
 
 
 def attend(client: Flow, plans: dict[str, Plan]) -> bool:
-    """Do what is next for every task that needs a client for it; whether any will need this one again.
+    """Do what is next for every task that needs a client for it; whether any will need one again.
 
-    plans: of the tasks that were looked at before, to be kept for the next time.
+    plans: of the tasks that were looked at before, to be kept for the next time. Raises AuthenticationError where all
+    that need one are at providers that do not take our key: a client with another one is to come.
     """
     client.give_acknowledged()  # an attendant that is about to go starts no other: it would have the same key
     waiting = set(client.records.unallocated())
-    refused: set[str] = set()  # providers that do not take our key: a client with another one is to come
+    refused: dict[str, AuthenticationError] = {}  # by provider
     watched: dict[str, list[str]] = {}
     rented: dict[str, list[str]] = {}
     for row in client.records.rows(unfinished=True):
@@ -62,14 +63,17 @@ def attend(client: Flow, plans: dict[str, Plan]) -> bool:
     for name, task_ids in rented.items():
         try:
             is_needed |= _see_to_all_rented(client, name, task_ids)
-        except AuthenticationError:
-            refused.add(name)
+        except AuthenticationError as error:
+            refused[name] = error
     for name, task_ids in watched.items():
         is_needed |= _see_to_all(client, name, task_ids, plans)
-    return _give_back(client, refused) or is_needed
+    is_needed |= _give_back(client, refused)
+    if refused and not is_needed:
+        raise next(iter(refused.values()))
+    return is_needed
 
 
-def _give_back(client: Flow, refused: set[str]) -> bool:
+def _give_back(client: Flow, refused: dict[str, AuthenticationError]) -> bool:
     """See that nothing is rented for tasks that have ended, or are not known any more; whether we see to more."""
     seen_to = set()
     for name, task_id in [one for one in client.held() if one[0] not in refused]:
@@ -80,11 +84,11 @@ def _give_back(client: Flow, refused: set[str]) -> bool:
                 is_over = records.final(task_id) or not records.rows_of([task_id])
                 if is_over or records.intent(task_id).want is Want.CANCEL:  # also where the first request failed
                     provider.release(task_id)
-            except AuthenticationError:
-                refused.add(name)
+            except AuthenticationError as error:
+                refused[name] = error
             except FlowError:
                 pass  # it is asked for again
-    return bool(seen_to - refused)
+    return bool(seen_to - refused.keys())
 
 
 def _needs_client(client: Flow, plan: Plan) -> bool:

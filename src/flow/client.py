@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -157,9 +157,10 @@ class Flow:
             except (ValidationError, QuotaExceededError):
                 raise  # and it has ended
             except FlowError as error:
-                error.suggestions += (
-                    f"it is recorded as `{submission.task_id}` and goes on with the next `flow` command",
+                recorded = (
+                    f"it is recorded as `{made.task_id}` and goes on with the next `flow` command: do not repeat it"
                 )
+                error.suggestions = (recorded, f"or end it: `flow cancel {made.task_id}`", *error.suggestions)
                 raise
         return made
 
@@ -403,14 +404,18 @@ class Flow:
         store_of(self.provider()).delete(volume.volume_id)
         return volume
 
-    def mount_volume(self, volume: str | Volume, task: str | Task) -> str:
+    def mount_volume(
+        self, volume: str | Volume, task: str | Task, *, before_stop: Callable[[], None] = lambda: None
+    ) -> str:
         """Give a running task one more volume; the path at which it is seen, `/mnt/<name>`.
 
         At once; where machines get volumes only while they are stopped, the task is preempted for it and runs again.
+        `before_stop` is called before that, once nothing refuses it; what it raises leaves all as it is.
 
         Raises ValidationError for a task that does not run, a block volume that another one holds, or where the task
         cannot be reached so.
         """
+        from flow.access import not_running
         from flow.task_volumes import find_volume, listed_volume, store_of
 
         known = self.get_task(str(task))
@@ -419,8 +424,11 @@ class Flow:
         found = find_volume(store_of(provider).list(), reference)
         if not isinstance(provider, RestartsToMount):
             return known.mount(found, store_of(provider))
-        self.records.note_mounted(known.task_id, found.volume_id)
-        provider.add_volume(known.plan, found)
+        if known.status.is_final:
+            raise not_running(known)
+        provider.check_volume(known.plan, found)
+        before_stop()
+        provider.add_volume(known.plan, found, lambda: self.records.note_mounted(known.task_id, found.volume_id))
         return f"/mnt/{found.name}"
 
     def prune(
@@ -431,7 +439,12 @@ class Flow:
         max_bytes: int | None = None,
         dry_run: bool = False,
     ) -> Pruned:
-        """Remove records of ended tasks: by age, all but the newest `keep`, or down to `max_bytes`."""
+        """Remove records of ended tasks: by age, all but the newest `keep`, or down to `max_bytes`.
+
+        Not of one whose machines are still paid for.
+        """
+        from flow.orphans import paid_for
+
         with suppress(NoRoomError):  # then what has ended by its own files goes
             self.finish_interrupted()
             self.look_at(self.records.rows(unfinished=True))
@@ -440,7 +453,11 @@ class Flow:
         with suppress(NoRoomError):
             providers = {row.task_id: row.provider for row in self.records.rows(states=FINAL)}
         pruned = self.records.prune(
-            older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run
+            older_than_seconds=older_than_seconds,
+            keep=keep,
+            max_bytes=max_bytes,
+            needed=paid_for(self, providers),
+            dry_run=dry_run,
         )
         for name in set() if dry_run else {providers[task_id] for task_id in pruned.task_ids if task_id in providers}:
             self._forget(name, [task_id for task_id in pruned.task_ids if providers.get(task_id) == name])

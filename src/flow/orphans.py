@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flow.errors import ResourceNotFoundError
+from flow.errors import FlowError, ResourceNotFoundError
 from flow.mounts import VOLUME
 from flow.providers.rental import Rental
 from flow.providers.rented import Rented
@@ -47,6 +47,22 @@ def renting(client: Flow) -> list[Rented]:
 def rentals(client: Flow) -> list[tuple[Rental, str]]:
     """Everything that costs money now, or will when it goes on, with whose it is where no task here needs it."""
     return [one for provider in renting(client) for one in _rentals(client, provider)]
+
+
+def paid_for(client: Flow, providers: Mapping[str, str]) -> set[str]:
+    """Tasks for which something is rented, or may be. providers: those of the tasks that ended, by task."""
+    found = {task_id for _, task_id in client.held()}
+    for name in set(providers.values()):
+        its = [task_id for task_id, of in providers.items() if of == name]
+        try:
+            provider = client.provider(name)
+            if isinstance(provider, Rented) and _kept(client, its):
+                found |= {one.name for one in provider.bills()}
+        except FlowError as error:  # also where its profile was removed
+            if kept := _kept(client, its):
+                client.notes.append(f"tasks with `--keep` stay, as what they cost is not known: {error.message}")
+                found |= kept
+    return found
 
 
 def orphans(client: Flow) -> list[Orphan]:
@@ -102,6 +118,16 @@ def _why_left(client: Flow, rental: Rental) -> str:
     with suppress(ResourceNotFoundError):
         return _KEPT if client.records.get(rental.name).plan.keep else "its task has ended"
     return "its task is not on record any more"
+
+
+def _kept(client: Flow, task_ids: Iterable[str]) -> set[str]:
+    """Those that were run to keep their machines."""
+    found = set()
+    for task_id in task_ids:
+        with suppress(FlowError):  # a damaged record
+            if client.records.get(task_id).plan.keep:
+                found.add(task_id)
+    return found
 
 
 def _volumes(client: Flow, provider: Rented) -> Iterator[Orphan]:

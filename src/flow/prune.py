@@ -43,13 +43,20 @@ class Pruned:
 
 
 def doom(
-    record: Path, index: RecordIndex, final: Callable[[str], Outcome | None], *, limits: Limits, dry_run: bool
+    record: Path,
+    index: RecordIndex,
+    final: Callable[[str], Outcome | None],
+    *,
+    limits: Limits,
+    needed: Collection[str],
+    dry_run: bool,
 ) -> Pruned:
     """Take what must go out of the record and the index; what it held is left for `empty`.
 
     To be called by the holder of the index's lock. `final` reads the recorded end of a task: the index may err.
+    needed: tasks that stay.
     """
-    awaited = _awaited(index)
+    awaited = _awaited(index).union(needed)
     ended = [
         (row, end)
         for row in index.rows({}, states=sorted(FINAL))
@@ -62,13 +69,13 @@ def doom(
     return gone
 
 
-def doom_without_index(record: Path, *, limits: Limits, dry_run: bool) -> Pruned:
+def doom_without_index(record: Path, *, limits: Limits, needed: Collection[str], dry_run: bool) -> Pruned:
     """The same on a full disk, where only reading and removing is possible: records and task folders tell the ends.
 
     A task whose end only its provider knows stays.
     """
     ended: list[tuple[Row, float]] = []
-    awaited: set[str] = set()
+    awaited = set(needed)
     for path in sorted(record.glob("*/record.json"), reverse=True):
         try:
             values = json.loads(path.read_bytes())

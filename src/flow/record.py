@@ -300,10 +300,12 @@ class Records:
         older_than_seconds: float | None = None,
         keep: int | None = None,
         max_bytes: int | None = None,
+        needed: Collection[str] = (),
         dry_run: bool = False,
     ) -> Pruned:
         """Remove what has ended: longer ago than `older_than_seconds`, beyond the newest `keep`, and from the oldest on
-        until all records take at most `max_bytes`. Never what is not final, or what one that is not final waits for.
+        until all records take at most `max_bytes`. Never what is not final, what one that is not final waits for, or
+        what is `needed`.
 
         Uploaded projects that no task names any more go too, and what was left by writers that were killed.
         """
@@ -314,10 +316,10 @@ class Records:
         try:
             with self._alone():
                 self._index.catch_up()
-                gone = doom(self._folder, self._index, self.final, limits=limits, dry_run=dry_run)
+                gone = doom(self._folder, self._index, self.final, limits=limits, needed=needed, dry_run=dry_run)
         except NoRoomError:
             with self._alone():
-                gone = doom_without_index(self._folder, limits=limits, dry_run=dry_run)
+                gone = doom_without_index(self._folder, limits=limits, needed=needed, dry_run=dry_run)
         if not dry_run:
             self.notes.extend(empty(self._folder))
             sweep(self.home)

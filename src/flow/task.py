@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from flow.attempts import Attempt, attempt_numbers, attempts_of, moment
 from flow.errors import FlowError, QuotaExceededError, TaskFailedError, ValidationError
-from flow.machines import Allocation, Volume
+from flow.machines import Allocation, Machines, Volume
 from flow.observe import instances, observe
 from flow.patience import Patience
 from flow.plan import Plan
@@ -534,6 +534,14 @@ class Task:
         """Whether it has ended of itself, and was run to keep machines that cost money."""
         has_ended = self.status.is_final and self.status is not TaskStatus.CANCELLED
         return has_ended and self.plan.keep and self._provider.capabilities.rents
+
+    def kept_cost(self) -> str:
+        """What the machines that it has kept cost, and how they are given back, as text; "" where there are none."""
+        from flow.access import cost_of
+
+        kept = self._kept()
+        has_any = kept and (kept.nodes or kept.machines is not Machines.GONE)  # GONE with nodes: nothing runs there
+        return cost_of(self, kept) if kept and has_any else ""
 
     def _kept(self) -> Allocation | None:
         """What is told of the machines that it has kept."""

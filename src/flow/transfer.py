@@ -126,7 +126,7 @@ def _inside(
     if is_absolute:
         raise ValidationError(
             f"`{task.task_id}` has ended: of its files those are left that were in its workspace or in `$FLOW_OUTPUT`",
-            suggestions=[f"name one, as `{task.task_id}:output/model.pt`"],
+            suggestions=[*_on_kept(task), f"name one, as `{task.task_id}:output/model.pt`"],
         )
     workspace = kept / "workspace"
     variables = [f"FLOW_WORKSPACE={workspace if workspace.is_dir() else kept}", f"FLOW_OUTPUT={kept / 'output'}"]
@@ -179,13 +179,19 @@ def _is_harmless(said: IO[bytes]) -> bool:
 
 def _fail(task: Task, path: str, code: int, said: IO[bytes]) -> NoReturn:
     if code == _MISSING:
-        way = f"look there with `flow ssh {task.task_id} -- ls -l`"
+        ways = [f"look there with `flow ssh {task.task_id} -- ls -l`"]
         if task.status.is_final:
-            way = f"it has ended: what it left in `$FLOW_OUTPUT` is `{task.task_id}:output`"
-        raise ResourceNotFoundError(f"`{task.task_id}` has no `{path}`", suggestions=[way])
+            ways = [*_on_kept(task), f"it has ended: what it left in `$FLOW_OUTPUT` is `{task.task_id}:output`"]
+        raise ResourceNotFoundError(f"`{task.task_id}` has no `{path}`", suggestions=ways)
     if code == UNREACHABLE:
         raise ProviderError(f"`{task.task_id}` cannot be reached: {_last(said)}", suggestions=["try again"])
     raise FlowError(f"`{path}` of `{task.task_id}` cannot be copied: {_last(said) or f'exit {code}'}")
+
+
+def _on_kept(task: Task) -> list[str]:
+    """Where else a file of a task that has ended may be: nothing is copied from a machine that was kept."""
+    look = f"its machine was kept, and may have it: look there with `flow ssh {task.task_id} -- ls -l`"
+    return [look] if task.has_kept else []
 
 
 def _last(said: IO[bytes]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flow.cli import follow, listing, output
+from flow.cli import costs, follow, listing, output
 from flow.cli.confirm import confirmed
 from flow.cli.group import FlowCommand, UsageError
 from flow.cli.references import task_argument
@@ -29,6 +29,8 @@ UNFINISHED = frozenset(TaskStatus) - FINAL
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def cancel(references: tuple[str, ...], *, name_pattern: str | None, everything: bool, yes: bool, as_json: bool) -> int:
     """End each TASK, and wait until it has ended. A name means the one task of that name that has not ended yet.
+
+    A machine that was kept after the end (`flow run --keep`) is given back by `flow orphans TASK --yes`, not by this.
 
     Example:
       flow cancel --name-pattern 'dev-*' --yes
@@ -55,6 +57,8 @@ def cancel(references: tuple[str, ...], *, name_pattern: str | None, everything:
         click.echo("\n".join(f"{task.task_id}  {task.status}" for task in tasks))
     else:
         output.note("no such task is left to end")
+    for task in tasks:
+        costs.say_kept(task)
     return 0
 
 

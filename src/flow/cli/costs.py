@@ -11,6 +11,7 @@ from flow.errors import FlowError
 if TYPE_CHECKING:
     from flow.client import Flow
     from flow.providers.rental import Rental
+    from flow.task import Task
 
 _NAMED = 3  # bids of no task here, told one by one
 
@@ -44,6 +45,17 @@ def say_costs(rented: Sequence[tuple[Rental, str]]) -> None:
         output.note(f"`{one.name}` costs ${one.price_per_hour or 0.0:.2f}/h: {whose}")
     if others:
         output.hint("`flow orphans` lists them, and ends them by name")
+
+
+def say_kept(task: Task) -> bool:
+    """What machines cost that a task has kept after its end; whether there may be any."""
+    try:
+        told = task.kept_cost()
+    except FlowError as error:
+        told = f"whether `{task.task_id}` still has the machine that it kept is not known: {error.message}"
+    if told:
+        output.note(told)
+    return bool(told)
 
 
 def bill_record(rented: Sequence[tuple[Rental, str]]) -> dict[str, object]:

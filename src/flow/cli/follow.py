@@ -85,11 +85,12 @@ def interruptions(task: Task, end_line: Callable[[], None] | None = None) -> Cal
         nonlocal told
         is_cut = task.status is TaskStatus.RUNNING and not task.is_array  # of which that tells how many have ended
         phase = _phase_of(task) if task.status in _STOPPED or (is_cut and task.reason) else ""
-        if phase not in ("", told):
+        kind = phase.partition(", since ")[0]  # which moves where another client reaches the machine
+        if kind not in ("", told):
             if end_line:
                 end_line()
             output.note(phase)
-        told = phase
+        told = kind
 
     return tell
 

@@ -61,7 +61,8 @@ def no_collection() -> Iterator[None]:
 
 def _row(task: Task, now: float) -> tuple[str, ...]:
     created = task.created_at
-    rate = None if task.status is TaskStatus.PENDING else task.price_per_hour  # of no machine yet
+    had_none = task.status.is_final and task.run_seconds is None and not task.is_array
+    rate = None if had_none or task.status is TaskStatus.PENDING else task.price_per_hour  # of no machine yet, or ever
     return (
         task.task_id,
         task.name or output.NOTHING,

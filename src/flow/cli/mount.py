@@ -24,17 +24,17 @@ def mount(volume: str, reference: str, *, yes: bool) -> int:
       flow mount datasets train
     """
     from flow.client import Flow
-    from flow.providers import RestartsToMount
 
     client = Flow()
     task = client.get_task(reference)
-    provider = client.provider(task.provider)
-    if isinstance(provider, RestartsToMount):
+
+    def ask() -> None:
         question = f"`{task.task_id}` is stopped for it, and runs again with FLOW_RESUME=1. Go on?"
         if not confirmed(question, yes=yes):
-            return 1
+            raise click.exceptions.Exit(1)
+
     try:
-        path = client.mount_volume(volume, task)
+        path = client.mount_volume(volume, task, before_stop=ask)
     finally:
         output.notes(client.notes)
     click.echo(f"{task.task_id}  {path}")

@@ -25,7 +25,8 @@ _BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 def prune(
     *, older_than: str | None, keep: int | None, max_size: str | None, dry_run: bool, yes: bool, as_json: bool
 ) -> int:
-    """Delete the records of ended tasks: their logs, results and outputs. Tasks that have not ended stay.
+    """Delete the records of ended tasks: their logs, results and outputs. Tasks that have not ended stay, and those
+    whose machines were kept (`flow run --keep`) and are still paid for.
 
     Example:
       flow prune --older-than 30d
@@ -50,6 +51,7 @@ def prune(
         if count and not confirmed(f"Delete {what} ({output.size(pruned.bytes)})?", yes=yes):
             return 1
         pruned = client.prune(**chosen)
+    output.notes(client.notes)
     if as_json:
         output.print_json({"task_ids": list(pruned.task_ids), "bytes": pruned.bytes, "dry_run": dry_run})
         return 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flow.cli import copying, follow, output
+from flow.cli import copying, costs, follow, output
 from flow.cli.group import UsageError
 from flow.cli.operand import ARGV, OperandCommand
 from flow.cli.variables import read_variables
@@ -202,6 +202,10 @@ def _watch(task: Task, *, as_json: bool) -> int:
         output.print_json(task.record())
     for line in follow.summary(task):
         output.say(line)
+    if costs.say_kept(task):
+        from flow.access import way_in
+
+        output.hint(way_in(task))
     return follow.exit_code(task)
 
 

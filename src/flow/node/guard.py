@@ -52,9 +52,12 @@ class Guard:
         if self.machine["machines"] > 1:
             threading.Thread(target=self.tell, daemon=True).start()
         if not os.path.exists(OPEN):  # else it was this program that was started again
-            self.note_restart()
-            self.prepare()
-            _write(OPEN, "")
+            try:
+                self.note_restart()
+                self.prepare()
+                _write(OPEN, "")
+            except Exception as error:  # then nothing is delivered, and it pauses in the end
+                _say(repr(error))
         while True:
             try:
                 self.step()

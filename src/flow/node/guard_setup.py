@@ -5,6 +5,7 @@ Standard library, Python 3.8 and up.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -62,7 +63,8 @@ def _have_volume(volume: dict[str, Any], user: Any, run: Any) -> Iterator[str]:
     if os.path.exists(at + ".why"):
         os.unlink(at + ".why")
     if not set(os.listdir(at)) - {"lost+found"} and os.stat(at).st_uid == 0:
-        os.chown(at, user.pw_uid, user.pw_gid)
+        with contextlib.suppress(OSError):  # a share whose server lets no root in
+            os.chown(at, user.pw_uid, user.pw_gid)
 
 
 def _mount(volume: dict[str, Any], run: Any) -> str:

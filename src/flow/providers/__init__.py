@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -92,10 +92,14 @@ class Steering(Protocol):
 class RestartsToMount(Protocol):
     """A provider whose machines get a volume only while they are stopped."""
 
-    def add_volume(self, plan: Plan, volume: Volume) -> None:
+    def check_volume(self, plan: Plan, volume: Volume) -> None:
+        """Raises ValidationError where the task does not run, or may not have the volume."""
+        ...
+
+    def add_volume(self, plan: Plan, volume: Volume, begins: Callable[[], None]) -> None:
         """Stop a task that runs, and let it run again on its machines, which then have the volume at `/mnt/<name>`.
 
-        Raises ValidationError where it does not run, or may not have the volume.
+        begins: called before anything is done, once it is not refused. Raises as `check_volume` does.
         """
         ...
 

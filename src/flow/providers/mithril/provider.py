@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -240,12 +240,16 @@ class Mithril(Rented):
         options += [f"IdentityFile={identity}", "IdentitiesOnly=yes"] if identity else []
         return ssh(f"{_USER}@{machine.target}", options=options)
 
-    def add_volume(self, plan: Plan, volume: Volume) -> None:
-        """By way of a pause: the API changes a bid's volumes only then. Whoever dies over it is followed by another."""
+    def check_volume(self, plan: Plan, volume: Volume) -> None:
+        """Raises ValidationError where the task does not run, or may not have the volume."""
         states = {one.machines for one in self.allocations([plan.task_id])}
         if Machines.UP not in states or Machines.STARTING in states:
             raise _not_running(plan)
         self.volumes.attach(volume.volume_id, plan)
+
+    def add_volume(self, plan: Plan, volume: Volume, begins: Callable[[], None]) -> None:
+        """By way of a pause: the API changes a bid's volumes only then. Whoever dies over it is followed by another."""
+        self.check_volume(plan, volume)
         with self._changing(plan) as file:
             if file is None:
                 raise ValidationError(
@@ -255,6 +259,7 @@ class Mithril(Rented):
             if rental is None or rental.state is not Machines.UP:
                 raise _not_running(plan)
             wanted = [*_noted(file, rental), volume.volume_id]  # with what a client that died was about to add
+            begins()
             file.write_text(" ".join([rental.rental_id, *wanted]))  # no loss where a power cut takes it
             missing = self._missing(rental, wanted)
             try:
