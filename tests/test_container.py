@@ -113,7 +113,8 @@ def test_an_image_that_cannot_be_had_says_why(run: Any) -> None:
 
 
 def test_a_cancel_reaches_the_command_and_all_it_started(run: Any) -> None:
-    script = "sh -c \"trap 'echo child; exit' TERM; echo set; while :; do sleep 0.1; done\" & trap 'echo saved; wait; exit 4' TERM; "
+    child = "trap 'echo child; exit' TERM; echo set; while :; do sleep 0.1; done"
+    script = f"sh -c \"{child}\" & trap 'echo saved; wait; exit 4' TERM; "
     one = run("sh", "-c", script + "echo up; while :; do sleep 0.1; done")
     for each in ("up", "set"):
         one.until(each)
