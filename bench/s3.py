@@ -17,7 +17,7 @@ from tests.support.aws import Aws, aws_server
 
 from bench.figures import Figure, median, milliseconds
 from bench.place import wait_until
-from flow.node import s3, s3_folders
+from flow.node import fuse, remains, s3
 
 PROGRAMS = ("rclone", "s3fs")
 
@@ -81,7 +81,7 @@ class _Attached:
         keeper = Path(self.held[0][0]).parent / "keeper"
         for _, fd in self.held:
             os.close(fd)
-        wait_until(lambda: not s3_folders.is_locked(str(keeper)))
+        wait_until(lambda: not remains.is_locked(str(keeper)))
 
 
 def _bare(program: str, aws: Aws, at: Path) -> float:
@@ -94,7 +94,7 @@ def _bare(program: str, aws: Aws, at: Path) -> float:
         argv = ["rclone", "mount", ":s3:bucket/data/", str(at), "--config", "", "--s3-provider", "Other"]
         argv += ["--s3-endpoint", aws.url, "--read-only"]
         access = {name.replace("AWS", "RCLONE_S3"): value for name, value in access.items()}
-    env = {"PATH": s3.SYSTEM_PATH, "HOME": str(at.parent), **access}
+    env = {"PATH": fuse.SYSTEM_PATH, "HOME": str(at.parent), **access}
 
     def read() -> None:
         nonlocal running
