@@ -129,14 +129,10 @@ class Rented(Ssh):
         bases = None if task_ids is None else list(dict.fromkeys(one.partition("_")[0] for one in task_ids))
         # before looking: it may be given just now
         before = {one: (self.losses.last(one), self.losses.was_asked(one)) for one in bases or ()}
-        found: dict[str, Rental] = {}
-        for rental in self._rentals(bases):
-            if not self._is_left(rental):
-                found.setdefault(rental.task_id or rental.rental_id, rental)
-        for rental in found.values():
-            if rental.state is not Machines.UP:
-                self._hang_up(str(rental.task_id))
-        told = self._looked_at([one for one in found.values() if self._can_look(one)])
+        found, told = self._look(bases)
+        if bases and len(bases) == 1 and any(isinstance(one, FlowError) for one in told.values()):
+            self._seen.pop(bases[0], None)  # while that was waited for, they may have been given back
+            found, told = self._look(bases)
         asking = [(rental.task_id, partial(self.rented.allocations, rental, told)) for rental in found.values()]
         allocations = [one for task_id, ask in asking for one in self.rented.readable(task_id, ask)]
         if task_ids is None:
@@ -209,6 +205,17 @@ class Rented(Ssh):
             time.sleep(0.2)
 
     # -- looking
+
+    def _look(self, task_ids: list[str] | None) -> tuple[dict[str, Rental], dict[str, Any]]:
+        """The newest that each task has, or what is of no task; and what each machine tells, or why it does not."""
+        found: dict[str, Rental] = {}
+        for rental in self._rentals(task_ids):
+            if not self._is_left(rental):
+                found.setdefault(rental.task_id or rental.rental_id, rental)
+        for rental in found.values():
+            if rental.state is not Machines.UP:
+                self._hang_up(str(rental.task_id))
+        return found, self._looked_at([one for one in found.values() if self._can_look(one)])
 
     def _rentals(self, task_ids: list[str] | None) -> list[Rental]:
         """What the cloud tells; of one task whose machines were up a moment ago only those are asked."""
