@@ -27,6 +27,7 @@ from flow.settings import flow_home
 from flow.status import Outcome, TaskStatus
 from flow.task import Task
 from tests.support.commands import flow as told_by
+from tests.support.commands import started
 from tests.support.doom import Doom
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import reset, taken_then_reset
@@ -79,21 +80,16 @@ def test_a_machine_that_dies_is_followed_by_one_on_a_new_bid(client: Flow, cloud
 
 def test_a_machine_that_has_failed_is_told_before_it_is_given_up(at_mithril: Flow, cloud: Cloud) -> None:
     task = running(at_mithril)
-    follower = subprocess.Popen(
-        [sys.executable, "-m", "flow", "logs", "-f", str(task)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert follower.stdout and follower.stderr
-    assert follower.stdout.readline() == "up\n"
-    cloud.crash(task.task_id)
-    failed = r"its machine has failed, says Mithril, since \d\d:\d\d:\d\d"
-    assert any(re.fullmatch(rf"note: running: {failed}\n", line) for line in iter(follower.stderr.readline, ""))
-    assert re.search(rf"^{task}  .*  running  .*  {failed}$", told_by("status").stdout, re.MULTILINE)
-    assert re.search(rf"`{task}` is out of reach: {failed}$", told_by("logs", task.task_id).stderr, re.MULTILINE)
-    at_mithril.cancel(task)
-    follower.communicate(timeout=60)
+    with started("logs", "-f", str(task)) as (follower, first):
+        assert first == "up\n" and follower.stderr
+        cloud.crash(task.task_id)
+        failed = r"its machine has failed, says Mithril, since \d\d:\d\d:\d\d"
+        lines = (line.decode() for line in iter(follower.stderr.readline, b""))
+        assert any(re.fullmatch(rf"note: running: {failed}\n", line) for line in lines)
+        assert re.search(rf"^{task}  .*  running  .*  {failed}$", told_by("status").stdout, re.MULTILINE)
+        assert re.search(rf"`{task}` is out of reach: {failed}$", told_by("logs", task.task_id).stderr, re.MULTILINE)
+        at_mithril.cancel(task)
+        follower.communicate(timeout=60)
 
 
 def test_without_retries_it_is_lost_and_costs_nothing_more(client: Flow, cloud: Cloud) -> None:

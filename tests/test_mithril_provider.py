@@ -6,8 +6,6 @@ import fcntl
 import json
 import math
 import re
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +24,7 @@ from flow.record import Submission
 from flow.status import Outcome, TaskStatus, Want
 from flow.task import Task
 from flow.task_volumes import make_volumes, store_of
-from tests.support.commands import flow
+from tests.support.commands import flow, started
 from tests.support.containers import IMAGE
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import (
@@ -60,34 +58,28 @@ def test_a_preempted_task_goes_on_when_it_has_a_machine_again(client: Flow, clou
     assert wait_until(lambda: task.refresh().status == "running", seconds=60)
     assert wait_until(lambda: task.shell('test -s "$FLOW_OUTPUT/kept"') == 0, seconds=60)
     bid = cloud.bid(task.task_id)
-    follower = subprocess.Popen(
-        [sys.executable, "-m", "flow", "logs", "-f", str(task)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert follower.stdout and follower.stderr
-    assert follower.stdout.readline() == "run 1\n"
-    cloud.preempt(task.task_id)
-    assert wait_until(lambda: task.refresh().status == "preempted", seconds=60)
-    assert "note: preempted: its machine is being taken back\n" in iter(follower.stderr.readline, "")
-    log = f"/home/ubuntu/.flow-host/tasks/{task}/1/0/stdout.log"
-    assert wait_until(lambda: cloud.host(task.task_id).run(f"grep saved {log}", check=False).returncode == 0)
-    cloud.advance(600)
-    assert cloud.await_bid(task.task_id, "Open")
-    assert "note: preempted: its bid of $1.88/h waits for a machine\n" in iter(follower.stderr.readline, "")
-    lane = cloud.lane(bid.instance_type, bid.region)
-    assert lane
-    lane.price_cents = 125
-    cloud.advance(1)
-    assert task.wait(timeout=90) == "completed"
-    assert [(str(one.status), one.reason) for one in task.attempts] == [
-        ("preempted", "its machine was taken back"),
-        ("completed", ""),
-    ]
-    lines = [line for line in task.logs().splitlines() if "No such file" not in line and line != "Terminated"]
-    assert lines == ["run 1", "saved", "run 2 1", "kept"]
-    assert follower.communicate(timeout=60)[1].splitlines()[-1] == "note: attempt 2: it runs again"
+    with started("logs", "-f", str(task)) as (follower, first):
+        assert first == "run 1\n" and follower.stderr
+        cloud.preempt(task.task_id)
+        assert wait_until(lambda: task.refresh().status == "preempted", seconds=60)
+        assert b"note: preempted: its machine is being taken back\n" in iter(follower.stderr.readline, b"")
+        log = f"/home/ubuntu/.flow-host/tasks/{task}/1/0/stdout.log"
+        assert wait_until(lambda: cloud.host(task.task_id).run(f"grep saved {log}", check=False).returncode == 0)
+        cloud.advance(600)
+        assert cloud.await_bid(task.task_id, "Open")
+        assert b"note: preempted: its bid of $1.88/h waits for a machine\n" in iter(follower.stderr.readline, b"")
+        lane = cloud.lane(bid.instance_type, bid.region)
+        assert lane
+        lane.price_cents = 125
+        cloud.advance(1)
+        assert task.wait(timeout=90) == "completed"
+        assert [(str(one.status), one.reason) for one in task.attempts] == [
+            ("preempted", "its machine was taken back"),
+            ("completed", ""),
+        ]
+        lines = [line for line in task.logs().splitlines() if "No such file" not in line and line != "Terminated"]
+        assert lines == ["run 1", "saved", "run 2 1", "kept"]
+        assert follower.communicate(timeout=60)[1].splitlines()[-1] == b"note: attempt 2: it runs again"
 
 
 def test_what_a_task_waits_for_on_its_machine_is_told(client: Flow, cloud: Cloud) -> None:

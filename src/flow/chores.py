@@ -65,6 +65,8 @@ def attend(client: Flow, plans: dict[str, Plan]) -> bool:
             is_needed |= _see_to_all_rented(client, name, task_ids)
         except AuthenticationError as error:
             refused[name] = error
+        except FlowError:
+            is_needed = True
     for name, task_ids in watched.items():
         is_needed |= _see_to_all(client, name, task_ids, plans)
     is_needed |= _give_back(client, refused)
@@ -130,16 +132,11 @@ def _see_to(client: Flow, plan: Plan, allocation: Allocation) -> bool:
 def _see_to_all_rented(client: Flow, provider: str, task_ids: Collection[str]) -> bool:
     """The same of machines that cost money, to the end of each task; one look tells of all of them.
 
-    Raises AuthenticationError where that is refused.
+    Raises FlowError where that cannot be had.
     """
     found: dict[str, list[Allocation]] = {task_id: [] for task_id in task_ids}
-    try:
-        for one in client.provider(provider).allocations(task_ids):
-            found[(one.task_id or "").partition("_")[0]].append(one)
-    except AuthenticationError:
-        raise
-    except FlowError:
-        return True
+    for one in client.provider(provider).allocations(task_ids):
+        found[(one.task_id or "").partition("_")[0]].append(one)
     is_needed, waiting = False, set(client.records.unallocated())
     for task_id, allocations in found.items():
         is_open = True
