@@ -50,10 +50,12 @@ def end(task: Task) -> None:
 def echoed(address: str, data: bytes) -> bytes:
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=60) as link:
-        threading.Thread(target=lambda: (link.sendall(data), link.shutdown(socket.SHUT_WR))).start()
+        sender = threading.Thread(target=lambda: (link.sendall(data), link.shutdown(socket.SHUT_WR)))
+        sender.start()
         parts = [b"-"]
         while parts[-1]:
             parts.append(link.recv(65536))
+        sender.join()  # it may still have to say that it has sent all
         return b"".join(parts[1:])
 
 

@@ -195,6 +195,7 @@ def test_all_machines_of_a_task_are_replaced_when_one_dies(client: Flow, cloud: 
     cloud.crash(task.task_id, 1)
     assert task.wait(timeout=_SECONDS) == "completed", task.reason
     assert sorted(task.logs().splitlines()) == ["rank 0 of 2", "rank 1 of 2", "up", "up"]
+    assert is_given_back(client, cloud)
     assert bids(cloud, task) == [("1", False), ("2", False)]
 
 
@@ -220,6 +221,7 @@ def test_the_answer_to_the_new_bid_may_be_lost(client: Flow, cloud: Cloud, fault
     cloud.faults.play(fault, "POST /v2/spot/bids")
     cloud.end_bid(task.task_id)
     assert task.wait(timeout=_SECONDS) == "completed", task.reason
+    assert is_given_back(client, cloud)
     assert Counter(bids(cloud, task)) == {("1", False): 1, ("2", False): 1}
 
 
@@ -234,6 +236,7 @@ def test_who_is_killed_over_it_is_followed_by_another(client: Flow, cloud: Cloud
     again = Flow()
     assert wait_until(lambda: [again.tasks(), again.get_task(task.task_id)][1].status == "completed", seconds=_SECONDS)
     assert attempts(again.get_task(task.task_id)) == [(1, "lost"), (2, "completed")]
+    assert is_given_back(client, cloud)
     assert Counter(bids(cloud, task)) == {("1", False): 1, ("2", False): 1}
 
 
