@@ -30,7 +30,7 @@ from tests.support.commands import flow as told_by
 from tests.support.commands import started
 from tests.support.doom import Doom
 from tests.support.mithril_cloud import Cloud
-from tests.support.mithril_cloud.faults import reset, taken_then_reset
+from tests.support.mithril_cloud.faults import Answer, Fault, answer, reset, taken_then_reset
 from tests.support.processes import no_attendant, wait_until
 from tests.support.story import DOOM
 
@@ -238,6 +238,33 @@ def test_who_is_killed_over_it_is_followed_by_another(client: Flow, cloud: Cloud
     assert attempts(again.get_task(task.task_id)) == [(1, "lost"), (2, "completed")]
     assert is_given_back(client, cloud)
     assert Counter(bids(cloud, task)) == {("1", False): 1, ("2", False): 1}
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_who_looks_while_another_notes_the_loss_does_not_end_the_task(
+    client: Flow, cloud: Cloud, is_told: bool
+) -> None:
+    """The attempt before the last, which is tried again, is not taken for the last, which nobody may try again."""
+    cloud.machines.pretended, cloud.spot.boot_seconds = True, math.inf
+    task = client.run("sleep 1000", upload_code=False, retries=1)
+    with no_attendant(client.home):
+        assert wait_until(lambda: task.refresh().status == "starting")
+        losses = Losses(client.home)
+        losses.note_seen(task.task_id, 1)
+        lost = Allocation(task.task_id, 1, Machines.LOST, reason="its bid was ended")
+        (bid,) = cloud.spot.bids.values()
+
+        def note(right: Answer | None) -> Answer:
+            assert right
+            losses.note(task.plan, lost, [bid.fid])
+            losses.note_seen(task.task_id, 2)
+            return right if is_told else answer(200, {"data": []})
+
+        cloud.end_bid(task.task_id)
+        cloud.faults.play(Fault(note, done_before=True), "GET /v2/spot/bids")
+        assert Flow().get_task(task.task_id).status == "preempted"
+    task.cancel()
+    assert task.wait(timeout=_SECONDS) == "cancelled"
 
 
 def tried(client: Flow, array: Task, index: int) -> list[tuple[int, str]]:

@@ -144,6 +144,10 @@ class Rented(Ssh):
                 if made := self.rented.readable(one, ask):
                     by_id.pop(one, None)
                     by_id.update((str(each.task_id), each) for each in made)
+        over = {one.partition("_")[0] for one in by_id if by_id[one].machines in (Machines.GONE, Machines.LOST)}
+        doubtful = {*over, *(before.keys() - found.keys())} & before.keys()
+        if any(self.losses.last(one) != before[one][0] for one in doubtful):
+            return self.allocations(task_ids)  # somebody else has noted a loss, and it goes on elsewhere
         asked = set(task_ids)
         whole = {one.partition("_")[0] for one in by_id if "_" not in one}  # arrays of which nothing is seen yet
         for one in asked:
@@ -220,7 +224,7 @@ class Rented(Ssh):
     def _rentals(self, task_ids: list[str] | None) -> list[Rental]:
         """What the cloud tells; of one task whose machines were up a moment ago only those are asked."""
         known = self._just_seen(task_ids[0]) if task_ids and len(task_ids) == 1 else []
-        if known and known[0].state is Machines.UP:
+        if known and known[0].state is Machines.UP and not self._is_left(known[0]):
             return known
         found = self.rentals(task_ids)
         for one in task_ids or ():
