@@ -67,8 +67,8 @@ KINDS = (
         {"volumes": [{"mount_path": "/data", "size_gb": 1, "ephemeral": True}]},
     ),
     Kind("second try", f"{_WORK}; [ $FLOW_ATTEMPT -ge 2 ]", ("completed",), {"retries": 1}),
-    Kind("works again", f"{_WORK}; sleep 0.7", ("completed",), {"retries": 3}),
-    Kind("array again", f"{_WORK}; sleep 0.3", ("completed",), {"retries": 3, "array": "1-4%2"}),
+    Kind("works again", f"{_WORK}; sleep 0.7", ("completed",)),
+    Kind("array again", f"{_WORK}; sleep 0.3", ("completed",), {"array": "1-4%2"}),
     Kind("cancelled", "sleep 300", ("cancelled",), is_cancelled=True),
 )  # fmt: skip
 _FAULTS = (
@@ -107,6 +107,7 @@ class _Story:
         self.random = random.Random(seed)
         self.cloud, self.aws, self.folder, self.home = cloud, aws, folder, folder / "flow"
         self.absent = 1.0
+        self.endings = self.random.randint(1, 2)  # at most, of bids
         self.known: dict[str, Kind] = {}
         self.asked: dict[str, Kind] = {}  # by `flow run`; by its name
         self.faults: list[str] = []
@@ -166,7 +167,7 @@ class _Story:
         if self.random.random() < 0.2:
             acts.append((moment(0.5, 3), self._refuse_to_copy))
         if is_lossy:
-            acts += [(moment(0.8, 4), self._end_bid) for _ in range(self.random.randint(1, 2))]
+            acts += [(moment(0.8, 4), self._end_bid) for _ in range(self.endings)]
         acts += [(moment(1, 3.5), self._cancel_all_that_should)]
         return acts
 
@@ -181,7 +182,8 @@ class _Story:
         return str(int(10 ** self.random.uniform(2.5, 4.5)))
 
     def _fields(self, kind: Kind) -> dict[str, Any]:
-        return {"command": self.tell_it + kind.command, **kind.fields}
+        fields = {"command": self.tell_it + kind.command, **kind.fields}
+        return {**fields, "retries": self.endings} if fields["name"] in _AGAIN else fields  # no more than it needs
 
     def _cancel_all_that_should(self) -> None:
         client = Flow()
@@ -243,12 +245,14 @@ class _Story:
                 time.sleep(seconds)
 
     def _end_bid(self) -> None:
-        """The cloud ends a bid, for good, of a task that may be tried again."""
+        """The cloud ends a bid, for good, of a task that may be tried again; two see it at the same time."""
         bids = [one for one in list(self.cloud.spot.bids.values()) if one.is_live and self._may_be_lost(one.name)]
         if bids:
             name = self.random.choice(bids).name
             self.ended[name] += 1
             self.cloud.end_bid(name)
+            for number in range(2):
+                self.clients.start(f"{name} seen {self.ended[name]}.{number}", "status", dies=10**6)  # watched: slow
             self.faults.append("ended")
 
     def _may_be_lost(self, task_id: str) -> bool:
