@@ -117,6 +117,8 @@ def test_a_dry_run_prints_the_plan_and_submits_nothing(project: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "name: dry\n" in ended.stdout
     assert '  LR: "0.1"\n' in ended.stdout
+    assert "output_mode" not in ended.stdout and ": false" not in ended.stdout, "nobody has turned these"
+    assert "keep: true\n" in flow("run", "echo hi", "--keep", "--dry-run").stdout
     assert "s3cr3t" not in ended.stdout + ended.stderr
     plan = json.loads(flow("run", "echo hi", "-n", "dry", "-e", "API_KEY=s3cr3t", "--dry-run", "--json").stdout)
     assert (plan["name"], plan["env"]) == ("dry", {"API_KEY": "***"})

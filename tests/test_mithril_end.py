@@ -276,7 +276,9 @@ def test_a_machine_that_is_kept_is_entered_and_ended_only_by_name(client: Flow, 
     )
 
 
-def test_what_is_kept_is_told_at_the_end_by_cancel_and_by_cp_and_its_record_stays(client: Flow, cloud: Cloud) -> None:
+def test_what_is_kept_is_told_by_all_that_see_the_end_and_by_cp_and_its_record_stays(
+    client: Flow, cloud: Cloud
+) -> None:
     ran = flow("run", "--keep", "--watch", "--no-upload-code", "--name", "mine", "echo left >note")
     (task,) = client.tasks()
     bid = cloud.bid(task.task_id)
@@ -285,6 +287,7 @@ def test_what_is_kept_is_told_at_the_end_by_cancel_and_by_cp_and_its_record_stay
     assert (ran.returncode, ran.stderr.endswith(ended + way_in)) == (0, True), ran.stderr
     cancelled = flow("cancel", "mine")
     assert (cancelled.returncode, cancelled.stdout, cancelled.stderr) == (0, f"{task}  completed\n", ended)
+    assert (flow("wait", "mine").stderr, flow("logs", "mine", "-f").stderr) == (ended, ended)
     copied = flow("cp", "mine:note", ".")
     assert copied.stderr == (
         f"error: `{task}` has no `note`\n\n"

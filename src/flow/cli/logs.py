@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flow.cli import copying, follow, output, times
+from flow.cli import copying, costs, follow, output, times
 from flow.cli.group import FlowCommand, UsageError
 from flow.cli.references import task_argument
 from flow.status import TaskStatus
@@ -92,6 +92,7 @@ def logs(
         with follow.forwarded(task):
             copy()
             task.wait()
+    costs.say_kept(task)
     return follow.exit_code(task)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from flow.masking import masked, masked_batch
@@ -20,9 +21,15 @@ def masked_plan(plan: Plan) -> dict[str, Any]:
 def plan_lines(plan: Plan) -> list[str]:
     """The plan, one decision a line: of the shell's variables only the names, of an array the ranges.
 
-    The id is left out, for the task will have another; so are the notes, which are told apart.
+    The id is left out, for the task will have another; so are the notes, which are told apart, and the switches that
+    nobody has turned.
     """
-    values = {**masked_plan(plan), "shell_env": sorted(plan.shell_env), "task_id": None, "notes": None}
+    usual = {
+        one.name: one.default for one in fields(Plan) if isinstance(one.default, bool) or one.name == "output_mode"
+    }
+    unturned = [name for name, default in usual.items() if getattr(plan, name) == default]
+    left_out = dict.fromkeys(("task_id", "notes", *unturned))
+    values = {**masked_plan(plan), "shell_env": sorted(plan.shell_env), **left_out}
     if plan.elements:
         values["elements"] = {"indices": ranges(plan.elements.indices), "at_once": plan.elements.at_once}
     return value_lines(values)

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from flow.cli import follow, output
+from flow.cli import costs, follow, output
 from flow.cli.group import FlowCommand, attach
 from flow.cli.references import task_argument
 
@@ -36,4 +36,6 @@ def wait(references: tuple[str, ...], *, timeout: float | None, as_json: bool) -
             click.echo("\n".join(follow.summary(task)))
     if as_json:
         output.print_json({"tasks": [task.record() for task in tasks]})
+    for task in tasks:
+        costs.say_kept(task)
     return next((code for task in tasks if (code := follow.exit_code(task))), 0)
