@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flow.client import Flow
+from flow.settings import flow_home
 from tests.support.aws import Aws, aws_server
 from tests.support.containers import IMAGE, podman
 from tests.support.fleet import Fleet
@@ -154,6 +155,7 @@ def fleet_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def fleet(fleet_at: Fleet) -> Iterator[Fleet]:
     """Four machines with 4 pretend GPUs each, `gpu1` to `gpu4`, with nothing on them; skips where there can be none."""
     yield fleet_at
+    end_attendant(flow_home())  # it would look at them once more
     fleet_at.clean()
 
 
