@@ -140,7 +140,7 @@ def slurm(slurm_at: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluste
     for name, value in slurm_at.environment().items():
         monkeypatch.setenv(name, value)
     yield slurm_at
-    slurm_at.run("scancel", "--user=root")
+    slurm_at.clear()
 
 
 @pytest.fixture(scope="session")
