@@ -632,7 +632,7 @@ def test_a_rank_that_never_got_its_code_stops_the_others(ranks: Any, tmp_path: P
 
 
 def test_a_rank_whose_runner_was_killed_is_lost_and_stops_the_others(ranks: Any) -> None:
-    first, second = ranks("sleep 60", "echo up; sleep 60", delivery_timeout_seconds=5)  # killed before it was heard
+    first, second = ranks("sleep 60", "echo up; sleep 60", delivery_timeout_seconds=20)  # killed before it was heard
     assert wait_until(lambda: first.status()["phase"] == "running")
     second.until("up")
     second.process.kill()
