@@ -93,7 +93,7 @@ def no_process_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fails after the last test where a process of any test is still alive."""
     root = tmp_path_factory.getbasetemp()
     yield
-    if wait_until(lambda: not processes_of(root), seconds=20):
+    if wait_until(lambda: not processes_of(root), seconds=60):
         return
     left = processes_of(root)
     end([one.pid for one in left])

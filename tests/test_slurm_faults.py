@@ -318,10 +318,11 @@ def test_a_runner_that_is_killed_is_a_lost_attempt_that_counts(client: Flow) -> 
     assert [one.reason for one in task.attempts] == ["its runner died without a report", ""]
 
 
+@pytest.mark.timeout(300)  # Slurm is slow to notice
 def test_a_rank_that_dies_without_a_word_ends_the_others_and_its_task_is_lost(client: Flow, slurm: Cluster) -> None:
     task = met(client)
     _kill(f"run\0{client.settings.get('slurm.folder')}/tasks/{task.task_id}/1/1", f"slurmstepd: [{task.number}.0]")
-    assert task.wait(timeout=100) == "lost", told_of(task)
+    assert task.wait(timeout=200) == "lost", told_of(task)
     assert task.reason == "its runner died without a report (node 1)"
 
 

@@ -38,7 +38,7 @@ def processes_of(root: Path) -> list[Found]:
 def end_scheduler(flow_home: Path, root: Path) -> None:
     """End the scheduler that works in `flow_home`, whose pid is in its lock file; nothing if there is none."""
     folder = flow_home / "local"
-    wait_until(lambda: not is_locked(folder / "start.lock"), seconds=5)  # it has no pid there yet
+    wait_until(lambda: not is_locked(folder / "start.lock"))  # it has no pid there yet
     try:
         pid = int((flow_home / "local" / "scheduler.lock").read_text())
     except (OSError, ValueError):
