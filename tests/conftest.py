@@ -94,7 +94,7 @@ def no_process_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fails after the last test where a process of any test is still alive."""
     root = tmp_path_factory.getbasetemp()
     yield
-    if wait_until(lambda: not processes_of(root), seconds=20):
+    if wait_until(lambda: not processes_of(root), seconds=60):
         return
     left = processes_of(root)
     end([one.pid for one in left])
@@ -141,7 +141,7 @@ def slurm(slurm_at: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluste
     for name, value in slurm_at.environment().items():
         monkeypatch.setenv(name, value)
     yield slurm_at
-    slurm_at.run("scancel", "--user=root")
+    slurm_at.clear()
 
 
 @pytest.fixture(scope="session")

@@ -210,7 +210,7 @@ def test_a_damaged_queue_is_rebuilt_and_nothing_is_lost_or_run_again(
     assert flow("run", "--name", "runs", f"{note} until [ -e {tmp_path}/go ]; do sleep 0.02; done").returncode == 0
     assert flow("run", "--name", "dropped", "sleep 300").returncode == 0
     assert flow("cancel", "dropped").returncode == 0
-    assert wait_until(lambda: states()["runs"] == "running", seconds=20)
+    assert wait_until(lambda: states()["runs"] == "running", seconds=60)
 
     _kill_scheduler(home)
     path = home / "local" / "local.db"
@@ -227,14 +227,14 @@ def test_a_damaged_queue_is_rebuilt_and_nothing_is_lost_or_run_again(
         "done": "completed", "failed": "failed", "held": "pending", "runs": "running", "dropped": "cancelled"
     }  # fmt: skip
     assert flow("run", "--name", "later", "--watch", "three.yaml").returncode == 0
-    assert wait_until(lambda: states()["runs"] == "completed", seconds=20)
+    assert wait_until(lambda: states()["runs"] == "completed", seconds=60)
     lines = sorted(ledger.read_text().splitlines())
     assert lines == ["done 1", "failed 1", "failed 2", "later 1", "later 1", "later 1", "runs 1"]
 
 
 def test_damage_of_the_queue_under_a_living_scheduler_loses_nothing(home: Path) -> None:
     assert flow("run", "--name", "long", "sleep 300").returncode == 0
-    assert wait_until(lambda: states()["long"] == "running", seconds=20)
+    assert wait_until(lambda: states()["long"] == "running", seconds=60)
     for end in ("", "-wal"):
         (home / "local" / f"local.db{end}").write_bytes(os.urandom(40_000))
     assert flow("run", "--watch", "--name", "next", "echo fine").stdout == "fine\n"
@@ -247,7 +247,7 @@ def test_what_a_power_cut_takes_from_the_queue_is_on_record(home: Path, tmp_path
     ledger = tmp_path / "ledger"
     client = Flow()
     done = client.run(f"echo done >> {ledger}")
-    assert done.wait(timeout=20) == "completed"
+    assert done.wait(timeout=60) == "completed"
     _kill_scheduler(home)
     lock = take_lock(home / "local" / "scheduler.lock")
     assert lock is not None  # no other scheduler works meanwhile
@@ -262,7 +262,7 @@ def test_what_a_power_cut_takes_from_the_queue_is_on_record(home: Path, tmp_path
     os.close(lock)
     assert flow("run", "--watch", "--name", "next", "echo fine").stdout == "fine\n"
     client = Flow()
-    assert [client.get_task(task.task_id).wait(timeout=20) for task in (done, dropped)] == ["completed", "cancelled"]
+    assert [client.get_task(task.task_id).wait(timeout=60) for task in (done, dropped)] == ["completed", "cancelled"]
     assert ledger.read_text() == "done\n"
 
 
@@ -291,11 +291,11 @@ def test_a_damaged_record_is_told_of_and_the_others_live(home: Path) -> None:
 def test_damage_in_the_folder_of_a_dead_task_does_not_stop_the_scheduler(junk: str, home: Path) -> None:
     task_id = flow("run", "--name", "victim", "sleep 300").stdout.split()[0]
     folder = home / "record" / task_id / "1" / "0"
-    assert wait_until(lambda: states()["victim"] == "running", seconds=20)
+    assert wait_until(lambda: states()["victim"] == "running", seconds=60)
     (folder / "task.json").write_text("{")
     (folder / "status.json").write_text(junk)
     os.kill(int((folder / "runner.lock").read_text()), signal.SIGKILL)
-    assert wait_until(lambda: states()["victim"] == "lost", seconds=20)
+    assert wait_until(lambda: states()["victim"] == "lost", seconds=60)
     assert flow("run", "--watch", "--name", "next", "echo fine").stdout == "fine\n"
 
 
@@ -353,7 +353,7 @@ def test_binary_output_without_a_line_end_comes_whole_in_little_memory(home: Pat
 def test_ten_thousand_tasks_are_queued_at_once_and_cancelled_at_once(project: Path) -> None:
     (project / "many.yaml").write_text("command: sleep 300\narray: 1-10000\n")
     task_id = flow("run", "--name", "many", "many.yaml").stdout.split()[0]
-    assert wait_until(lambda: states()["many"] == "running", seconds=20)
+    assert wait_until(lambda: states()["many"] == "running", seconds=60)
     assert flow("cancel", task_id).returncode == 0
     assert Flow().get_task(task_id).wait(timeout=60) == "cancelled"
     assert Flow().get_task(task_id).elements == {"cancelled": 10_000}
@@ -415,15 +415,15 @@ scheduler.run(Path(sys.argv[1]), folder, take_lock(folder / "start.lock"), cpus=
 def test_a_clock_that_jumps_a_day_ends_nothing_early_or_late(jump: int, home: Path) -> None:
     """It jumps for scheduler and runners, while everything runs."""
     with subprocess.Popen([sys.executable, "-c", _CLOCK, str(home), str(jump)]) as scheduler:
-        assert wait_until((home / "local" / "wake").exists, seconds=10)
+        assert wait_until((home / "local" / "wake").exists)
         client = Flow()
         began = time.monotonic()
         limited = client.run("sleep 300", max_run_time_hours=1.5 / 3600)
         patient = client.run("for i in 1 2 3; do echo $i; sleep 0.6; done", max_run_time_hours=20 / 3600)
         again = client.run("sleep 1; [ $FLOW_ATTEMPT = 2 ]", retries=1)
         nodes = client.run("sleep 1; exit $((FLOW_NODE_RANK * 3))", num_instances=2)
-        assert limited.wait(timeout=30) == "timed_out"
-        assert 1.4 < time.monotonic() - began < 15
+        assert limited.wait(timeout=60) == "timed_out"  # and not after a day
+        assert time.monotonic() - began > 1.4
         assert (patient.wait(timeout=30), patient.logs()) == ("completed", "1\n2\n3\n")
         assert (again.wait(timeout=30), len(again.attempts)) == ("completed", 2)
         assert (nodes.wait(timeout=30), nodes.exit_code) == ("failed", 3)
@@ -490,19 +490,19 @@ def test_a_task_of_bytes_that_are_no_text_runs_and_stops_nobody(project: Path) -
 def test_a_task_may_wait_for_one_that_has_ended_or_is_held() -> None:
     client = Flow()
     done, wrong, held = client.run("true"), client.run("false"), client.run("true", hold=True)
-    done.wait(timeout=20)
-    wrong.wait(timeout=20)
+    done.wait(timeout=60)
+    wrong.wait(timeout=60)
 
     def after(task: Task, state: str, **fields: str) -> Task:
         return client.run("true", depends_on=[f"{task.task_id}:{state}"], **fields)
 
-    assert after(done, "completed").wait(timeout=20) == "completed"
-    assert after(wrong, "failed").wait(timeout=20) == "completed"
+    assert after(done, "completed").wait(timeout=60) == "completed"
+    assert after(wrong, "failed").wait(timeout=60) == "completed"
     never = after(wrong, "completed", array="1-3%1")
-    assert (never.wait(timeout=20), never.elements) == ("cancelled", {"cancelled": 3})
+    assert (never.wait(timeout=60), never.elements) == ("cancelled", {"cancelled": 3})
     waiting, forsaken = after(held, "completed"), after(held, "failed")
     held.resume()
-    assert (waiting.wait(timeout=20), forsaken.wait(timeout=20)) == ("completed", "cancelled")
+    assert (waiting.wait(timeout=60), forsaken.wait(timeout=60)) == ("completed", "cancelled")
 
 
 def test_who_waits_for_a_held_task_hears_of_its_cancel() -> None:
@@ -510,13 +510,13 @@ def test_who_waits_for_a_held_task_hears_of_its_cancel() -> None:
     held = client.run("true", hold=True)
     waiting = client.run("true", depends_on=[held.task_id])
     held.cancel()
-    assert waiting.wait(timeout=20) == "cancelled"
+    assert waiting.wait(timeout=60) == "cancelled"
 
 
 def test_an_array_has_failed_for_who_waits_once_one_element_has() -> None:
     client = Flow()
     array = client.run("exit $((FLOW_ARRAY_INDEX == 2))", array="1-3")
-    assert client.run("true", depends_on=[f"{array.task_id}:failed"]).wait(timeout=20) == "completed"
+    assert client.run("true", depends_on=[f"{array.task_id}:failed"]).wait(timeout=60) == "completed"
 
 
 def test_an_array_goes_on_after_a_scheduler_that_died_before_it_gave_the_next_place(home: Path) -> None:
@@ -536,10 +536,10 @@ def test_a_process_without_flows_marks_does_not_outlive_its_killed_runner(home: 
     pid_file = tmp_path / "pid"
     child = f"env -i setsid sh -c 'echo $$ > {pid_file}; sleep 300' & sleep 300"
     task = Flow().run(child)
-    assert wait_until(lambda: pid_file.exists() and bool(pid_file.read_text().strip()), seconds=20)
+    assert wait_until(lambda: pid_file.exists() and bool(pid_file.read_text().strip()), seconds=60)
     pid = int(pid_file.read_text())
     os.kill(int((home / "record" / task.task_id / "1" / "0" / "runner.lock").read_text()), signal.SIGKILL)
-    assert task.wait(timeout=20) == "lost"
+    assert task.wait(timeout=60) == "lost"
     assert not is_alive(pid)
 
 

@@ -64,16 +64,17 @@ def test_a_task_is_known_by_its_number(here: Path, client: Flow) -> None:
     assert [client.get_task(one).number for one in ("1_1", "1_2", "2")] == [2, 1, 2]
 
 
-@pytest.mark.parametrize(("asked", "heard"), [("B:USR1@1", "script"), ("USR1@1", "step"), ("RB:USR1@1", "script")])
+@pytest.mark.parametrize(("asked", "heard"), [("B:USR1@57", "script"), ("USR1@57", "step"), ("RB:USR1@57", "script")])
 def test_a_signal_is_for_the_script_or_for_its_steps(client: Flow, asked: str, heard: str) -> None:
     script = """#!/bin/sh
-    trap 'echo script' USR1
-    SLURM_STEP_ID=0 sh -c 'trap "echo step; exit" USR1; for n in $(seq 30); do sleep 0.1; done' &
-    for n in $(seq 18); do sleep 0.1; done
+    trap 'echo script; touch told' USR1
+    SLURM_STEP_ID=0 sh -c 'trap "echo step; touch told; exit" USR1; while :; do sleep 0.1; done' &
+    until [ -e told ]; do sleep 0.1; done
+    sleep 0.5
     """
     batch = Batch(script=script, options=[f"--signal={asked}"])
-    task = client.run(TaskConfig(batch=batch, signal="USR1@1", max_run_time_hours=2.5 / 3600))
-    assert task.wait(timeout=20) == "completed"
+    task = client.run(TaskConfig(batch=batch, signal="USR1@57", max_run_time_hours=60 / 3600))
+    assert task.wait(timeout=60) == "completed"
     told = {line.text.decode() for line in task.lines()}  # a shell tells of the signals that its children had, too
     assert told & {"script", "step"} == {heard}
 

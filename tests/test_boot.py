@@ -92,7 +92,7 @@ def test_secrets_are_not_in_the_script_and_come_through_the_inbox(tmp_path: Path
         assert wait_until(lambda: status(folder).get("phase") == "waiting")
         assert not any(b"hush" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
         deliver(folder, inbox[0])
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert (folder / "stdout.log").read_text() == "to be seen hush-hush\n"
 
 
@@ -141,7 +141,7 @@ def test_what_did_not_fit_is_awaited(tmp_path: Path) -> None:
     with subprocess.Popen(["bash", "-c", script]) as process:
         assert wait_until((folder / "inbox").exists)
         deliver(folder, inbox[0])
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert (folder / "stdout.log").read_text() == f"{TWENTY['SETTING_7']}\n{env['LONG']}\n"
     with pytest.raises(ValueError, match="would be longer than 500 bytes"):
         boot([TASK], str(tmp_path), most_bytes=500)

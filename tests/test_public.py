@@ -200,7 +200,7 @@ def test_tasks_and_cancel_take_words_names_and_tasks() -> None:
         flow.tasks(states=["runing"])
     assert (raised.value.message, raised.value.suggestions[0]) == ("no state `runing`", "did you mean `running`?")
     flow.cancel("held-0", held[1], held[2].task_id)
-    assert [task.wait(20) for task in held] == ["cancelled"] * 3
+    assert [task.wait(60) for task in held] == ["cancelled"] * 3
     with pytest.raises(TaskNotFoundError):
         flow.cancel("held-9")
     twins = [flow.run("true", name="twin", hold=True, upload_code=False) for _ in range(2)]
@@ -209,7 +209,7 @@ def test_tasks_and_cancel_take_words_names_and_tasks() -> None:
     twins[1].cancel()
     assert (flow.get_task("twin"), flow.get_task("twin", unfinished=True)) == (twins[1], twins[0])
     flow.cancel("twin")
-    assert twins[0].wait(20) == "cancelled"
+    assert twins[0].wait(60) == "cancelled"
 
 
 @pytest.mark.parametrize("clients", ["one client", "a client for each thread", "the module's functions"])

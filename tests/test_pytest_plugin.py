@@ -56,13 +56,13 @@ def test_each_test_has_a_client_of_its_own(project: Path, monkeypatch: pytest.Mo
     run = run_pytest(project, PIPELINE)
     assert "2 passed" in run.stdout, run.stdout
     seconds = re.search(r"passed in ([\d.]+)s", run.stdout)
-    assert seconds and float(seconds[1]) < 10
+    assert seconds and float(seconds[1]) < 20  # for so long two schedulers would stay
 
 
 def test_nothing_is_left_of_a_test_that_ends_before_its_tasks(project: Path, tmp_path: Path) -> None:
     run = run_pytest(project, STUBBORN, f"--basetemp={tmp_path / 'theirs'}")
     assert "1 passed" in run.stdout, run.stdout + run.stderr
-    assert wait_until(lambda: not processes_of(tmp_path / "theirs"), seconds=20), processes_of(tmp_path / "theirs")
+    assert wait_until(lambda: not processes_of(tmp_path / "theirs"), seconds=60), processes_of(tmp_path / "theirs")
 
 
 def test_a_test_without_it_loads_nothing(project: Path) -> None:

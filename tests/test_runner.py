@@ -20,7 +20,7 @@ import pytest
 from flow.aws import s3_access
 from flow.node import runner
 from tests.support.components import require
-from tests.support.processes import is_alive, leaders_of, wait_until
+from tests.support.processes import free_port, is_alive, leaders_of, wait_until
 from tests.support.pythons import old_pythons
 
 RUNNER = runner.__file__
@@ -36,7 +36,7 @@ class Run:
         (folder / "task.json").write_text(json.dumps(whole))
         self.process = subprocess.Popen([python, RUNNER, "run", str(folder)], stdin=subprocess.DEVNULL)
 
-    def wait(self, seconds: float = 20) -> dict[str, Any]:
+    def wait(self, seconds: float = 60) -> dict[str, Any]:
         """The last status, once the runner is gone."""
         assert self.process.wait(seconds) == 0
         return self.status()
@@ -355,7 +355,7 @@ def test_two_runners_never_share_a_folder(run: Any) -> None:
     first = run("sh", "-c", "echo up; sleep 30")
     first.until("up")
     second = run("sh", "-c", "echo second")
-    second.process.wait(10)
+    second.process.wait(60)
     assert first.process.poll() is None
     first.process.terminate()
     first.wait()
@@ -469,7 +469,7 @@ def test_a_time_limit_may_be_years(run: Any) -> None:
 
 def test_a_warning_signal_comes_before_the_limit(run: Any) -> None:
     script = "trap 'echo warned' USR1; trap 'echo asked; exit 7' TERM; echo up; while :; do sleep 0.01; done"
-    one = run("sh", "-c", script, limit_seconds=2, signal={"number": 10, "before_seconds": 1})
+    one = run("sh", "-c", script, limit_seconds=5, signal={"number": 10, "before_seconds": 2})
     assert end_of(one.wait())["code"] == 7
     assert one.out() == "up\nwarned\nasked\n"
 
@@ -517,10 +517,11 @@ def test_a_process_of_a_killed_runner_still_holds_the_lock_of_the_command(run: A
 
 # -- output
 
+READ = {name: f"until [ -s $FLOW_OUTPUT/../{name}.log ]; do sleep 0.01; done" for name in ("stdout", "stderr")}
+
 
 def test_both_streams_are_kept_apart_and_in_order(run: Any) -> None:
-    script = "echo 1; sleep 0.05; echo 2 >&2; sleep 0.05; printf 3"
-    one = run("sh", "-c", script)
+    one = run("sh", "-c", f"echo 1; {READ['stdout']}; echo 2 >&2; {READ['stderr']}; printf 3")
     one.wait()
     assert (one.out(), one.err()) == ("1\n3", "2\n")
     index = (one.folder / "log.idx").read_bytes()
@@ -538,7 +539,8 @@ def test_endless_output_without_a_newline_is_kept_whole(run: Any) -> None:
 
 def test_a_second_copy_of_both_streams_can_go_to_one_file(run: Any, tmp_path: Path) -> None:
     copy = str(tmp_path / "slurm.out")
-    one = run("sh", "-c", "echo 1; sleep 0.05; echo 2 >&2; sleep 0.05; echo 3", stdout_copy=copy, stderr_copy=copy)
+    script = f"echo 1; {READ['stdout']}; echo 2 >&2; {READ['stderr']}; echo 3"
+    one = run("sh", "-c", script, stdout_copy=copy, stderr_copy=copy)
     one.wait()
     assert Path(copy).read_text() == "1\n2\n3\n"
     assert one.out() == "1\n3\n"
@@ -565,13 +567,6 @@ def test_a_task_that_fills_the_disk_itself_is_still_reported(run: Any, small_dis
 
 
 # -- several ranks
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture
@@ -628,16 +623,16 @@ def test_a_rank_that_has_ended_waits_to_hear_how_the_others_did(ranks: Any, tmp_
     assert [end_of(one.wait()) for one in well] == [stopped] * 2
 
 
-def test_a_rank_that_never_got_its_code_stops_the_others(ranks: Any, run: Any) -> None:
+def test_a_rank_that_never_got_its_code_stops_the_others(ranks: Any, tmp_path: Path) -> None:
+    (tmp_path / "r0/inbox").mkdir(parents=True)
+    (tmp_path / "r0/inbox/x").touch()
     first, second = ranks("sleep 60", "true", needs=["inbox/x"], delivery_timeout_seconds=0.3)
-    (first.folder / "inbox").mkdir()
-    (first.folder / "inbox/x").touch()
     assert end_of(second.wait()) == ended(126, None, "start", "code never arrived")
     assert end_of(first.wait()) == ended(143, 15, "peer", "stopped: node 1: code never arrived")
 
 
 def test_a_rank_whose_runner_was_killed_is_lost_and_stops_the_others(ranks: Any) -> None:
-    first, second = ranks("sleep 60", "echo up; sleep 60", delivery_timeout_seconds=5)  # killed before it was heard
+    first, second = ranks("sleep 60", "echo up; sleep 60", delivery_timeout_seconds=20)  # killed before it was heard
     assert wait_until(lambda: first.status()["phase"] == "running")
     second.until("up")
     second.process.kill()

@@ -99,7 +99,7 @@ def test_the_variables_that_options_decide_are_the_same(slurm: Cluster) -> None:
     )
     for words in VARIED:  # one after another: where a node is busy, a job is spread over others
         job = Path("see", slurm.run("sbatch", "--parsable", *words.split(), "job.sh").stdout.strip())
-        assert wait_until(job.exists, seconds=60)
+        assert wait_until(lambda: job.exists() and slurm.run("squeue", "-h").stdout == "", seconds=60)  # noqa: B023
         seen = dict(one.partition("=")[::2] for one in job.read_text().split("\0"))
         theirs = {
             name: one for name, one in seen.items() if name.startswith("SLURM_") and not NOT_DECIDED.fullmatch(name)

@@ -55,8 +55,8 @@ def test_who_is_interrupted_is_not_given_the_answer_later(conversation: Conversa
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.3)
     with pytest.raises(KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
         conversation.ask("slow")
     signal.signal(signal.SIGALRM, before)
     ask(conversation)
@@ -76,7 +76,7 @@ def test_the_program_ends_with_the_conversation(conversation: Conversation, tmp_
     pid = ask(own)
     del own
     gc.collect()
-    assert wait_until(lambda: not Path(f"/proc/{pid}").exists(), seconds=10)
+    assert wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_what_is_no_program_is_told_as_how_it_ended() -> None:

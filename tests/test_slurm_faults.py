@@ -108,7 +108,7 @@ def test_a_controller_that_restarts_is_waited_for(client: Flow, slurm: Cluster, 
 def test_a_held_job_says_so_and_how_it_starts(client: Flow, slurm: Cluster) -> None:
     task = submitted(client, "echo ran", begin="now+1hour")
     slurm.run("scontrol", "uhold", str(task.number))
-    assert wait_until(lambda: task.refresh().reason != "begins later", seconds=10)
+    assert wait_until(lambda: task.refresh().reason != "begins later", seconds=60)
     assert (task.status, task.reason) == ("pending", "held: `flow resume` lets it start")
     slurm.run("scontrol", "release", str(task.number))
     slurm.run("scontrol", "update", f"jobid={task.number}", "starttime=now")
@@ -120,7 +120,7 @@ def test_a_drained_node_is_told_as_the_reason(client: Flow, slurm: Cluster) -> N
         slurm.drain(number)
     try:
         task = submitted(client, "echo ran")
-        assert wait_until(lambda: "DRAINED" in task.refresh().reason, seconds=20), task.reason
+        assert wait_until(lambda: "DRAINED" in task.refresh().reason, seconds=60), task.reason
         assert task.status == "pending"
         assert all(one.available == 0 for one in client.offers())
     finally:
@@ -137,7 +137,9 @@ def test_who_cancels_in_slurm_cancels_the_task(client: Flow, slurm: Cluster) -> 
 
 
 def test_a_cancelled_task_is_cancelled_in_slurm_too(client: Flow, slurm: Cluster) -> None:
-    task = running(client, "trap 'sleep 3; echo saved; exit 0' TERM; while :; do sleep 0.1; done")  # over KillWait
+    saves = "trap 'sleep 3; echo saved; exit 0' TERM"  # over KillWait
+    task = running(client, f"{saves}; echo ready; while :; do sleep 0.1; done")
+    assert wait_until(lambda: "ready" in task.logs()), told_of(task)
     task.cancel()
     assert task.wait(timeout=30) == "cancelled"
     assert task.logs().endswith("\nsaved\n")
@@ -316,10 +318,11 @@ def test_a_runner_that_is_killed_is_a_lost_attempt_that_counts(client: Flow) -> 
     assert [one.reason for one in task.attempts] == ["its runner died without a report", ""]
 
 
+@pytest.mark.timeout(300)  # Slurm is slow to notice
 def test_a_rank_that_dies_without_a_word_ends_the_others_and_its_task_is_lost(client: Flow, slurm: Cluster) -> None:
     task = met(client)
     _kill(f"run\0{client.settings.get('slurm.folder')}/tasks/{task.task_id}/1/1", f"slurmstepd: [{task.number}.0]")
-    assert task.wait(timeout=100) == "lost", told_of(task)
+    assert task.wait(timeout=200) == "lost", told_of(task)
     assert task.reason == "its runner died without a report (node 1)"
 
 

@@ -108,8 +108,9 @@ def test_scancel_signals_the_steps_of_a_script_or_the_script(client: Flow, proje
         assert flow("scancel", "-s", "USR2", *words, str(task.number)).returncode == 0
         assert wait_until(lambda line=line: line in task.logs(), seconds=30), task.logs()
         assert ("script" in task.logs()) == (line == "script")
-    (project / "end").touch()
     task.send_signal(signal.SIGUSR2, to="command")
+    assert wait_until(lambda: task.logs().count("script") == 2, seconds=60), task.logs()
+    (project / "end").touch()
     assert task.wait(timeout=60) == "completed"
 
 

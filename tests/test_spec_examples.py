@@ -139,7 +139,7 @@ def test_commands_run_inside_and_on_each_node(script: Script) -> None:
         """
         import subprocess, time
         task = flow.run("echo ready > train.log; sleep 60", instance_type="a100", num_instances=2)
-        while task.refresh().status != "running" or task.shell("test -e train.log") != 0:
+        while task.refresh().status != "running" or task.shell("test -s train.log") != 0:
             time.sleep(0.01)
         task.shell("cat train.log")
         task.shell("echo node $FLOW_NODE_RANK", node=1)

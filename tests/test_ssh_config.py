@@ -18,7 +18,7 @@ def test_ssh_reaches_the_machines_of_running_tasks_by_name(fleet: Fleet, monkeyp
     monkeypatch.setenv("FLOW_SSH_SSH_CONFIG", str(fleet.config))
     client = Flow("ssh")
     task = client.run("sleep 1000", name="my-train", num_instances=2, upload_code=False)
-    assert wait_until(lambda: task.refresh().status == "running", seconds=30)
+    assert wait_until(lambda: task.refresh().status == "running", seconds=60)
     own = Path.home() / ".ssh" / "config"
     own.parent.mkdir(mode=0o700)
     own.write_text("Host other\n  User me\n")

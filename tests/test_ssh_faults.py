@@ -292,8 +292,9 @@ def test_a_host_that_was_given_up_ends_what_it_runs_when_it_is_back(
         assert wait_until(lambda: not processes_on(fleet.hosts[other.instance_id]), seconds=_SECONDS)
     assert processes_on(host)
     host.heal()
-    Flow("ssh").offers()  # any question to it
-    assert wait_until(lambda: not processes_on(host), seconds=_SECONDS)
+    assert wait_until(
+        lambda: [Flow("ssh").offers(), processes_on(host)][1] == "", seconds=_SECONDS
+    )  # any question to it
     assert wait_until((host_folder(host, waiting) / "ended").exists, seconds=_SECONDS)
     assert [str(Flow("ssh").get_task(one.task_id).status) for one in (task, waiting)] == ["lost", "lost"]
 
@@ -320,7 +321,7 @@ def test_an_element_that_was_lost_stays_so_while_its_host_is_out_of_reach(client
     host.run("kill -9 $1", str(runner_of(host, first)))
     becomes(first, "lost")
     ended = first.reason
-    assert array.refresh().elements == {"lost": 1, "running": 1}
+    assert wait_until(lambda: array.refresh().elements == {"lost": 1, "running": 1}, seconds=_SECONDS)
     host.cut()
     again = Flow("ssh").get_task(first.task_id)
     assert (str(again.status), again.reason) == ("lost", ended)
@@ -492,12 +493,11 @@ def test_a_clock_that_is_wrong_is_seen_through(client: Flow, fleet: Fleet) -> No
     assert task.wait(timeout=_SECONDS) == "completed"
     assert task.started_at and task.ended_at
     assert began - 3 < task.started_at.timestamp() < task.ended_at.timestamp() < time.time() + 3
-    later = submitted(client, "true", "gpu1", begin="now+1hour")
-    shown = later.refresh().reason.removeprefix("waits until ")
-    assert abs(time.mktime(time.strptime(shown, "%Y-%m-%d %H:%M:%S")) - began - 3600) < 10
+    before, later = time.time(), submitted(client, "true", "gpu1", begin="now+1hour")
+    shown = time.mktime(time.strptime(later.refresh().reason, "waits until %Y-%m-%d %H:%M:%S"))
+    assert before - 3 < shown - 3600 < time.time() + 3
     soon = submitted(client, "true", "gpu1", begin="now+3")
-    assert soon.wait(timeout=_SECONDS) == "completed"
-    assert soon.started_at and soon.started_at.timestamp() - began < 30
+    assert soon.wait(timeout=_SECONDS) == "completed"  # and not after ten minutes
     later.cancel()
     assert later.wait(timeout=_SECONDS) == "cancelled"
 
@@ -661,6 +661,7 @@ def test_two_users_never_have_one_gpu(client: Flow, tmp_path: Path, monkeypatch:
         assert third.refresh().status == "pending"
         first.cancel()
         assert (third.wait(timeout=_SECONDS), third.logs()) == ("completed", "0\n")
+        assert first.wait(timeout=_SECONDS) == "cancelled"
 
 
 def test_logs_are_followed_through_cuts_and_over_a_slow_link(client: Flow, fleet: Fleet) -> None:

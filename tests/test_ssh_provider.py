@@ -47,9 +47,9 @@ def test_an_array_is_spread_over_the_hosts_and_its_limit_holds_for_all_of_it(cli
 
 def test_gpus_are_given_in_part_and_never_twice(client: Flow) -> None:
     tasks = [client.run("echo $CUDA_VISIBLE_DEVICES; sleep 1000", gpu="a100:2", upload_code=False) for _ in range(8)]
-    assert wait_until(lambda: all(task.refresh().status == "running" for task in tasks), seconds=60)
+    assert wait_until(lambda: all(task.logs() for task in tasks), seconds=60)  # "running" is told before it runs
     waits = client.run("echo $CUDA_VISIBLE_DEVICES", gpu="a100:4", upload_code=False)
-    given = [(task.get_instances()[0].instance_id, task.logs().strip()) for task in tasks]
+    given = [(task.refresh().get_instances()[0].instance_id, task.logs().strip()) for task in tasks]
     assert sorted(given) == sorted((f"gpu{n}", cards) for n in range(1, 5) for cards in ("0,1", "2,3"))
     assert waits.refresh().status == "pending" and waits.reason.startswith("waits for its turn on gpu")
     client.cancel(*tasks)

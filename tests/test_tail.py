@@ -79,7 +79,7 @@ def test_following_waits_for_the_folder_and_ends_with_the_attempt(tmp_path: Path
             assert wait_until(lambda number=number: b"%d\n" % number in found)  # type: ignore[misc]
     assert reader.is_alive()
     end(folder)
-    reader.join(10)
+    reader.join(60)
     assert found == [b"%d\n" % number for number in range(50)]
 
 
@@ -218,7 +218,7 @@ def test_the_following_program_ends_when_nobody_reads_it(tmp_path: Path) -> None
     process = subprocess.Popen(program("tail", str(tmp_path), "0", "--follow"), stdout=write)
     os.close(write)
     os.close(read)
-    assert process.wait(10) is not None
+    assert process.wait(60) is not None
 
 
 # -- entering a task

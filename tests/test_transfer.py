@@ -22,6 +22,13 @@ def running(command: str = "sleep 300", **fields: object) -> Task:
     return task
 
 
+def with_sub() -> Task:
+    """One with a folder `sub`."""
+    task = running("mkdir sub; exec sleep 300")
+    assert wait_until(lambda: task.shell("test -d sub") == 0)
+    return task
+
+
 def end(task: Task) -> None:
     task.cancel()
     assert task.wait(60).is_final
@@ -74,7 +81,7 @@ def test_a_folder_goes_there_and_back_as_it_is(project: Path, tmp_path: Path) ->
 
 
 def test_a_file_is_named_as_asked_and_replaces_what_is_there(project: Path, tmp_path: Path) -> None:
-    task = running("mkdir sub; exec sleep 300")
+    task = with_sub()
     (tmp_path / "-x y.sh").write_text("echo old")
     (tmp_path / "-x y.sh").chmod(0o755)
     (tmp_path / "link").symlink_to("-x y.sh")
@@ -94,7 +101,8 @@ def test_a_file_is_named_as_asked_and_replaces_what_is_there(project: Path, tmp_
 
 def test_what_a_task_left_is_there_when_it_has_ended(project: Path, tmp_path: Path) -> None:
     task = running("echo kept > $FLOW_OUTPUT/model; echo w > w; exec sleep 300")
-    assert wait_until(lambda: task.copy_from("output/model", tmp_path / "m").read_text() == "kept\n")
+    assert wait_until(lambda: task.shell("test -s w") == 0)
+    assert task.copy_from("output/model", tmp_path / "m").read_text() == "kept\n"
     end(task)
     assert task.copy_from("output/model", tmp_path / "after").read_text() == "kept\n"
     assert tree(task.copy_from("output", tmp_path / "all")) == {"model": "-rw-r--r--kept\n"}
@@ -107,7 +115,7 @@ def test_what_a_task_left_is_there_when_it_has_ended(project: Path, tmp_path: Pa
 
 def test_each_node_has_its_own_files(project: Path) -> None:
     task = running(
-        "echo $FLOW_NODE_RANK > rank; echo $FLOW_NODE_RANK > $FLOW_OUTPUT/rank; exec sleep 300", num_instances=2
+        "echo $FLOW_NODE_RANK > $FLOW_OUTPUT/rank; echo $FLOW_NODE_RANK > rank; exec sleep 300", num_instances=2
     )
     assert wait_until(lambda: task.shell("test -s rank", node=1) == 0)
     assert task.copy_from("rank", "r", node=1).read_text() == "1\n"
@@ -129,7 +137,7 @@ def test_a_file_that_is_written_to_meanwhile_is_copied(project: Path) -> None:
 
 def test_what_cannot_be_copied_is_told_and_nothing_is_left(project: Path, tmp_path: Path) -> None:
     (project / "here").write_text("here")
-    task = running("mkdir sub; exec sleep 300")
+    task = with_sub()
     told: list[tuple[type[FlowError], str, object]] = [
         (ResourceNotFoundError, "has no `missing`", lambda: task.copy_from("missing")),
         (ResourceNotFoundError, "there is no folder `no/such` here", lambda: task.copy_from("here", "no/such/file")),
@@ -188,7 +196,7 @@ def test_a_script_that_runs_in_place_has_its_folder(project: Path) -> None:
 
 
 def test_files_of_a_container_are_copied_in_it(project: Path, containers: str) -> None:
-    task = running("echo in > /tmp/inside; echo out > $FLOW_OUTPUT/o; exec sleep 300", image=containers)
+    task = running("echo out > $FLOW_OUTPUT/o; echo in > /tmp/inside; exec sleep 300", image=containers)
     assert wait_until(lambda: task.shell("test -s /tmp/inside", capture=True).returncode == 0, seconds=60)
     assert task.copy_from("/tmp/inside").read_text() == "in\n"
     whole = make_tree(project / "folder")

@@ -6,7 +6,6 @@ import importlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,10 +179,8 @@ def test_a_map_is_ordered_bounded_lazy_and_in_several_processes_where_that_helps
     monkeypatch.setenv("FLOW_LOCAL_CPUS", "4")
     text = """
 from itertools import count, islice
-slow = ["import threading; time.sleep(0.3)" for _ in range(8)]
-before = time.monotonic()
-assert list(f.map(slow, concurrency=4)) == slow
-print(time.monotonic() - before < 8 * 0.3)
+meet = ["while len(open(os.environ['NOTES']).readlines()) < 3: time.sleep(0.01)" for _ in range(8)]  # three at once
+print(list(f.map(meet, concurrency=4)) == meet)
 taken = []
 def items():
     for n in count():
@@ -204,12 +201,12 @@ print(next(left))
 def test_what_is_left_of_a_map_that_is_given_up_is_not_made(project: Project) -> None:
     text = """
 with app.run():
-    values = f.map(["time.sleep(0.02)"] * 500, concurrency=1)
+    values = f.map(["time.sleep(0.2)"] * 500, concurrency=1)
     next(values)
     values.close()
     print(f.remote(1))
     def broken():
-        yield from ["time.sleep(0.02)"] * 100
+        yield from ["time.sleep(0.2)"] * 100
         1 / 0
     try: list(f.map(broken(), concurrency=1))
     except ZeroDivisionError: print(f.remote(2))
@@ -265,9 +262,7 @@ with app.run():
     while not os.path.exists(os.environ["NOTES"]): time.sleep(0.01)
     {how}
 """
-    before = time.monotonic()
-    program(project, text, code=-2 if "kill" in how else 1)
-    assert time.monotonic() - before < 20
+    program(project, text, code=-2 if "kill" in how else 1)  # it does not wait for them
     ended("cancelled")
 
 

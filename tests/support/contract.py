@@ -47,7 +47,9 @@ class ProviderContract:
         assert task.started_at and task.ended_at and task.started_at <= task.ended_at
 
     def test_both_streams_are_kept_and_kept_apart(self, client: Flow) -> None:
-        task = self.finished(client, "echo one; sleep 0.05; echo two >&2; sleep 0.05; echo three; printf four")
+        read = "until [ -s $FLOW_OUTPUT/../{}.log ]; do sleep 0.05; done"  # what comes at once has no order
+        words = f"echo one; {read}; echo two >&2; {read}; echo three; printf four".format("stdout", "stderr")
+        task = self.finished(client, words)
         assert task.logs() == "one\ntwo\nthree\nfour\n"
         assert task.logs(stderr=True) == "two\n"
         assert task.logs(tail=2) == "three\nfour\n"
@@ -363,7 +365,8 @@ class ProviderContract:
             return
         volume = client.create_volume(1, "contract")
         volumes = {"/flow-contract": "contract"}
-        first = self.running(client, "echo kept > /flow-contract/file; sleep 1000", volumes=volumes)
+        first = self.running(client, "echo kept > /flow-contract/file; echo up; sleep 1000", volumes=volumes)
+        assert wait_until(lambda: first.logs() == "up\n", seconds=self.patience)
         with pytest.raises(ValidationError, match=f"is held by `{first.task_id}`"):
             self.run(client, "true", volumes=volumes)
         with pytest.raises(ValidationError, match=f"is used by `{first.task_id}`"):

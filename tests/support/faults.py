@@ -228,7 +228,7 @@ class _Story:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.03)
-        self.violations += self.clients.await_ends(seconds=20)
+        self.violations += self.clients.await_ends(seconds=60)
 
     # -- killing
 
@@ -293,7 +293,7 @@ class _Story:
         self._judge_again(first, lines)
 
     def _judge_processes(self) -> None:
-        if not wait_until(lambda: not self._left_over(), seconds=15):
+        if not wait_until(lambda: not self._left_over(), seconds=60):
             self._wrong(f"processes stayed behind: {self._left_over()}")
 
     def _judge_keys(self) -> None:
@@ -385,7 +385,7 @@ class _Story:
                 self._look()
             client = Flow()
             done = lambda: all(task.status.is_final for task in client.tasks(limit=None))  # noqa: E731
-            wait_until(done, seconds=10)
+            wait_until(done, seconds=PATIENCE_SECONDS)
             self._same(first, "with its queue damaged", {one: str(Flow().get_task(one).status) for one in first})
         after = Counter(self.ledger.read_text().splitlines()) if self.ledger.exists() else Counter()
         if after != lines:

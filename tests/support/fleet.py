@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -166,7 +167,11 @@ class Host:
         self._set_link("down")
 
     def heal(self) -> None:
+        """Returns when it is reached again, or off."""
+        was_cut = self._link == "down"
         self._set_link("up")
+        if was_cut:
+            wait_until(lambda: self._is_reached() or not self._init())
 
     def slow(self, ms: float, loss_percent: float = 0) -> None:
         """So much longer there and back, and each way loses so much; connections stay. `slow(0)`: as before."""
@@ -244,7 +249,7 @@ class Host:
     def clean(self) -> None:
         """As it was, but for what was changed outside of the user's home and of places for temporary files."""
         self.slow(0)
-        self.heal()
+        self._set_link("up")
         if not self._init():
             self.reboot()
         self.run(_CLEAN + _SERVE, self.home)
@@ -293,6 +298,11 @@ class Host:
     def _attach(self) -> None:
         bridge = self._slow_bridge if self._slow else self.fleet.bridge
         ip(f"link set {self._cable} master {bridge} {self._link}")
+
+    def _is_reached(self) -> bool:
+        with suppress(OSError), socket.create_connection((self.address, 22), timeout=1):
+            return True
+        return False
 
     def _console(self) -> str:
         return (self.folder / "console").read_text()

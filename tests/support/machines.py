@@ -61,7 +61,7 @@ class Machine:
         for program in ("dockerd", "service"):
             require(program, "images are kept on a volume, by a real Docker")
         self.run("service", "docker", "start")
-        answers = wait_until(lambda: self.run("docker", "version", check=False).returncode == 0, seconds=20)
+        answers = wait_until(lambda: self.run("docker", "version", check=False).returncode == 0, seconds=60)
         said = self.run("tail", "-3", "/var/log/docker.log", check=False).stdout
         require("working Docker", f"images are kept on a volume; it says: {said}", found=answers)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def processes_of(root: Path) -> list[Found]:
 def end_scheduler(flow_home: Path, root: Path) -> None:
     """End the scheduler that works in `flow_home`, whose pid is in its lock file; nothing if there is none."""
     folder = flow_home / "local"
-    wait_until(lambda: not is_locked(folder / "start.lock"), seconds=5)  # it has no pid there yet
+    wait_until(lambda: not is_locked(folder / "start.lock"))  # it has no pid there yet
     try:
         pid = int((flow_home / "local" / "scheduler.lock").read_text())
     except (OSError, ValueError):
@@ -112,11 +113,12 @@ def _look_at(pid: int, root: Path) -> Found | None:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listened on a moment ago."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-    return port
+    """A port of this machine that nobody has, below those that the system gives to whoever asks for any."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
 
 
 def leaders_of(folder: Path) -> list[int]:

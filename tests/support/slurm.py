@@ -167,6 +167,11 @@ class Cluster:
         self._start_controller()
         assert wait_until(lambda: "unk" not in self.run("sinfo", "-h", "-o", "%t").stdout, seconds=60)
 
+    def clear(self) -> None:
+        """End all jobs; returns when their nodes are free again."""
+        self.run("scancel", "--user=root")
+        assert wait_until(lambda: self.run("squeue", "-h").stdout == "", seconds=60), self.run("squeue").stdout
+
     def stop(self) -> None:
         """End what was started, and the jobs with it."""
         for name in [name for name in self._running if name.startswith("node")]:

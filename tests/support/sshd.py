@@ -62,7 +62,7 @@ def sshd(folder: Path, variables: Mapping[str, str]) -> Iterator[Sshd]:
     with subprocess.Popen([program, "-D", "-e", "-f", folder / "sshd_config"], stderr=subprocess.DEVNULL) as process:
         try:
             words = ["ssh", "-F", server.config, server.name, "true"]
-            assert wait_until(lambda: subprocess.run(words, capture_output=True).returncode == 0, seconds=20)
+            assert wait_until(lambda: subprocess.run(words, capture_output=True).returncode == 0, seconds=60)
             yield server
         finally:
             kept = ssh(server.name, config=str(server.config)).prefix[:-2]  # the connection that outlives its users

@@ -24,15 +24,15 @@ class Terminal:
         self.screen = ""
 
     def shows(self, text: str) -> bool:
-        """Whether `text` appears within 20 seconds."""
-        return wait_until(lambda: self._read() or text in self.screen, seconds=20)
+        """Whether `text` appears within a minute."""
+        return wait_until(lambda: self._read() or text in self.screen, seconds=60)
 
     def types(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
     def end(self) -> int:
         """Its exit code; the rest of what it wrote is on the screen."""
-        assert wait_until(lambda: self._read() or self.process.poll() is not None, seconds=20)
+        assert wait_until(lambda: self._read() or self.process.poll() is not None, seconds=60)
         self._read()
         os.close(self._ours)
         return self.process.returncode
