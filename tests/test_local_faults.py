@@ -185,7 +185,8 @@ def test_gpus_are_not_given_twice_by_a_rebuilt_queue(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     show = "echo $CUDA_VISIBLE_DEVICES; sleep 300"
-    first = until_running(run(client, show, gpu="a100", num_instances=2, cpus=0.1))
+    first = run(client, show, gpu="a100", num_instances=2, cpus=0.1)
+    assert wait_until(lambda: sorted(first.logs().split()) == ["0", "1"], seconds=60), first.refresh().reason
     lose_queue(client)
     second = until_running(run(Flow(), show, gpu="a100", cpus=0.1))
     assert next(iter(second.logs(follow=True))) == "2"

@@ -85,8 +85,8 @@ def race(count: int, fleet: Fleet, folder: Path) -> list[str]:
     with _surroundings(fleet, folder):
         hosts = list(fleet.hosts.values())
         for host in hosts:
-            host.run("grep -q ann /etc/passwd || echo 'ann:*:1001:1001::/home/ann:/bin/bash' >> /etc/passwd")
-            host.run("rm -rf /home/ann; mkdir -m 700 /home/ann; chown 1001 /home/ann; mkdir -p -m 777 /tmp/race")
+            host.run("grep -q ann /etc/passwd || echo 'ann:*:1001:1001::/tmp/ann:/bin/bash' >> /etc/passwd")
+            host.run("rm -rf /tmp/ann; mkdir -m 700 /tmp/ann; chown 1001 /tmp/ann; mkdir -p -m 777 /tmp/race")
         names = {"one": "root", "two": "root", "ann": "ann"}
         clients = []
         for name, user in names.items():
