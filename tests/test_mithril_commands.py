@@ -26,7 +26,7 @@ from flow.status import Outcome, TaskStatus
 from tests.support.commands import flow
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import broken, refusal
-from tests.support.processes import attendant_of, end_attendant, no_attendant, wait_until
+from tests.support.processes import attendant_of, end_attendant, no_attendant, processes_of, wait_until
 
 REGION = "us-central1-b"
 
@@ -409,6 +409,23 @@ def test_a_cancel_is_on_record_where_nobody_can_be_asked(
     assert f"\n\nhint: it is on record: `{task}` ends when a `flow` command" in ended.stderr
     assert task.wait(timeout=90) == "cancelled"
     assert wait_until(lambda: client.held() == [], seconds=60) and cloud.billed() == []
+
+
+def test_no_second_attendant_is_started_while_one_begins(client: Flow, pretended: Cloud) -> None:
+    """Which is not kept from it by who asks whether there is one, and has the lock for a moment."""
+
+    def attendants() -> list[int]:
+        return [one.pid for one in processes_of(client.home) if one.command.endswith("-m flow.attendant")]
+
+    client.home.mkdir()
+    with (client.home / LOCK).open("w") as asked:
+        fcntl.flock(asked, fcntl.LOCK_SH)
+        task = client.run("true", upload_code=False)
+        for _ in range(5):  # each look sees that none is at work yet
+            task.refresh()
+        (first,) = attendants()
+        assert not wait_until(lambda: attendants() != [first], seconds=0.5)
+    assert attendant_of(client.home) == first
 
 
 def test_an_attendant_whose_key_is_refused_makes_room_for_another(
