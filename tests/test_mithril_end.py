@@ -119,7 +119,7 @@ def test_what_completed_stays_so_while_its_machine_costs_more_than_it_may(away: 
         _go(cloud, task)
         cloud.await_bid(task.task_id, "Paused")
         lane.price_cents, price = 200, lane.price_cents
-        assert wait_until(lambda: lane.clearing_cents == 200, seconds=5)
+        assert wait_until(lambda: lane.clearing_cents == 200)
         (away.home / "mithril" / "availability.json").unlink()  # which tells the price of a moment ago
         assert (task.refresh().status, task.reason) == ("paused", waits)
         with pytest.raises(ProviderError, match="is paused: completed, and not collected yet"):
