@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pytest
 
 from flow.client import Flow
 from flow.errors import ValidationError
 from tests.support.mithril_cloud import Cloud
-from tests.support.processes import wait_until
+from tests.support.processes import no_attendant, wait_until
 
 _SECONDS = 90.0
 
@@ -51,10 +48,10 @@ def test_a_machine_whose_elements_have_ended_waits_for_the_others(
     command = "echo up; [ $FLOW_ARRAY_INDEX = 1 ] || until [ -e /tmp/go ]; do sleep 0.05; done; echo done"
     array = away.run(command, array="1-2%2", gpu="a100", upload_code=False)
     assert wait_until(lambda: sorted(array.logs().split()) == ["done", "up", "up"], seconds=60, every=0.1)
-    os.kill(int((away.home / "attend.lock").read_text()), signal.SIGKILL)
-    assert not wait_until(lambda: cloud.bid(array.task_id).status == "Paused", seconds=6)
-    cloud.host(array.task_id, 1).run("touch /tmp/go")
-    cloud.await_bid(array.task_id, "Paused")
+    with no_attendant(away.home):
+        assert not wait_until(lambda: cloud.bid(array.task_id).status == "Paused", seconds=6)
+        cloud.host(array.task_id, 1).run("touch /tmp/go")
+        cloud.await_bid(array.task_id, "Paused")
     array = Flow().get_task(array.task_id)
     assert array.wait(timeout=_SECONDS) == "completed", array.reason
     assert [one.number for n in (1, 2) for one in client.get_task(f"{array}_{n}").attempts] == [1, 1]

@@ -105,9 +105,12 @@ class Client:
         found = self.ask("GET", f"/v2/instances?project={self.cloud.project}")["data"]
         return sorted(found, key=lambda one: str(one["name"]))
 
-    def ssh(self, command: str, rank: int = 0, user: str = "ubuntu") -> subprocess.CompletedProcess[str]:
+    def ssh(
+        self, command: str, rank: int = 0, user: str = "ubuntu", patience: int = 30
+    ) -> subprocess.CompletedProcess[str]:
         host, _, port = self.instances()[rank]["ssh_destination"].partition(":")
-        options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=2"]
+        options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
+        options.append(f"ConnectTimeout={patience}")
         words = ["ssh", "-i", self.identity, *(f"-o{one}" for one in options), "-p", port or "22", f"{user}@{host}"]
         return subprocess.run([*words, command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
@@ -302,9 +305,8 @@ def test_lists_are_filtered_sorted_and_read_page_by_page(pretended: Client) -> N
     assert pretended.refused("GET", "/v2/spot/bids?status=Running")[0] == 422
     assert len(pretended.ask("GET", "/v2/spot/bids?status=Terminated")["data"]) == 1
     assert pretended.refused("GET", "/v2/instances")[0] == 422
-    wanted = ",".join(pretended.cloud.bid(name).fid for name in names[:2])
+    wanted = ",".join(pretended.cloud.await_bid(name, "Allocated").fid for name in names[:2])
     query = f"/v2/instances?project={pretended.cloud.project}&bid_fid_in={wanted}"
-    assert wait_until(lambda: pretended.ask("GET", query)["data"][0]["status"] == "STATUS_RUNNING")
     instances = pretended.ask("GET", query)["data"]
     assert [one["name"] for one in instances] == ["bid-0-1", "bid-1-1"]
     assert pretended.ask("GET", f"/v2/instances/{instances[0]['fid']}/status") == {"status": "STATUS_RUNNING"}
@@ -425,11 +427,10 @@ def test_a_preempted_machine_is_told_and_comes_back_elsewhere_with_its_disk(clie
     (back,) = client.instances()
     assert back["fid"] == seen["fid"] and back["ssh_destination"] != seen["ssh_destination"]
     host = cloud.host("train")
-    assert wait_until(lambda: host.run("cat /root/starts").stdout == "hello there\nhello there\n")
-    left = host.run(
-        f"cat /root/script; ls -A /mnt/local; ls {signal_file} 2>&1 | wc -l; systemctl is-active job"
-    ).stdout
-    assert left == "once\n1\nactive\n", "the script ran again, or there is more than the disk"
+    starts = "cat /root/starts; systemctl is-active job"
+    assert wait_until(lambda: host.run(starts, check=False).stdout == "hello there\nhello there\nactive\n")
+    left = host.run(f"cat /root/script; ls -A /mnt/local; ls {signal_file} 2>&1 | wc -l").stdout
+    assert left == "once\n1\n", "the script ran again, or there is more than the disk"
     assert client.ask("GET", f"/v2/spot/bids/{bid}")["status"] == "Allocated"
 
 
@@ -437,7 +438,7 @@ def test_a_paused_bid_costs_nothing_and_goes_on_with_its_disk_and_new_volumes(cl
     cloud = client.cloud
     volume = client.volume("data")
     bid = client.machine("train", SERVICE)
-    assert wait_until(lambda: cloud.host("train").run("cat /root/starts", check=False).returncode == 0)
+    assert wait_until(lambda: cloud.host("train").run("wc -l </root/starts", check=False).stdout == "1\n")
     assert client.refused("PATCH", f"/v2/spot/bids/{bid}", {"volumes": [volume]})[0] == 400
     client.change(bid, paused=True)
     cloud.await_bid("train", "Paused")
@@ -523,12 +524,12 @@ def test_a_share_is_seen_by_all_machines(client: Client) -> None:
 def test_a_machine_may_have_a_docker_at_every_boot(client: Client) -> None:
     client.cloud.give_docker()
     client.machine("train", f"docker run --rm --network none {IMAGE} echo from a container")
-    assert wait_until(lambda: client.log() == "from a container\n", seconds=30), client.log()
+    assert wait_until(lambda: client.log() == "from a container\n", seconds=90), client.log()
     client.ssh("sudo reboot")
     assert wait_until(lambda: client.cloud.instance("train").status != "STATUS_RUNNING")
     client.cloud.await_bid("train", "Allocated")
     again = f"docker run --rm --network none {IMAGE} echo again"
-    assert wait_until(lambda: client.ssh(again).stdout == "again\n", seconds=30, every=0.1)
+    assert wait_until(lambda: client.ssh(again).stdout == "again\n", seconds=90, every=0.1)
 
 
 def test_volumes_have_limits_and_go_a_while_after_they_are_deleted(pretended: Client) -> None:
@@ -705,7 +706,7 @@ def test_a_machine_dies_or_is_cut_off_and_its_bid_is_paid_for(client: Client) ->
     cloud = client.cloud
     client.machine()
     cloud.host("train").cut()
-    assert client.ssh("true").returncode == 255
+    assert client.ssh("true", patience=2).returncode == 255
     cloud.host("train").heal()
     assert client.ssh("true").returncode == 0
     cloud.crash("train")

@@ -23,24 +23,25 @@ from flow.errors import ValidationError
 from flow.node.remains import is_locked
 from flow.providers.mithril.api import Api
 from flow.status import Outcome, TaskStatus
+from flow.task import Task
 from tests.support.commands import flow
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud.faults import broken, refusal
-from tests.support.processes import attendant_of, end_attendant, no_attendant, wait_until
+from tests.support.processes import attendant_of, end_attendant, no_attendant, processes_of, wait_until
 
 REGION = "us-central1-b"
 
 
 @pytest.fixture
-def client(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
+def client(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
     monkeypatch.setenv("FLOW_PROVIDER", "mithril")
     monkeypatch.setenv("FLOW_MITHRIL_API_URL", cloud.url)
     monkeypatch.setenv("MITHRIL_API_KEY", cloud.key)
     made = Flow()
     yield made
     for file in made.home.glob("mithril/held/*"):
-        file.unlink()  # the cloud is emptied as a whole
-    end_attendant(made.home)
+        file.unlink(missing_ok=True)  # the cloud is emptied as a whole
+    assert wait_until(lambda: [end_attendant(made.home), processes_of(tmp_path)][1] == [])
 
 
 @pytest.fixture
@@ -156,12 +157,12 @@ def test_what_never_ran_has_no_price(client: Flow, pretended: Cloud) -> None:
 def test_no_task_is_refused_by_a_price_that_has_fallen(client: Flow, pretended: Cloud) -> None:
     lane = pretended.lane("it_MsIRhxj3ccyVWGfP", REGION)
     lane.price_cents, price = 400, lane.price_cents
-    assert wait_until(lambda: lane.clearing_cents == 400, seconds=5)
+    assert wait_until(lambda: lane.clearing_cents == 400)
     fields: dict[str, Any] = {"gpu": "a100", "region": REGION, "max_price_per_hour": 2}
     with pytest.raises(ValidationError, match="costs"):
         client.plan(client.load("true", **fields))
     lane.price_cents = price
-    assert wait_until(lambda: lane.clearing_cents == price, seconds=5)
+    assert wait_until(lambda: lane.clearing_cents == price)
     assert client.plan(client.load("true", **fields)).price_per_hour == 1.25
 
 
@@ -327,13 +328,24 @@ def test_what_a_task_waits_for_or_has_is_no_orphan(client: Flow, pretended: Clou
     assert len(left) <= 1
 
 
+def cancels_in_vain(cloud: Cloud, task: Task) -> subprocess.Popen[str]:
+    """A `flow cancel` that has told that the cloud does not end the task's bid."""
+    cloud.faults.play(broken(500), "DELETE /v2/spot/bids", times=1000)  # the attendant asks, too
+    words = [sys.executable, "-m", "flow", "cancel", task.task_id]
+    cancel = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert cancel.stderr
+    told = r"note: \S+ answered 500: an HTML page .*; it is asked again until it is done\n"
+    assert any(re.fullmatch(told, line) for line in iter(cancel.stderr.readline, ""))
+    return cancel
+
+
 def test_cancel_waits_until_the_bid_is_gone(client: Flow, pretended: Cloud) -> None:
     task = client.run("true", upload_code=False)
-    pretended.faults.play(broken(500), "DELETE /v2/spot/bids", times=4)
-    ended = flow("cancel", task.task_id)
-    assert ended.stdout == f"{task}  cancelled\n", ended.stderr
-    assert "answered 500: an HTML page" in ended.stderr
-    assert "note: nothing of it is rented any more" in ended.stderr
+    cancel = cancels_in_vain(pretended, task)
+    pretended.faults.clear()
+    output, said = cancel.communicate(timeout=60)
+    assert output == f"{task}  cancelled\n", said
+    assert "note: nothing of it is rented any more" in said
     assert pretended.bid(task.task_id).status == "Terminated"
 
 
@@ -371,16 +383,7 @@ def test_a_submission_that_is_interrupted_is_left_to_the_attendant(client: Flow,
 
 def test_cancel_that_is_interrupted_leaves_the_rest_to_the_attendant(client: Flow, pretended: Cloud) -> None:
     task = client.run("true", upload_code=False)
-    pretended.faults.play(broken(500), "DELETE /v2/spot/bids", times=1000)
-    cancel = subprocess.Popen(
-        [sys.executable, "-m", "flow", "cancel", task.task_id],
-        stderr=subprocess.PIPE,
-        text=True,
-        stdout=subprocess.PIPE,
-    )
-    assert cancel.stderr
-    said = iter(cancel.stderr.readline, "")
-    assert any("it is asked again until it is done" in line for line in said)
+    cancel = cancels_in_vain(pretended, task)
     cancel.send_signal(signal.SIGINT)
     assert "will end without this command" in cancel.communicate(timeout=30)[1]
     assert cancel.returncode == 130
@@ -402,13 +405,30 @@ def test_a_cancel_is_on_record_where_nobody_can_be_asked(
     client: Flow, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = client.run("sleep 1000", upload_code=False, name="one")
-    with monkeypatch.context() as away:
+    with monkeypatch.context() as away, no_attendant(client.home):
         away.setenv("MITHRIL_API_KEY", "of somebody else")
         ended = flow("cancel", "one")
     assert ended.returncode != 0 and client.records.intent(task.task_id).want == "cancel", ended.stderr
     assert f"\n\nhint: it is on record: `{task}` ends when a `flow` command" in ended.stderr
     assert task.wait(timeout=90) == "cancelled"
     assert wait_until(lambda: client.held() == [], seconds=60) and cloud.billed() == []
+
+
+def test_no_second_attendant_is_started_while_one_begins(client: Flow, pretended: Cloud) -> None:
+    """Which is not kept from it by who asks whether there is one, and has the lock for a moment."""
+
+    def attendants() -> list[int]:
+        return [one.pid for one in processes_of(client.home) if one.command.endswith("-m flow.attendant")]
+
+    client.home.mkdir()
+    with (client.home / LOCK).open("w") as asked:
+        fcntl.flock(asked, fcntl.LOCK_SH)
+        task = client.run("true", upload_code=False)
+        for _ in range(5):  # each look sees that none is at work yet
+            task.refresh()
+        (first,) = attendants()
+        assert not wait_until(lambda: attendants() != [first], seconds=0.5)
+    assert attendant_of(client.home) == first
 
 
 def test_an_attendant_whose_key_is_refused_makes_room_for_another(

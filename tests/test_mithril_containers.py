@@ -32,7 +32,7 @@ def test_a_container_has_the_machines_gpus_memory_volumes_and_caches(client: Flo
         upload_code=False,
         volumes=[{"mount_path": "/data", "size_gb": 1}],
     )
-    assert wait_until(lambda: "1000\n" in task.logs(), seconds=60, every=0.2), task.reason
+    assert wait_until(lambda: "1000\n" in task.logs(), seconds=120, every=0.2), task.reason
     host = cloud.host(task.task_id)
     seen = host.run(
         "cat /mnt/flow/*/kept /mnt/local/cache/wheel; readlink /proc/self/ns/ipc; touch $(echo /mnt/flow/*)/go"
@@ -71,7 +71,7 @@ def test_a_private_image_is_pulled_with_a_login_that_nobody_sees(
     client: Flow, cloud: Cloud, private_image: str
 ) -> None:
     task = client.run("echo from a private image; sleep 1000", image=private_image, upload_code=False)
-    assert wait_until(lambda: "from a private image" in task.logs(), seconds=60, every=0.2), task.reason
+    assert wait_until(lambda: "from a private image" in task.logs(), seconds=120, every=0.2), task.reason
     host = cloud.host(task.task_id)
     (host.folder / "root/words").write_text(f"{TOKEN}\n{base64.b64encode(f'AWS:{TOKEN}'.encode()).decode()}\n")
     places = "/home /root /opt /tmp /var/log /proc/[0-9]*/cmdline /proc/[0-9]*/environ"

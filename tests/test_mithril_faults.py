@@ -11,7 +11,7 @@ from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_faults import run_story
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_is_lost_or_left_whoever_is_killed(cloud: Cloud, cloud_aws: Aws, tmp_path: Path, seed: int) -> None:
     verdict = run_story(seed, tmp_path / "story", cloud, cloud_aws)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from flow.task import Task
 from tests.support.aws import Aws
 from tests.support.containers import IMAGE
 from tests.support.mithril_cloud import Cloud
-from tests.support.processes import wait_until
+from tests.support.processes import no_attendant, wait_until
 from tests.support.registries import HOST, TOKEN, Registry, registry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -59,9 +58,9 @@ def test_a_task_survives_a_reboot_and_its_machine_pauses_when_nobody_comes(
     assert wait_until(lambda: "done" in host.run("cloud-init status", check=False).stdout, **_PATIENCE)
     host.run("grep -c 'Running command.*part-001' /var/log/cloud-init.log | grep -qx 1")  # the script, once
 
-    os.kill(int((client.home / "attend.lock").read_text()), signal.SIGKILL)
-    host.run("touch /tmp/go")
-    cloud.await_bid(task.task_id, "Paused", seconds=600)
+    with no_attendant(client.home):
+        host.run("touch /tmp/go")
+        cloud.await_bid(task.task_id, "Paused", seconds=600)
     assert client.tasks(refresh=True)[0].reason.startswith("completed, and not collected yet")
     assert task.wait(timeout=900) == "completed"
     lines = [line for line in task.logs().splitlines() if "No such file" not in line]

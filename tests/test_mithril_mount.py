@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+from threading import Event
 
 import pytest
 
@@ -18,7 +19,7 @@ from flow.orphans import orphans
 from flow.task import Task
 from tests.support.commands import flow
 from tests.support.mithril_cloud import Cloud
-from tests.support.mithril_cloud.faults import slow
+from tests.support.mithril_cloud.faults import Answer, Fault, slow
 from tests.support.processes import wait_until
 from tests.support.story import DOOM
 
@@ -59,14 +60,21 @@ def test_who_is_killed_over_it_is_followed_by_another(client: Flow, cloud: Cloud
     host = cloud.host(task.task_id)
     bid = f"PATCH /v2/spot/bids/{cloud.bid(task.task_id).fid}"
     skipped = {"the notice": 0, "the pause": 0, "the volume": 1}[moment]
-    cloud.faults.play(slow(3), bid, skip=skipped)
+    is_killed = Event()
+
+    def late(_: Answer | None) -> Answer:
+        is_killed.wait(60)  # else what is looked for goes with the pause
+        return Answer(503)
+
+    cloud.faults.play(Fault(late) if moment == "the notice" else slow(3), bid, skip=skipped)
     mount = subprocess.Popen([sys.executable, "-m", "flow", "mount", "--yes", "more", task.task_id])
     if moment == "the notice":
-        assert wait_until(lambda: host.run("test -e /run/flow/notice", check=False).returncode == 0, seconds=30)
+        assert wait_until(lambda: host.run("test -e /run/flow/notice", check=False).returncode == 0, seconds=60)
     else:
         assert wait_until(lambda: cloud.count(bid) > skipped, seconds=60)
     mount.kill()
     mount.wait()
+    is_killed.set()
     ends_with_it(client, task)
 
 

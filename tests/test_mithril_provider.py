@@ -38,6 +38,7 @@ from tests.support.mithril_cloud.faults import (
     taken_then_reset,
 )
 from tests.support.processes import wait_until
+from tests.support.story import files_with
 
 
 @pytest.fixture
@@ -111,10 +112,9 @@ def test_nothing_is_left_that_costs_and_no_key_is_anywhere(client: Flow, cloud: 
     assert {one.status for one in cloud.spot.bids.values()} == {"Terminated"}
     assert [one.name for one in cloud.api_keys.values() if not one.deactivated] == ["laptop"]
     assert machine_keys
-    files = [path for path in client.home.rglob("*") if path.is_file()]
     for key in (cloud.key, *machine_keys):
         assert cloud.leaks(key) == []
-        assert [path for path in files if key.encode() in path.read_bytes()] == []
+        assert files_with(key, client.home) == []
 
 
 def test_what_was_collected_is_read_without_the_cloud(
@@ -330,8 +330,10 @@ def test_a_machine_that_cannot_be_made_ready_pauses_in_the_end(client: Flow, clo
         assert wait_until(lambda: host.run(f"test -e {READY}", check=False).returncode == 0, seconds=30)
         broken = """s/"volumes": \\[\\]/"volumes": [{}]/; s/"deliver_seconds": [0-9.]*/"deliver_seconds": 3/"""
         host.run(f"systemctl stop flow-guard; sed -i '{broken}' {ROOT}/machine.json; rm {READY}")
+        told = f"test -e {ROOT}/bill.json"  # else it can only switch itself off
+        assert wait_until(lambda: attend(client, {}) and host.run(told, check=False).returncode == 0)
         host.run("systemctl start flow-guard")
-        assert wait_until(lambda: [attend(client, {}), cloud.bid(task.task_id).status][1] == "Paused", seconds=60)
+        cloud.await_bid(task.task_id, "Paused")  # with nobody there who has it go on
         task.cancel()
         assert wait_until(lambda: [attend(client, {}), client.held()][1] == [], seconds=60)
 

@@ -579,7 +579,7 @@ def test_a_bucket_that_vanishes_gives_errors_and_no_hang(attach: Mounts, aws: Aw
     begin = time.monotonic()
     with pytest.raises(OSError):
         (at / "deep/er/b.txt").read_bytes()
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 120
 
 
 def test_a_keeper_that_was_killed_leaves_nothing_and_the_next_task_mounts_anew(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import fcntl
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from flow.plan import Dependency, Plan
 from flow.status import Outcome, TaskStatus, Want
 
 LOCK = "attend.lock"  # in Flow's home; held by the attendant, of which there is one
+START = "attend.start"  # beside it; held by one that begins
 
 
 # Of several nodes: some may have to be told where they meet.
@@ -88,14 +90,18 @@ def have_attended(
 
 
 def start_attendant(home: Path) -> None:
-    """Have a process see to what tasks need, detached from this one and its terminal, unless one does already."""
+    """Have a process see to what tasks need, detached from this one and its terminal, unless one does already.
+
+    Nor where one begins to: what it starts with is locked until it has the other lock, or is gone.
+    """
     if is_locked(home / LOCK):
         return
     own = {"FLOW_HOME": str(home), "FLOW_SCHEDULER": str(home)}  # begun by a task, it is no part of it
-    with contextlib.suppress(OSError), (home / "attend.log").open("ab") as log:
+    with contextlib.suppress(OSError), (home / "attend.log").open("ab") as log, (home / START).open("a+") as start:
+        fcntl.flock(start, fcntl.LOCK_EX | fcntl.LOCK_NB)
         process = subprocess.Popen(
             [sys.executable, "-m", "flow.attendant"],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", env={**unmarked(os.environ), **own},
+            stdin=start, stdout=log, stderr=log, cwd="/", env={**unmarked(os.environ), **own},
             start_new_session=True,
         )  # fmt: skip
         process.returncode = 0  # it outlives us: Python is not to warn that nobody waits for it

@@ -69,16 +69,27 @@ def attendant_of(flow_home: Path) -> int:
 def end_attendant(flow_home: Path) -> None:
     """End the attendant of a home, if there is one."""
     lock = flow_home / "attend.lock"
+    wait_until(lambda: not is_locked(flow_home / "attend.start"))  # it has not begun
     if is_locked(lock) and wait_until(lambda: lock.read_text() != ""):  # it holds the lock before it says who it is
         end([int(lock.read_text())])
 
 
 @contextmanager
 def no_attendant(flow_home: Path) -> Iterator[None]:
-    """End the one that there is; no other comes meanwhile."""
-    with (flow_home / "attend.lock").open("a") as lock:
-        os.kill(attendant_of(flow_home), signal.SIGKILL)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """End the one that there is, and who takes its place; no other comes meanwhile."""
+    attendant_of(flow_home)
+    with (flow_home / "attend.lock").open("a+") as lock:
+
+        def is_alone() -> bool:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            with suppress(ValueError, ProcessLookupError):  # it is about to say its number
+                if _look_at(pid := int((flow_home / "attend.lock").read_text()), flow_home):
+                    os.kill(pid, signal.SIGKILL)
+            return False
+
+        assert wait_until(is_alone)
         yield
 
 

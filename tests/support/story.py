@@ -123,6 +123,16 @@ def deaths(folder: Path) -> list[tuple[str, str]]:
     return [(who, where) for who, _, where in (line.partition(" ") for line in told.splitlines())]
 
 
+def files_with(secret: str, folder: Path) -> list[Path]:
+    """The files below a folder that hold it, whatever kind of file they are; what goes meanwhile does not."""
+    found = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and not path.is_symlink() and secret.encode() in path.read_bytes():
+                found.append(path)
+    return found
+
+
 class Clients:
     """The processes of a story by name. `fields` has all of a task of a kind; who is killed is written to `kills`.
 

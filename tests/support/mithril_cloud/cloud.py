@@ -156,7 +156,7 @@ class Cloud:
         with self.changed:
             return [one for one in self.spot.bids.values() if name in (one.fid, one.name)][-1]
 
-    def await_bid(self, name: str, status: str, *, seconds: float = 30) -> Bid:
+    def await_bid(self, name: str, status: str, *, seconds: float = 90) -> Bid:
         """When it has that status; for `Allocated` when all of its instances run and answer."""
 
         def is_there() -> bool:

@@ -161,6 +161,8 @@ class Keeper:
         for line in [*self.unit.get("ExecStartPre", []), *self.unit.get("ExecStart", [])]:
             if not self.is_stopped:
                 self.child = subprocess.Popen(split(line), **settings(self.unit))
+                if self.is_stopped:  # while it began
+                    self.stop()
                 write(self.name, "main", str(self.child.pid))
                 if not self.once:
                     for then in self.unit.get("ExecStartPost", []):
