@@ -74,11 +74,13 @@ class Machine:
 
     def _remove_cgroups(self) -> bool:
         """Whether those of its containers are gone; some hierarchies have them below our own."""
-        for group in Path("/sys/fs/cgroup").rglob(self.group):
-            for folder in [*sorted(group.rglob("*/"), reverse=True), group]:
-                with suppress(OSError):  # its processes are still ending
-                    folder.rmdir()
-        return not any(Path("/sys/fs/cgroup").rglob(self.group))
+        with suppress(FileNotFoundError):  # those of other machines go while they are listed
+            for group in Path("/sys/fs/cgroup").rglob(self.group):
+                for folder in [*sorted(group.rglob("*/"), reverse=True), group]:
+                    with suppress(OSError):  # its processes are still ending
+                        folder.rmdir()
+            return not any(Path("/sys/fs/cgroup").rglob(self.group))
+        return False
 
 
 @contextmanager
