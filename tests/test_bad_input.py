@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from flow.client import Flow
+from flow.durable import take_lock
 from flow.providers.local.queue import Queue
-from flow.providers.local.wake import take_lock
 from flow.task import Task
 from tests.support.components import require
 from tests.support.processes import end_scheduler, is_alive, wait_until
@@ -400,7 +400,7 @@ _CLOCK = """
 import sys, time
 from pathlib import Path
 from flow.providers.local import scheduler
-from flow.providers.local.wake import take_lock
+from flow.durable import take_lock
 real, begin = time.time, time.monotonic()
 jump = float(sys.argv[2])
 time.time = lambda: real() + (jump if time.monotonic() > begin + 0.7 else 0.0)

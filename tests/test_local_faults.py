@@ -224,7 +224,7 @@ def test_an_end_that_only_the_queue_knew_survives_it(client: Flow) -> None:
 _DIES_BEFORE_IT_LISTENS = """
 import sys, time
 from pathlib import Path
-from flow.providers.local.wake import take_lock
+from flow.durable import take_lock
 lock = take_lock(Path(sys.argv[1]) / "start.lock")
 print("holds", flush=True)
 sys.stdin.read()

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import sys
 import time
-from contextlib import suppress
 
 from flow.attend import LOCK
 from flow.chores import attend
 from flow.client import Flow
+from flow.durable import take_lock
 from flow.errors import AuthenticationError, FlowError
 from flow.plan import Plan
 
 _PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between two looks
 _LINGER = 5  # looks that find nothing to do before it goes
-_TRIES = 20  # to take the lock
+_BEGIN_SECONDS = 2.0  # to take the lock
 
 
 def main() -> None:
     """See to tasks for as long as some need it; soon gone where another one does."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it ends its connections
     client = Flow()
-    lock = os.open(client.home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if not _has_taken(lock):
+    # who asks whether it is held has it for a moment, and starts nobody while we begin
+    lock = take_lock(client.home / LOCK, wait_seconds=_BEGIN_SECONDS)
+    if lock is None:
         return
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what `start_attendant` gave: it has begun
-    os.truncate(lock, 0)
-    os.write(lock, str(os.getpid()).encode())
     idle, pause = 0, _PAUSE
     plans: dict[str, Plan] = {}
     try:
@@ -42,16 +40,6 @@ def main() -> None:
             main()
     except AuthenticationError:  # it makes room for one with another key at once
         pass
-
-
-def _has_taken(lock: int) -> bool:
-    """Whether the lock is ours. Who asks whether it is held has it for a moment, and starts nobody while we begin."""
-    for _ in range(_TRIES):
-        with suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(_PAUSE)
-    return False
 
 
 def _is_needed(client: Flow, plans: dict[str, Plan]) -> bool:

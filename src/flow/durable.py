@@ -208,6 +208,25 @@ class Lock:
             self._handle = -1
 
 
+def take_lock(path: Path, *, wait_seconds: float = 0.0, note_pid: bool = True) -> int | None:
+    """The descriptor of the lock file, locked and with our pid written in it, or None where another holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                return None
+            time.sleep(0.01)
+        else:
+            os.ftruncate(descriptor, 0)
+            if note_pid:
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            return descriptor
+
+
 def unlock(handle: int) -> None:
     """Let go of a `flock` and close: now, though a process that was forked meanwhile has the descriptor too."""
     with contextlib.suppress(OSError):

@@ -82,8 +82,8 @@ def _doom(who: str, where: str) -> Doom:
 def scheduler(home: Path, folder: Path, plan: dict[str, Any]) -> None:
     """A scheduler that dies, and whose runners do; each is forked with its own count."""
     import flow
+    from flow.durable import take_lock
     from flow.providers.local import scheduler as module
-    from flow.providers.local.wake import take_lock
 
     starting = take_lock(folder / "start.lock", wait_seconds=5)
     if starting is None:

@@ -11,11 +11,10 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from flow.durable import is_damage, unlock, writing
+from flow.durable import is_damage, take_lock, unlock, writing
 from flow.errors import StorageError
 from flow.providers.local.queue import Queue, suspect_path
 from flow.providers.local.restore import fill, recorded, records, was_given
-from flow.providers.local.wake import take_lock
 
 _PATIENCE_SECONDS = 60.0  # for another process that mends, or a scheduler that ends
 _GLANCE_SECONDS = 1.0  # for one that only looks whether the lock is held, or a scheduler about to leave

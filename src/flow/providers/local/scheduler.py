@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flow.durable import boot_id, unlock
+from flow.durable import boot_id, take_lock, unlock
 from flow.machines import Report
 from flow.mounts import VOLUME
 from flow.node.inventory import Inventory, read_inventory
@@ -29,7 +29,7 @@ from flow.providers.local.queue import Queue, Row, note_damage
 from flow.providers.local.rank import new_meeting, rank_folder, write_job
 from flow.providers.local.volumes import let_go, volume_path
 from flow.providers.local.waiting import Waiting
-from flow.providers.local.wake import open_fifo, take_lock
+from flow.providers.local.wake import open_fifo
 from flow.providers.local.workers import Workers
 from flow.status import TaskStatus, Want, attempt_outcome, read_report
 

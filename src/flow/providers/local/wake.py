@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from flow.durable import unlock
+from flow.durable import take_lock, unlock
 from flow.node.remains import is_locked, unmarked
 
 _started: list[int] = []  # the schedulers that this process started, until they were seen to have left
@@ -92,25 +91,6 @@ def _reap() -> None:
             has_left = True
         if has_left:
             _started.remove(pid)
-
-
-def take_lock(path: Path, *, wait_seconds: float = 0.0, note_pid: bool = True) -> int | None:
-    """The descriptor of the lock file, locked and with our pid written in it, or None where another holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + wait_seconds
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                os.close(descriptor)
-                return None
-            time.sleep(0.01)
-        else:
-            os.ftruncate(descriptor, 0)
-            if note_pid:
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            return descriptor
 
 
 def open_fifo(path: Path) -> int:
