@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,6 +121,31 @@ def test_a_cancel_reaches_the_command_and_all_it_started(run: Any) -> None:
     one.process.terminate()
     assert one.wait() == (4, "cancel", "cancelled")
     assert sorted(one.out().split()) == ["child", "saved", "set", "up"]
+
+
+# It hears late, and wrongly, what became of a command in a container that has just ended.
+SLOW_ENGINE = """\
+#!/bin/sh
+case $1 in
+  run) '{0}' "$@"; code=$?; sleep 2; exit $code ;;
+  exec) '{0}' "$@"; sleep 1; exit 137 ;;
+  *) exec '{0}' "$@" ;;
+esac
+"""
+
+
+def test_a_slow_engine_is_not_ended_in_place_of_its_container(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "bin" / "podman"
+    slow.parent.mkdir()
+    slow.write_text(SLOW_ENGINE.format(shutil.which("podman")))
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+    one = run("sh", "-c", "trap 'exit 4' TERM; echo up; while :; do sleep 0.1; done")
+    one.until("up")
+    one.process.terminate()
+    assert one.wait() == (4, "cancel", "cancelled")
 
 
 def test_a_command_without_a_handler_is_ended_by_a_cancel(run: Any) -> None:

@@ -122,9 +122,10 @@ class Container:
         first = '"$0" kill --signal TERM "$1"'
         # without an init the command is the first process, which `kill -1` leaves out
         how = f"{everyone} || {first}" if self.has_init else f"{everyone}; {first}"
-        self._spawn(
-            "sh", "-c", f'{{ {how}; }} || kill -TERM "$2"', self.engine, self.name, str(self.rank.processes.pid)
-        )
+        client = '! [ -e "$3" ] && kill -TERM "$2"'
+        # one that is made and does not hear is about to start, or has just ended: its client goes on to tell with what
+        again = f'until {{ {how}; }} || {{ {client}; }}; do kill -0 "$2" || break; sleep 0.2; done'
+        self._spawn("sh", "-c", again, self.engine, self.name, str(self.rank.processes.pid), self.id_file)
 
     def kill(self) -> None:
         """SIGKILL to all in it; asked again each second, to the client too."""
