@@ -9,7 +9,6 @@ be read.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import random
@@ -31,7 +30,7 @@ from tests.support.aws import Aws
 from tests.support.mithril_cloud import Cloud
 from tests.support.mithril_cloud import faults as wrong
 from tests.support.mithril_cloud.records import Bid
-from tests.support.processes import end_attendant, wait_until
+from tests.support.processes import end_attendant, takes_place, wait_until
 from tests.support.story import (
     Act,
     Clients,
@@ -232,15 +231,7 @@ class _Story:
         """No attendant is there."""
         self.home.mkdir(mode=0o700, exist_ok=True)
         with (self.home / "attend.lock").open("a") as lock:
-
-            def is_alone() -> bool:
-                self._kill_attendant(followed=False)
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return True
-                return False
-
-            if wait_until(is_alone, seconds=2):
+            if wait_until(lambda: takes_place(lock, partial(self._kill_attendant, followed=False)), seconds=2):
                 lock.truncate(0)  # it names nobody
                 self.faults.append("away")
                 time.sleep(seconds)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from flow.node.remains import is_locked
 
@@ -80,17 +81,22 @@ def no_attendant(flow_home: Path) -> Iterator[None]:
     attendant_of(flow_home)
     with (flow_home / "attend.lock").open("a+") as lock:
 
-        def is_alone() -> bool:
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
+        def kill() -> None:
             with suppress(ValueError, ProcessLookupError):  # it is about to say its number
                 if _look_at(pid := int((flow_home / "attend.lock").read_text()), flow_home):
                     os.kill(pid, signal.SIGKILL)
-            return False
 
-        assert wait_until(is_alone)
+        assert wait_until(lambda: takes_place(lock, kill))
         yield
+
+
+def takes_place(lock: IO[str], kill: Callable[[], object]) -> bool:
+    """Whether nobody holds the lock but us; who does is killed."""
+    with suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    kill()
+    return False
 
 
 def wait_until(claim: Callable[[], bool], *, seconds: float = 30, every: float = 0.01) -> bool:

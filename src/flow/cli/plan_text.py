@@ -24,12 +24,10 @@ def plan_lines(plan: Plan) -> list[str]:
     The id is left out, for the task will have another; so are the notes, which are told apart, and the switches that
     nobody has turned.
     """
-    usual = {
-        one.name: one.default for one in fields(Plan) if isinstance(one.default, bool) or one.name == "output_mode"
-    }
-    unturned = [name for name, default in usual.items() if getattr(plan, name) == default]
-    left_out = dict.fromkeys(("task_id", "notes", *unturned))
-    values = {**masked_plan(plan), "shell_env": sorted(plan.shell_env), **left_out}
+    switches = [one for one in fields(Plan) if isinstance(one.default, bool) or one.name == "output_mode"]
+    unturned = [one.name for one in switches if getattr(plan, one.name) == one.default]
+    values = {**masked_plan(plan), "shell_env": sorted(plan.shell_env)}
+    values.update(dict.fromkeys(("task_id", "notes", *unturned)))
     if plan.elements:
         values["elements"] = {"indices": ranges(plan.elements.indices), "at_once": plan.elements.at_once}
     return value_lines(values)

@@ -145,8 +145,7 @@ class Rented(Ssh):
                     by_id.pop(one, None)
                     by_id.update((str(each.task_id), each) for each in made)
         over = {one.partition("_")[0] for one in by_id if by_id[one].machines in (Machines.GONE, Machines.LOST)}
-        doubtful = {*over, *(before.keys() - found.keys())} & before.keys()
-        if any(self.losses.last(one) != before[one][0] for one in doubtful):
+        if any(self.losses.last(one) != move for one, (move, _) in before.items() if one in over or one not in found):
             return self.allocations(task_ids)  # somebody else has noted a loss, and it goes on elsewhere
         asked = set(task_ids)
         whole = {one.partition("_")[0] for one in by_id if "_" not in one}  # arrays of which nothing is seen yet
