@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -103,6 +105,39 @@ def test_what_no_host_can_take_is_refused(client: Flow) -> None:
         client.run("true", num_instances=2, region="gpu1", upload_code=False)
     with pytest.raises(ValidationError, match="no host of the fleet has 999 CPUs: gpu1 has 4 a100, "):
         client.run("true", cpus=999, upload_code=False)
+
+
+def test_who_has_many_files_open_follows_a_task(client: Flow) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        task = client.run("echo one; sleep 0.5; echo two", upload_code=False)
+        assert list(task.logs(follow=True)) == ["one", "two"]
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _pipes() -> set[str]:
+    names = (str(file.readlink()) for file in Path("/proc/self/fd").iterdir() if file.is_symlink())
+    return {name for name in names if name.startswith("pipe:")}
+
+
+def test_a_client_that_nobody_holds_lets_go_of_its_connections(client: Flow) -> None:
+    before = _pipes()
+    gc.disable()  # which would come sooner or later
+    try:
+        other = Flow("ssh")
+        other.offers()
+        other.volumes()
+        assert other.run("echo one", upload_code=False).wait(timeout=60) == "completed"
+        assert _pipes() > before
+        del other
+        assert _pipes() <= before
+    finally:
+        gc.enable()
 
 
 def test_only_changed_files_travel(client: Flow, fleet: Fleet, project: Path) -> None:

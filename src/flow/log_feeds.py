@@ -73,7 +73,10 @@ def idle(feeds: Sequence[Feed]) -> None:
     """Wait a moment, until one of the feeds may have more."""
     far = [feed.fileno() for feed in feeds if isinstance(feed, _There) and feed.fileno() >= 0]
     if far:
-        select.select(far, [], [], _LOOK_SECONDS if len(far) < len(feeds) else 0.1)
+        waiter = select.poll()  # `select` takes no descriptor over 1023
+        for descriptor in far:
+            waiter.register(descriptor, select.POLLIN)
+        waiter.poll(1000 * (_LOOK_SECONDS if len(far) < len(feeds) else 0.1))
     else:
         time.sleep(_LOOK_SECONDS)
 

@@ -8,7 +8,9 @@ import json
 import os
 import re
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,7 +60,8 @@ class Records:
     def __init__(self, home: Path) -> None:
         self.home = home
         self._folder = home / "record"
-        self._index = RecordIndex(home, self._names, self._entry)
+        own = weakref.proxy(self)  # no cycle: what nobody holds any more lets go of its files at once
+        self._index = RecordIndex(home, partial(Records._names, own), partial(Records._entry, own))
 
     @property
     def notes(self) -> list[str]:

@@ -47,7 +47,6 @@ class Ssh:
         self._settings = options
         self.fleet = Fleet(home, options)
         self.sight = Sight(home, self.fleet)
-        self._volumes = FleetVolumes(home, self.fleet, self.allocations, lambda plan: next(iter(self._place(plan))))
 
     @property
     def capabilities(self) -> Capabilities:
@@ -110,6 +109,10 @@ class Ssh:
             self._give(plan, places, attempt)
         except ValidationError as error:  # as a host has no such name any more
             raise ProviderError(error.message, suggestions=error.suggestions) from error
+
+    @property
+    def _volumes(self) -> FleetVolumes:
+        return FleetVolumes(self.home, self.fleet, self.allocations, lambda plan: next(iter(self._place(plan))))
 
     def _give(self, plan: Plan, places: Places, attempt: int) -> None:
         if attempt > 1:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ class Sight:
 
     def __init__(self, home: Path, fleet: Fleet) -> None:
         self._home, self._fleet = home, fleet
-        fleet.see_again = self.end_what_is_over
+        fleet.see_again = partial(type(self).end_what_is_over, weakref.proxy(self))  # no cycle, as of `Records`
         self._attempts: dict[str, int] = {}  # of tasks and elements, as last seen
 
     def look(
