@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from flow.client import Flow
-from flow.durable import NoRoomError
+from flow.durable import NoRoomError, take_lock
 from flow.errors import FlowError, ValidationError
 from flow.machines import Machines
 from flow.node.remains import is_locked
 from flow.providers.local import mend
 from flow.providers.local.queue import Queue
+from flow.providers.local.rank import rank_folder
 from flow.record import Records
 from flow.task import Task
 from tests.support.hardship import small_disk
@@ -244,6 +245,22 @@ def test_a_scheduler_that_dies_before_it_listens_is_replaced(client: Flow) -> No
     assert wait_until(lambda: not db.has_work(), seconds=60)
     db.close()
     assert task.wait(timeout=60) == "completed"
+
+
+def test_a_node_that_a_dead_scheduler_did_not_come_to_begins_all_the_same(client: Flow) -> None:
+    task = run(client, "echo node $FLOW_NODE_RANK", num_instances=2, hold=True)
+    second = rank_folder(client.home, task.task_id, 1, 1)
+    second.mkdir(parents=True)
+    lock = take_lock(second / "runner.lock", note_pid=False)
+    assert lock is not None
+    task.resume()
+    first = rank_folder(client.home, task.task_id, 1, 0)
+    assert wait_until(lambda: (first / "status.json").exists() and (second / "task.json").exists(), seconds=60)
+    kill_scheduler(client)
+    os.close(lock)
+    assert task.wait(timeout=60) == "completed", task.reason
+    assert sorted(task.logs().splitlines()) == ["node 0", "node 1"]
+    assert len(task.attempts) == 1
 
 
 def test_a_client_is_used_from_any_thread_and_after_a_fork(client: Flow) -> None:

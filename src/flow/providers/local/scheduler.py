@@ -14,7 +14,7 @@ import select
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -238,9 +238,12 @@ class Scheduler:
             for rank in range(attempt.plan.nodes):
                 if rank not in attempt.reports and rank not in attempt.pids:
                     self._look(attempt, rank)
+            is_short = any(burial.is_loss(report) for report in attempt.reports.values())
+            if is_short and self._start_rest(attempt):
+                continue
             if len(attempt.reports) == attempt.plan.nodes:
                 ended.append(attempt)
-            elif any(burial.is_loss(report) for report in attempt.reports.values()):
+            elif is_short:
                 self._stop(attempt)
         return ended
 
@@ -434,20 +437,43 @@ class Scheduler:
         """Give each rank to a runner. What an earlier scheduler started already is left to it."""
         row = attempt.row
         try:
-            for rank in range(attempt.plan.nodes):
-                folder = rank_folder(self.home, row.id, row.attempt, rank)
-                lock = take_lock(folder / "runner.lock", note_pid=False)
-                if lock is not None:
-                    attempt.pids[rank] = pid = self.workers.run(folder, lock)
-                    self.by_pid[pid] = (row.id, rank)
+            self._start_ranks(attempt, range(attempt.plan.nodes))
         except OSError as error:
             if attempt.pids:
-                return  # those are stopped, as one is missing
+                return  # one is missing: seen at the next tick
             del self.attempts[row.id]
             with self.queue.transaction():
                 self.queue.take_back(row, "")
                 queued = replace(row, state="queued", attempt=row.attempt - 1, gpu_ids=())
                 self._postpone(queued, attempt.plan, error)
+
+    def _start_ranks(self, attempt: _Attempt, ranks: Iterable[int]) -> None:
+        row = attempt.row
+        for rank in ranks:
+            folder = rank_folder(self.home, row.id, row.attempt, rank)
+            lock = take_lock(folder / "runner.lock", note_pid=False)
+            if lock is not None:
+                attempt.pids[rank] = pid = self.workers.run(folder, lock)
+                self.by_pid[pid] = (row.id, rank)
+
+    def _start_rest(self, attempt: _Attempt) -> bool:
+        """Whether ranks that never ran, where the others go on or have ended well, were started; not for ever.
+
+        There are such where an earlier scheduler died between two ranks.
+        """
+        row, reports = attempt.row, attempt.reports
+        missing = [rank for rank, report in reports.items() if burial.never_ran(report)]
+        goes_on = len(missing) < attempt.plan.nodes and all(reports[rank].code == 0 for rank in {*reports} - {*missing})
+        if not missing or not goes_on or attempt.stop_sent or self.unstarted.get(row.id, 0) >= _MOST_STARTS:
+            return False
+        self.unstarted[row.id] = self.unstarted.get(row.id, 0) + 1
+        for rank in missing:
+            del reports[rank]
+        try:
+            self._start_ranks(attempt, missing)
+        except OSError as error:  # tried again at the next tick
+            _log(f"{row.id}: a node cannot start: {error!a}")
+        return True
 
     def _postpone(self, row: Row, plan: Plan, error: OSError) -> None:
         """A queued row could not be started. What is full is waited for; what cannot be used is tried a few times."""
