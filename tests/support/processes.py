@@ -111,10 +111,20 @@ def wait_until(claim: Callable[[], bool], *, seconds: float = 30, every: float =
 
 def is_alive(pid: int) -> bool:
     """Whether the process is there and not merely waiting to be reaped."""
+    return _state(pid) not in ("", "Z")
+
+
+def is_asleep(pid: int) -> bool:
+    """Whether its first thread waits for something, as to be typed to."""
+    return _state(pid) == "S"
+
+
+def _state(pid: int) -> str:
+    """As `ps` writes it; "" where there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return ""
 
 
 def _look_at(pid: int, root: Path) -> Found | None:

@@ -8,7 +8,7 @@ import select
 import subprocess
 import sys
 
-from tests.support.processes import wait_until
+from tests.support.processes import is_asleep, wait_until
 
 
 class Terminal:
@@ -28,6 +28,8 @@ class Terminal:
         return wait_until(lambda: self._read() or text in self.screen, seconds=60)
 
     def types(self, text: str) -> None:
+        """Once it waits: a Ctrl-C that comes just before Python begins to read is heard only at the next key."""
+        assert wait_until(lambda: is_asleep(self.process.pid), seconds=60)
         os.write(self._ours, text.encode())
 
     def end(self) -> int:
