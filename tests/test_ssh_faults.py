@@ -242,6 +242,19 @@ def test_a_command_waits_once_for_a_host_that_is_away(
     assert one.wait(timeout=_SECONDS) == "cancelled"
 
 
+def test_a_host_that_is_checked_when_it_is_back_ends_what_was_cancelled_meanwhile(client: Flow, fleet: Fleet) -> None:
+    task = running(client, "echo $$; sleep 1000", on="gpu1")
+    end_attendant(client.home)
+    fleet.hosts["gpu1"].cut()
+    with pytest.raises(FlowError, match="cannot be reached"):
+        task.cancel()
+    end_attendant(client.home)
+    fleet.hosts["gpu1"].heal()
+    checked = flow("host", "check", "gpu1")
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert task.wait(timeout=_SECONDS) == "cancelled"
+
+
 def test_a_damaged_record_does_not_keep_a_host_out_of_reach(client: Flow, fleet: Fleet) -> None:
     task, damaged = running(client, "sleep 1000", on="gpu1"), running(client, "sleep 1000", on="gpu1")
     end_attendant(client.home)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -42,7 +41,7 @@ class Sight:
 
     def __init__(self, home: Path, fleet: Fleet) -> None:
         self._home, self._fleet = home, fleet
-        fleet.see_again = partial(type(self).end_what_is_over, weakref.proxy(self))  # no cycle, as of `Records`
+        fleet.see_again = partial(_end_what_is_over, home)
         self._attempts: dict[str, int] = {}  # of tasks and elements, as last seen
 
     def look(
@@ -75,12 +74,6 @@ class Sight:
             # of what is to move, once that is on record: else the host that is back would find the others ended
             self._end_elsewhere([seen[one] for one in is_over])
         return found, seen
-
-    def end_what_is_over(self, name: str, remote: Remote) -> None:
-        """On a host that was silent: what was given up, cancelled or begun elsewhere meanwhile."""
-        over = [one["id"] for one in remote.ask("look", None)["tasks"] if _is_open(one) and self._is_over(one["id"])]
-        if over:
-            remote.ask("release", over)
 
     # -- asking
 
@@ -227,17 +220,6 @@ class Sight:
         """On hosts that answered just now; on one that does not any more when it is asked again."""
         self._fleet.ask_each(list(parts), lambda name, remote: remote.ask("release", parts[name]))
 
-    def _is_over(self, part: str) -> bool:
-        unit, number = unit_of(part)
-        records = Records(self._home)
-        try:
-            is_cancelled = records.intent(unit).want is Want.CANCEL
-        except (TaskNotFoundError, StorageError):  # allocated by who keeps no records, or they are damaged
-            return False
-        base = unit.partition("_")[0]
-        is_left = number < Places(self._record(base)).number(unit)
-        return is_left or is_cancelled or any(records.final(one) for one in {unit, base})
-
     # -- which attempt it was
 
     def note_attempt(self, unit: str, attempt: int) -> None:
@@ -285,3 +267,22 @@ def _number_in(file: Path) -> int:
         return int(file.read_text())
     except (OSError, ValueError):
         return 0
+
+
+def _end_what_is_over(home: Path, _: str, remote: Remote) -> None:
+    """On a host that was silent: what was given up, cancelled or begun elsewhere meanwhile."""
+    over = [one["id"] for one in remote.ask("look", None)["tasks"] if _is_open(one) and _is_over(home, one["id"])]
+    if over:
+        remote.ask("release", over)
+
+
+def _is_over(home: Path, part: str) -> bool:
+    unit, number = unit_of(part)
+    records = Records(home)
+    try:
+        is_cancelled = records.intent(unit).want is Want.CANCEL
+    except (TaskNotFoundError, StorageError):  # allocated by who keeps no records, or they are damaged
+        return False
+    base = unit.partition("_")[0]
+    is_left = number < Places(home / "record" / base).number(unit)
+    return is_left or is_cancelled or any(records.final(one) for one in {unit, base})
