@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "flow"
 # A module imports from its own row and those above it. A package's name stands for all that is in it.
 ROWS = (
     "errors masking",
-    "gpus mistakes durable importing connection operand users aws",
+    "gpus mistakes durable detached importing connection operand users aws",
     "machines mounts outbox channel ignore tree blobs bundle registries",
     "plan settings settings_names settings_edit keyring_entries spellings yaml_positions yaml_text field_types "
     "task_fields config slurm",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from math import inf
+from pathlib import Path
 
 import pytest
 
-from flow.attend import Do, next_duty
+from flow.attend import Do, next_duty, start_attendant
+from flow.client import Flow
 from flow.dependencies import Fact, met_at
 from flow.machines import Allocation, Machines
 from flow.plan import Dependency, Plan
 from flow.status import Want
+from tests.support.processes import is_alive, wait_until
 
 ONE, OTHER = Dependency("task-1"), Dependency("task-2", "failed")
 NOW = 1000.0
@@ -106,3 +109,15 @@ def test_a_dependency_is_met_open_or_never(state: str, facts: list[Fact], when: 
 
 def test_a_delay_counts_from_the_last_of_them() -> None:
     assert met_at(Dependency("task-1", "ended", 60.0), [OVER, FAILED]) == 90.0
+
+
+def test_who_starts_attendants_keeps_no_dead_ones() -> None:
+    home = Flow().home
+    home.mkdir()
+    lock, pids = home / "attend.lock", [0]
+    for _ in range(3):
+        start_attendant(home)  # there is nothing to do for it
+        assert wait_until(lambda: lock.exists() and int(lock.read_text() or 0) not in pids)
+        pids.append(int(lock.read_text()))
+        assert wait_until(lambda: not is_alive(pids[-1]))
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == pids[-1:]

@@ -6,8 +6,6 @@ import contextlib
 import enum
 import fcntl
 import os
-import subprocess
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import inf
@@ -15,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from flow.dependencies import never_met, when_met
+from flow.detached import start_python
 from flow.machines import Allocation, Capabilities, Machines
 from flow.node.remains import is_locked, unmarked
 from flow.plan import Dependency, Plan
@@ -97,11 +96,8 @@ def start_attendant(home: Path) -> None:
     if is_locked(home / LOCK):
         return
     own = {"FLOW_HOME": str(home), "FLOW_SCHEDULER": str(home)}  # begun by a task, it is no part of it
-    with contextlib.suppress(OSError), (home / "attend.log").open("ab") as log, (home / START).open("a+") as start:
+    with contextlib.suppress(OSError), (home / START).open("a+") as start:
         fcntl.flock(start, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flow.attendant"],
-            stdin=start, stdout=log, stderr=log, cwd="/", env={**unmarked(os.environ), **own},
-            start_new_session=True,
-        )  # fmt: skip
-        process.returncode = 0  # it outlives us: Python is not to warn that nobody waits for it
+        start_python(
+            ["-m", "flow.attendant"], log=home / "attend.log", env={**unmarked(os.environ), **own}, stdin=start
+        )

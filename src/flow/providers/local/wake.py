@@ -6,15 +6,14 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from flow.detached import reap, start_python
 from flow.durable import take_lock, unlock
 from flow.node.remains import is_locked, unmarked
 
-_started: list[int] = []  # the schedulers that this process started, until they were seen to have left
 _START_SECONDS = 5.0  # for the scheduler that another process starts, until it listens
 
 
@@ -38,30 +37,20 @@ def start_scheduler(folder: Path, home: Path, limits: Mapping[str, float | None]
     The one that is being started holds `start.lock` until it listens. `limits`: "cpus" and "gpus" to give out. Started
     by a task, it does not carry that one's mark, by which its processes are found when they are to end.
     """
-    import subprocess  # see scheduler.py on what is imported there
-
     starting = take_lock(folder / "start.lock")
     if starting is None:
         return False
-    program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("start.py"))]
+    program = str(Path(__file__).with_name("start.py"))
     try:
-        with (folder / "scheduler.log").open("ab") as log:
-            process = subprocess.Popen(
-                [*program, str(home), str(folder), str(starting), json.dumps(dict(limits))],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                env={**unmarked(os.environ), "FLOW_SCHEDULER": str(folder)},  # see node/processes.py
-                pass_fds=[starting],
-                start_new_session=True,
-            )
+        start_python(
+            ["-I", "-S", program, str(home), str(folder), str(starting), json.dumps(dict(limits))],
+            log=folder / "scheduler.log",
+            env={**unmarked(os.environ), "FLOW_SCHEDULER": str(folder)},  # see node/processes.py
+            pass_fds=[starting],
+        )
     except BaseException:
         unlock(starting)
         raise
-    process.returncode = 0  # it outlives us: Python is not to warn that nobody waits for it
-    _reap()
-    _started.append(process.pid)
     os.close(starting)  # it is the scheduler's now
     return True
 
@@ -78,19 +67,8 @@ def end_scheduler(folder: Path, *, wait_seconds: float) -> bool:
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int(locks[1].read_text()), signal.SIGTERM)
         time.sleep(0.01)
-    _reap()
+    reap()
     return not any(map(is_locked, locks))
-
-
-def _reap() -> None:
-    """Let the schedulers go that this process started and that have left."""
-    for pid in list(_started):
-        try:
-            has_left = os.waitpid(pid, os.WNOHANG)[0] != 0
-        except ChildProcessError:  # of the process that forked us, or the program reaps all its children
-            has_left = True
-        if has_left:
-            _started.remove(pid)
 
 
 def open_fifo(path: Path) -> int:
