@@ -254,6 +254,8 @@ def normal(text: str, number: int) -> list[str]:
     text = re.sub(r"/dev/fd/\d+", "/dev/fd/n", text)
     text = re.sub(r"slurmstepd-\w+", "slurmstepd", text)
     text = re.sub(r"127\.0\.0\.(\d)", r"node\1", text)
+    if "can't run 1 processes on 2 nodes" in text:  # Slurm takes the other one while the step before leaves the first
+        text = re.sub(r"\bnode\d\b", "node", text)
     text = re.sub(r"CANCELLED AT \S+", "CANCELLED AT …", text)
     text = re.sub(rf"(StepId=|STEP |[Jj]ob ){number}\b", r"\1N", text)
     text = re.sub(r"up to \d+ seconds", "up to … seconds", text)
