@@ -26,7 +26,7 @@ from flow.status import Outcome, TaskStatus
 from flow.task import Task
 from tests.support.commands import flow
 from tests.support.mithril_cloud import Cloud
-from tests.support.mithril_cloud.faults import broken, refusal
+from tests.support.mithril_cloud.faults import broken, refusal, slow
 from tests.support.processes import attendant_of, end_attendant, no_attendant, processes_of, wait_until
 
 REGION = "us-central1-b"
@@ -389,6 +389,22 @@ def test_cancel_that_is_interrupted_leaves_the_rest_to_the_attendant(client: Flo
     assert cancel.returncode == 130
     pretended.faults.clear()
     assert wait_until(lambda: pretended.bid(task.task_id).status == "Terminated", seconds=30)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_cancel_that_was_told_to_go_on_does_so_though_nobody_was_asked_yet(
+    client: Flow, pretended: Cloud, number: signal.Signals
+) -> None:
+    task = client.run("sleep 1000", upload_code=False)
+    pretended.faults.play(slow(10), times=1000)
+    words = [sys.executable, "-m", "flow", "cancel", task.task_id]
+    cancel = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    assert cancel.stderr and cancel.stderr.readline() == f"ending `{task}` (sleep)\n"
+    cancel.send_signal(number)
+    said = cancel.communicate(timeout=60)[1]
+    assert ("will end without this command" in said) == (number is signal.SIGINT), said
+    pretended.faults.clear()
+    assert wait_until(lambda: pretended.bid(task.task_id).status == "Terminated", seconds=60)
 
 
 def test_what_cannot_be_read_of_what_a_task_left_keeps_no_end_from_it(client: Flow, cloud: Cloud) -> None:

@@ -12,7 +12,7 @@ from flow.cli.confirm import confirmed
 from flow.cli.group import FlowCommand, UsageError
 from flow.cli.references import task_argument
 from flow.errors import FlowError, ProviderError
-from flow.status import FINAL, TaskStatus
+from flow.status import FINAL, TaskStatus, Want
 
 if TYPE_CHECKING:
     from flow.client import Flow
@@ -63,37 +63,37 @@ def cancel(references: tuple[str, ...], *, name_pattern: str | None, everything:
 
 
 def _chosen(client: Flow, references: tuple[str, ...], name_pattern: str | None) -> list[Task]:
-    if references:
-        tasks = [client.get_task(reference, unfinished=True, refresh=False) for reference in references]
-        for task in tasks:
-            with suppress(FlowError):  # what cannot be looked at is told to end all the same
-                task.refresh()
-        return tasks
+    if references:  # what is known of them will do: to look may take long, and nothing of this is on record yet
+        return [client.get_task(reference, unfinished=True, refresh=False) for reference in references]
     return client.tasks(states=UNFINISHED, limit=None, name_pattern=name_pattern)
 
 
 def _end(client: Flow, tasks: list[Task]) -> None:
     if not tasks:
         return
-    output.say(f"ending {_count(tasks)}")
     rented = [task for task in tasks if _is_rented(client, task)]
-    refusal = None
+    is_asked = len(rented) == len(tasks)  # by the attendant, if not here
+    with suppress(FlowError):  # which is told below
+        client.records.set_intents([task.task_id for task in tasks], Want.CANCEL)  # before it is said
     try:
-        client.cancel(*tasks)
-        output.notes(client.notes)
-    except ProviderError as error:
-        if len(rented) < len(tasks):
-            raise
-        refusal = error
-    try:
-        if refusal:
-            output.note(f"{refusal.message}; it is asked again until it is done")
+        output.say(f"ending {_count(tasks)}")
+        try:
+            client.cancel(*tasks)
+            is_asked = True
+            output.notes(client.notes)
+        except ProviderError as error:
+            if len(rented) < len(tasks):
+                raise
+            output.note(f"{error.message}; it is asked again until it is done")
         for task in tasks:
             follow.until_ended(task)
         follow.until_given_back(client, rented)
     except KeyboardInterrupt:
         output.say("")
-        output.note(f"{_count(tasks)} will end without this command")
+        if is_asked:
+            output.note(f"{_count(tasks)} will end without this command")
+        else:
+            output.note(f"{_count(tasks)} may not have heard of it: type the same again")
         raise
 
 
