@@ -304,6 +304,13 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (ended.returncode, ended.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize("words", [["--help"], ["offers"], ["offers", "--json"]])
+def test_output_that_finds_no_room_is_told_of(words: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run([sys.executable, "-m", "flow", *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "error: cannot write the output: No space left on device\n")
+
+
 def test_a_name_that_is_no_text_can_be_told() -> None:
     run = subprocess.run([sys.executable, "-m", "flow", "run", b"caf\xe9.yaml"], capture_output=True)
     assert (run.returncode, run.stdout) == (4, b"")

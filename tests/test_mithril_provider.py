@@ -173,6 +173,8 @@ def test_what_cannot_be_had_is_refused_with_what_can(client: Flow) -> None:
     with pytest.raises(ValidationError, match=r"`h100-80gb.sxm.8x` costs \$") as refused:
         _run(client, "true", gpu="h100", max_price_per_hour=1)
     assert "wait for the price to fall: `--wait-for-price`" in refused.value.suggestions
+    waits = client.load("true", gpu="h100", max_price_per_hour=1, wait_for_price=True, upload_code=False)
+    assert client.plan(waits).price_per_hour == 1, "more is never paid"
     with pytest.raises(ValidationError, match="no region `mars-central1-a` at mithril"):
         _run(client, "true", gpu="a100", region="mars-central1-a")
     with pytest.raises(ValidationError, match="no instance type `8xt4` at mithril"):

@@ -409,15 +409,17 @@ def _folder_near(project: Path, folder: str) -> list[str]:
 
 
 def _price(config: TaskConfig, provider: Provider, offer: Offer | None) -> float | None:
-    """Of all machines together, in US dollars for each hour."""
+    """Of all machines together, in US dollars for each hour; where a lower price is waited for, the most it will be."""
     if offer is None or offer.price_per_hour is None:
         return 0.0 if offer is None else None
     machines = _machines(config, provider)
-    price = offer.price_per_hour * machines
-    if config.max_price_per_hour is not None and price > config.max_price_per_hour and not config.wait_for_price:
+    price, cap = offer.price_per_hour * machines, config.max_price_per_hour
+    if cap is not None and price > cap and config.wait_for_price:
+        return cap
+    if cap is not None and price > cap:
         what = f"{machines} of `{offer.instance_type}` cost" if machines > 1 else f"`{offer.instance_type}` costs"
         raise ValidationError(
-            f"{what} ${price:.2f}/h: `max_price_per_hour` is `{config.max_price_per_hour:g}`",
+            f"{what} ${price:.2f}/h: `max_price_per_hour` is `{cap:g}`",
             suggestions=[
                 "raise the cap, or take a smaller machine (`flow offers`)",
                 *(["wait for the price to fall: `--wait-for-price`"] if offer.price_per_hour else []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ INTERRUPTED = 130  # Ctrl-C
 OUTPUT_CLOSED = 141  # whoever read our output went away; what a shell shows for SIGPIPE
 ATTACHED_FAILURE = 125  # ours, while the exit code stands for the task's
 MOST_HINTS = 2
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of an error without a file: what we print goes to one
 
 
 class Failure(NamedTuple):
@@ -46,6 +48,10 @@ def report(error: BaseException, invocation: Invocation) -> int:
         return INTERRUPTED
     if os.environ.get("FLOW_DEBUG") == "1":
         sys.excepthook(type(error), error, error.__traceback__)
+    if isinstance(error, OSError) and error.errno in _CANNOT_WRITE and error.filename is None:
+        _drop_stdout()
+        _tell(Failure("storage", f"cannot write the output: {error.strerror}", (), 1), as_json=False)
+        return ATTACHED_FAILURE if invocation.attached else 1
     failure = _explained(error)
     _tell(failure, as_json=invocation.as_json)
     ours = invocation.attached and not isinstance(error, FlowTimeoutError)
