@@ -165,6 +165,11 @@ def test_a_mistaken_line_is_told_in_one_message_with_what_was_meant(run: Run, wo
             "a command of several words must be quoted",
             ["quote it: `flow run 'train.py --lr 0.1'`", "or put it after `--`: `flow run -- train.py --lr 0.1`"],
         ),
+        (
+            ["true", "--max-price", "0.5"],
+            "a command of several words must be quoted",
+            ["did you mean `--max-price-per-hour`?", "quote it: `flow run 'true --max-price 0.5'`"],
+        ),
         (["--nmae", "x", "echo hi"], "no such option `--nmae`", ["did you mean `--name`?", "see `flow run --help`"]),
         (["echo hi", "--nmae", "x"], "no such option `--nmae`", ["did you mean `--name`?", "see `flow run --help`"]),
         (["task.yaml", "--wach"], "no such option `--wach`", ["did you mean `--watch`?", "see `flow run --help`"]),

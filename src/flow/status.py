@@ -226,7 +226,8 @@ def _without_machines(intent: Intent) -> Outcome:
 def _gone(intent: Intent, allocation: Allocation, started: float | None) -> Outcome:
     """The machines are gone and not every rank told its end."""
     if allocation.attempt == 0:
-        reason = allocation.reason or "cancelled before it started"
+        own = "" if intent.want is Want.CANCEL else allocation.reason
+        reason = own or "cancelled before it started"
         return Outcome(TaskStatus.CANCELLED, reason=reason, ended=allocation.created)
     if intent.want is Want.CANCEL:
         return Outcome(TaskStatus.CANCELLED, reason="cancelled", attempt=allocation.attempt, started=started)

@@ -45,7 +45,10 @@ class OperandCommand(FlowCommand):
                     "a Slurm script with arguments is for `sbatch`",
                     suggestions=[f"type `flow sbatch {shlex.join(words)}`"],
                 )
-            raise UsageError("a command of several words must be quoted", suggestions=_quoted_forms(args, words))
+            meant = [f"did you mean `{name}`?" for name in _begun(ctx, words[1:])]
+            raise UsageError(
+                "a command of several words must be quoted", suggestions=[*meant, *_quoted_forms(args, words)]
+            )
 
     def _loose_words(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Everything on the line that is no option of ours or its value; nothing if it asks for help."""
@@ -82,6 +85,13 @@ def _joined(words: Sequence[str]) -> str:
     if any(c.isspace() for c in words[0]):
         return " ".join([words[0], shlex.join(words[1:])])
     return shlex.join(words)
+
+
+def _begun(ctx: click.Context, words: Sequence[str]) -> list[str]:
+    """The option of ours that the first of these words begins to name, as `--max-price` does."""
+    names = [name for one in ctx.command.params for name in one.opts]
+    word = words[0].partition("=")[0] if words else ""
+    return [name for name in names if len(word) > 3 and name.startswith(word)][:1]
 
 
 def _quoted_forms(args: list[str], words: list[str]) -> list[str]:
