@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from flow.client import Flow
 from tests.support.commands import flow
 from tests.support.processes import wait_until
 from tests.support.terminal import Terminal
@@ -168,6 +169,29 @@ def test_status_lists_the_newest_first_and_they_can_be_named_by_their_place(proj
     assert len(limited.stdout.splitlines()) == 2
     assert limited.stderr == "note: there are more than the newest 1: `flow status --all` lists them\n"
     assert flow("status", "one").stdout.splitlines()[1].split()[0] == first
+
+
+def test_status_shows_what_runs_however_many_newer_tasks_have_ended(project: Path) -> None:
+    ended, running = submitted("true"), submitted("exec sleep 300")
+    assert in_state(ended, "completed") and in_state(running, "running")
+    client = Flow()
+    newer = [client.run("true", upload_code=False).task_id for _ in range(19)]
+    assert flow("wait", *newer).returncode == 0
+
+    def shown(*words: str) -> list[str]:
+        return [line.split()[0] for line in flow("status", *words).stdout.splitlines()[1:]]
+
+    assert shown() == [*newer[::-1], running]
+    assert flow("status").stderr == "note: there are more than the newest 20: `flow status --all` lists them\n"
+    newer += [client.run("true", upload_code=False).task_id for _ in range(2)]
+    assert flow("wait", *newer).returncode == 0
+    first = newer[:0:-1]
+    assert shown() == [*first, running]
+    assert record(":21")["task_id"] == running
+    assert [one["task_id"] for one in json.loads(flow("status", "--json").stdout)["tasks"]] == [*first, running]
+    assert flow("status").stderr == "note: there are more than the newest 20: `flow status --all` lists them\n"
+    assert (shown("--limit", "20"), shown("--all")) == (first, [*newer[::-1], running, ended])
+    assert flow("cancel", running).returncode == 0
 
 
 def test_a_reason_that_says_no_more_than_the_state_is_not_shown(project: Path) -> None:

@@ -270,6 +270,13 @@ def test_status_tells_what_every_bid_costs(client: Flow, pretended: Cloud) -> No
     assert "note: what is rented, and what it costs, is not known" in failed.stderr
 
 
+def test_what_is_rented_is_listed_however_many_unfinished_tasks_are_newer(client: Flow, pretended: Cloud) -> None:
+    rented = client.run("true", upload_code=False)
+    newer = client.run("true", provider="local", upload_code=False)
+    assert newer.wait(60) == "completed"
+    assert client.newest_tasks(1, unfinished=0) == [newer, rented]
+
+
 def test_what_is_being_given_back_is_no_false_alarm(client: Flow, pretended: Cloud) -> None:
     task = client.run("true", upload_code=False)
     pretended.faults.play(broken(500), "DELETE /v2/spot/bids", times=1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from flow.providers.registry import open_provider
 from flow.record import Records, Submission, TaskIdTaken, new_task_id
 from flow.settings import Settings, flow_home
 from flow.settings_names import provider_name
-from flow.status import FINAL, Outcome, Want, states_named
+from flow.status import FINAL, Outcome, TaskStatus, Want, states_named
 from flow.task import Task
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from flow.task_fields import TaskFields
 
     Operand = str | os.PathLike[str] | list[str] | tuple[str, ...] | None
+
+_LOOKED_AT = 50  # of the unfinished tasks, for a list of some of them: each look takes its time
 
 
 class Flow:
@@ -264,6 +266,26 @@ class Flow:
         if refresh and states is None:
             looks = self.look_at(row for row in rows if not row.state.is_final)
             rows = self.records.rows(limit=limit, name_pattern=name_pattern)
+        return self._handles(rows, looks)
+
+    def newest_tasks(self, newest: int, *, unfinished: int) -> list[Task]:
+        """The newest tasks and, however old, those that have not ended: all that is rented, and so many others.
+
+        Newest first. Where not all are taken, what is under way goes before what is pending.
+        """
+        self.finish_interrupted()
+        held = {task_id for _, task_id in self.held()}
+        rows = self.records.rows
+        seen = [*rows(limit=newest), *rows(unfinished=True, limit=_LOOKED_AT), *self.records.rows_of(held)]
+        looks = self.look_at({row.task_id: row for row in seen if not row.state.is_final}.values())
+        under_way = rows(unfinished=True, states=set(TaskStatus) - {TaskStatus.PENDING}, limit=unfinished)
+        pending = rows(states=[TaskStatus.PENDING], limit=unfinished - len(under_way))
+        rented = [row for row in self.records.rows_of(held) if not row.state.is_final]
+        chosen = {row.task_id: row for row in (*rows(limit=newest), *under_way, *pending, *rented)}
+        return self._handles(sorted(chosen.values(), key=lambda row: (row.created, row.task_id), reverse=True), looks)
+
+    def _handles(self, rows: Iterable[Row], looks: Mapping[str, Look]) -> list[Task]:
+        """The tasks of these rows, as they were seen."""
         tasks = []
         for row in rows:
             try:

@@ -39,7 +39,7 @@ def _states(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
 
 @click.command(cls=FlowCommand)
 @task_argument(required=False, metavar="[TASK]")
-@click.option("-a", "--all", "everything", is_flag=True, help="All tasks, not the newest 20.")
+@click.option("-a", "--all", "everything", is_flag=True, help="All tasks, not the newest 20 and unfinished ones.")
 @click.option("-s", "--state", "states", multiple=True, callback=_states, metavar="STATE", help="Only tasks in it.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The newest N.")
 @click.option("--format", "layout", type=click.Choice(["slurm"]), help="As Slurm's `squeue` lists them.")
@@ -66,38 +66,44 @@ def status(
     client = Flow()
     most = limit or (None if everything else NEWEST)
 
-    def look() -> list[Task]:
+    def look() -> tuple[list[Task], bool]:
+        """What is shown, and whether there are more."""
         with listing.no_collection():
-            return [client.get_task(reference)] if reference else client.tasks(states=states, limit=_one_more(most))
+            if reference:
+                return [client.get_task(reference)], False
+            if states or limit or everything:
+                tasks = client.tasks(states=states, limit=None if most is None else most + 1)
+                return tasks[:most], len(tasks) > len(tasks[:most])
+            tasks = client.newest_tasks(NEWEST, unfinished=NEWEST)
+            return tasks, len(client.records.rows(limit=len(tasks) + 1)) > len(tasks)
 
     if layout and (watch or as_json):
         raise UsageError("`--format` goes with neither `--watch` nor `--json`", suggestions=["see `flow squeue -i`"])
     if watch and (as_json or output.is_terminal(sys.stdout)):
-        return _watch(look, most, as_json=as_json, of_one=reference is not None)
-    tasks = look()
+        return _watch(look, as_json=as_json, of_one=reference is not None)
+    tasks, has_more = look()
     output.notes(client.notes)
     rented = [] if reference else rentals(client)
     if as_json:
         bills = {"rented": bill_record(rented)} if rented else {}
-        output.print_json({"tasks": [task.record() for task in tasks[:most]], **bills})
+        output.print_json({"tasks": [task.record() for task in tasks], **bills})
         return 0
     if layout:
-        _print_queue(client, tasks[:most])
+        _print_queue(client, tasks)
     else:
-        _print(client, tasks, most)
+        _print(client, tasks)
+        if has_more:
+            output.note(f"there are more than the newest {most}: `flow status --all` lists them")
         say_costs(rented)
     return 0
 
 
-def _print(client: Flow, tasks: list[Task], most: int | None) -> None:
+def _print(client: Flow, tasks: list[Task]) -> None:
     if not tasks:
         click.echo("No tasks found")
         return
-    shown = tasks[:most]
-    click.echo("\n".join(listing.task_table(shown)))
-    client.save_listing(shown)
-    if len(tasks) > len(shown):
-        output.note(f"there are more than the newest {most}: `flow status --all` lists them")
+    click.echo("\n".join(listing.task_table(tasks)))
+    client.save_listing(tasks)
 
 
 def _print_queue(client: Flow, tasks: list[Task]) -> None:
@@ -110,7 +116,7 @@ def _print_queue(client: Flow, tasks: list[Task]) -> None:
     click.echo("\n".join(queue_lines(load_jobs(client, chosen))))
 
 
-def _watch(look: Callable[[], list[Task]], most: int | None, *, as_json: bool, of_one: bool) -> int:
+def _watch(look: Callable[[], tuple[list[Task], bool]], *, as_json: bool, of_one: bool) -> int:
     """Show the table again in its place each second, or with `as_json` a document whenever something changed.
 
     Of one task until it has ended, else until Ctrl-C.
@@ -118,7 +124,7 @@ def _watch(look: Callable[[], list[Task]], most: int | None, *, as_json: bool, o
     shown: object = None
     height = 0
     while True:
-        tasks = look()[:most]
+        tasks, _ = look()
         if as_json:
             document = {"tasks": [task.record() for task in tasks]}
             if document != shown:
@@ -139,8 +145,3 @@ def _redraw(lines: list[str], height: int) -> int:
     up = f"\x1b[{height}A" if height else ""
     click.echo(f"{up}\r{_CLEAR_BELOW}" + "\n".join(fitting))
     return len(fitting)
-
-
-def _one_more(most: int | None) -> int | None:
-    """One task more than is shown, to know whether there are more."""
-    return None if most is None else most + 1
