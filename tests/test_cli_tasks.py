@@ -237,6 +237,19 @@ def test_logs_prints_the_lines_and_nothing_else(talker: str) -> None:
     assert flow("logs", talker, "--node", "9", "-f").returncode == 2
 
 
+def test_logs_of_a_lost_task_say_why_it_is_lost(started: Callable[..., Any]) -> None:
+    task_id = submitted("echo up; exec sleep 300")
+    follower = started("logs", "-f", task_id)
+    assert follower.stdout.readline() == "up\n"
+    os.kill(int((Path(record(task_id)["folder"]) / "runner.lock").read_text()), signal.SIGKILL)
+    why = "note: lost: its runner died without a report\n"
+    assert (follower.communicate(timeout=60), follower.returncode) == (("", why), 125)
+    again = flow("logs", task_id)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "up\n", why)
+    stamped = flow("logs", "-f", task_id, "--json")
+    assert (stamped.returncode, len(stamped.stdout.splitlines()), stamped.stderr) == (125, 1, why)
+
+
 def test_logs_with_json_has_a_cursor_from_which_it_goes_on(talker: str) -> None:
     lines = [json.loads(line) for line in flow("logs", talker, "--json").stdout.splitlines()]
     assert {(line["stream"], line["text"]) for line in lines} == {

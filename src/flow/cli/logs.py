@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flow.cli import copying, costs, follow, output, times
+from flow.cli import copying, costs, follow, listing, output, times
 from flow.cli.group import FlowCommand, UsageError
 from flow.cli.references import task_argument
 from flow.status import TaskStatus
@@ -85,6 +85,7 @@ def logs(
     if not following:
         copy()
         _say_if_not_started(task)
+        _say_if_lost(task)
         return 0
     with follow.attached(task):
         if output.is_terminal(sys.stderr) or task.plan.ports:
@@ -92,6 +93,7 @@ def logs(
         with follow.forwarded(task):
             copy()
             task.wait()
+    _say_if_lost(task)
     costs.say_kept(task)
     return follow.exit_code(task)
 
@@ -152,3 +154,8 @@ def _say_if_not_started(task: Task) -> None:
     if task.status in (TaskStatus.PENDING, TaskStatus.STARTING):
         output.note(f"`{task.task_id}` has not started: {task.reason or task.status}")
         output.hint(f"follow it with `flow logs {task.task_id} -f`")
+
+
+def _say_if_lost(task: Task) -> None:
+    if task.status is TaskStatus.LOST:  # of which the log tells nothing
+        output.note(f"lost: {output.printable(listing.own_reason(task))}".removesuffix(": "))
