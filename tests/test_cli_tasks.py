@@ -237,6 +237,15 @@ def test_logs_prints_the_lines_and_nothing_else(talker: str) -> None:
     assert flow("logs", talker, "--node", "9", "-f").returncode == 2
 
 
+def test_info_tells_how_long_the_attempt_of_now_has_run(project: Path) -> None:
+    task_id = submitted("[ $FLOW_ATTEMPT = 2 ] || exit 1; exec sleep 300", "--retries", "1")
+    assert wait_until(lambda: [one["status"] for one in record(task_id)["attempts"]] == ["failed", "running"])
+    lines = flow("info", task_id).stdout.splitlines()
+    (now,) = [line for line in lines if re.fullmatch(r"  2 +running +[0-9.]+\w+", line)]
+    assert now in lines[lines.index("attempts") :]
+    assert flow("cancel", task_id).returncode == 0
+
+
 def test_logs_of_a_lost_task_say_why_it_is_lost(started: Callable[..., Any]) -> None:
     task_id = submitted("echo up; exec sleep 300")
     follower = started("logs", "-f", task_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 import flow
 from flow import Flow, Task, TaskStatus
 from flow.errors import FlowError, TaskFailedError, ValidationError
+from flow.record import Records
+from flow.status import Outcome
 from tests.support.processes import wait_until
 
 
@@ -73,6 +76,24 @@ def test_the_total_cost_counts_every_attempt() -> None:
     task.plan = replace(task.plan, price_per_hour=36_000.0)  # ten dollars a second
     assert (len(task.attempts), ran > 0.6) == (3, True)
     assert task.total_cost == f"${10 * ran:.2f}"
+
+
+def test_what_runs_has_cost_something_before_anything_of_it_is_here(tmp_path: Path) -> None:
+    task = running()
+    end(task)
+    task._records = Records(tmp_path)  # as of a machine elsewhere, of which nothing was brought here so far
+    task.plan = replace(task.plan, price_per_hour=36_000.0)  # ten dollars a second
+    for state, started, cost in (
+        (TaskStatus.PENDING, None, ""),
+        (TaskStatus.STARTING, None, ""),
+        (TaskStatus.RUNNING, None, ""),  # its machine is not reached, so nobody knows since when
+        (TaskStatus.RUNNING, time.time() - 100, "$100"),
+        (TaskStatus.PREEMPTED, time.time() - 100, ""),  # and for how long it ran
+        (TaskStatus.LOST, time.time() - 100, ""),
+    ):
+        task.recall(Outcome(state, attempt=1, started=started))
+        assert task.total_cost[:4] == cost, state
+        assert [one.status for one in task.attempts] == ([state] if started else []), state
 
 
 def test_a_command_in_a_task_is_captured(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ def attempts_of(records: Records, task_id: str, nodes: int, now: Outcome) -> lis
     """Every start, oldest first; `now` is what the task has come to, and so its last attempt."""
     numbers = attempt_numbers(records, task_id)
     is_unseen = now.attempt > (numbers[-1] if numbers else 0)
-    if is_unseen and (numbers or now.state.is_final):  # lost with its machines, with all that it left there
+    is_told = now.state.is_final or now.started is not None  # lost with all that it left, or not brought here so far
+    if is_unseen and (numbers or is_told):
         numbers.append(now.attempt)
     places = [[records.folder(task_id, number, rank) for rank in range(nodes)] for number in numbers]
     return [_attempt(*one, now if one[0] == numbers[-1] else None) for one in zip(numbers, places, strict=True)]

@@ -159,11 +159,12 @@ class Task:
 
     @property
     def total_cost(self) -> str:
-        """What all attempts (of all elements) have cost so far, as text: `$0.40`."""
+        """What all attempts (of all elements) have cost so far, as text: `$0.40`; "" where nothing is known of it."""
         if not self.price_per_hour:
             return self.cost_per_hour
         each = self.price_per_hour / (self.plan.machines if self.is_array else 1)
-        return f"${each * self._paid_seconds() / 3600:.2f}"
+        seconds = self._paid_seconds()
+        return "" if seconds is None else f"${each * seconds / 3600:.2f}"
 
     @property
     def is_array(self) -> bool:
@@ -552,14 +553,18 @@ class Task:
             self.see(self._provider.allocations([self.task_id]))
         return self._elements.values()
 
-    def _paid_seconds(self) -> float:
-        """How long its machines have run, or ran, in all attempts; of an array, the last attempt of each element."""
+    def _paid_seconds(self) -> float | None:
+        """How long its machines have run, or ran, in all attempts; of an array, the last attempt of each element.
+
+        Of those of which that is known; None: of none.
+        """
         now = datetime.now(timezone.utc)
         if self.is_array:
-            spans = [(moment(one.started), moment(one.ended)) for one in self._element_outcomes()]
+            spans = [(one.state, moment(one.started), moment(one.ended)) for one in self._element_outcomes()]
         else:
-            spans = [(one.started_at, one.ended_at) for one in self.attempts]
-        return sum(max(((end or now) - begin).total_seconds(), 0.0) for begin, end in spans if begin)
+            spans = [(one.status, one.started_at, one.ended_at) for one in self.attempts]
+        known = [(end or now) - begin for state, begin, end in spans if begin and (end or state is TaskStatus.RUNNING)]
+        return sum(max(one.total_seconds(), 0.0) for one in known) if known else None
 
     def _folders(self, choice: dict[str, Any]) -> Callable[[], Sequence[Folder]]:
         from flow.log_folders import chosen_folders

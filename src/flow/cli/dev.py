@@ -175,8 +175,8 @@ def _show(machine: DevMachine) -> int:
     end = f"when idle for {times.span(idle)}" if idle else "by `flow dev --stop`"
     is_up = task.status is TaskStatus.RUNNING
     where = f"{machine.host}, up {times.span(task.run_seconds or 0)}" if is_up else listing.reason(task)
-    cost = f"{task.total_cost} so far" if is_up and task.price_per_hour else ""
-    click.echo(", ".join(part for part in (where, cost, f"ends {end}") if part))
+    cost = task.total_cost if is_up and task.price_per_hour else ""
+    click.echo(", ".join(part for part in (where, cost and f"{cost} so far", f"ends {end}") if part))
     if sessions:
         click.echo("\n".join(output.table(_COLUMNS, [_row(one) for one in sessions])))
     return 0

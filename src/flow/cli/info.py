@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -104,11 +104,12 @@ def _facts(task: Task) -> list[tuple[str, str]]:
 
 
 def _attempts(task: Task) -> list[str]:
-    rows = []
+    rows, now = [], datetime.now(timezone.utc)
     for attempt in task.attempts:
         ran = ""
-        if attempt.started_at and attempt.ended_at:
-            ran = times.span((attempt.ended_at - attempt.started_at).total_seconds())
+        until = attempt.ended_at or (now if attempt.status is TaskStatus.RUNNING else None)
+        if attempt.started_at and until:
+            ran = times.span(max((until - attempt.started_at).total_seconds(), 0.0))
         rows.append((f"  {attempt.number}", str(attempt.status), ran, attempt.reason or ""))
     columns = [
         output.Column(""),
