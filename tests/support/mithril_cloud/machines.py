@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import traceback
 from collections import deque
@@ -154,6 +155,7 @@ class Machines:
                     self._boot(slot) if wanted == "on" else self._end(slot, gone=wanted == "gone")
             except BaseException:
                 slot.failure = traceback.format_exc()
+                print(slot.failure, file=sys.stderr)
                 with self._changed:
                     slot.wanted = slot.actual = "down"
                 continue
@@ -250,7 +252,15 @@ def make_backing(folder: Path, fid: str, interface: str, size_gb: int) -> Path:
 def _open_device(backing: Path) -> int:
     """A loop device that is gone when this, and whoever mounted it, lets go of it: it does not outlive the tests."""
     words: list[str | Path] = ["losetup", "--find", "--show", backing]
-    device = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    found: list[str] = []
+
+    def attach() -> bool:
+        done = subprocess.run(words, capture_output=True, text=True)
+        found[:] = [done.stdout.strip() if done.returncode == 0 else done.stderr]
+        return done.returncode == 0
+
+    assert wait_until(attach, every=0.1), found  # again, where somebody else took the one that it found free
+    (device,) = found
     opened = os.open(device, os.O_RDONLY)
     subprocess.run(["losetup", "--detach", device], check=True)
     return opened
