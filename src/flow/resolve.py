@@ -414,9 +414,9 @@ def _price(config: TaskConfig, provider: Provider, offer: Offer | None) -> float
         return 0.0 if offer is None else None
     machines = _machines(config, provider)
     price, cap = offer.price_per_hour * machines, config.max_price_per_hour
-    if cap is not None and price > cap and config.wait_for_price:
-        return cap
-    if cap is not None and price > cap:
+    if cap is None or price <= cap:
+        return price
+    if not config.wait_for_price:
         what = f"{machines} of `{offer.instance_type}` cost" if machines > 1 else f"`{offer.instance_type}` costs"
         raise ValidationError(
             f"{what} ${price:.2f}/h: `max_price_per_hour` is `{cap:g}`",
@@ -425,7 +425,7 @@ def _price(config: TaskConfig, provider: Provider, offer: Offer | None) -> float
                 *(["wait for the price to fall: `--wait-for-price`"] if offer.price_per_hour else []),
             ],
         )
-    return price
+    return cap
 
 
 def _machines(config: TaskConfig, provider: Provider) -> int:
