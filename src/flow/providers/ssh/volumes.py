@@ -82,7 +82,8 @@ class FleetVolumes:
         if region is not None:
             self._fleet.remote(region)  # or it is refused
         with self._alone():
-            found = self._first_called(name)
+            # who finds one looks again: it may give way to one that was made before it, and is there now to be seen
+            found = self._first_called(name) and self._first_called(name)
             if found:
                 return _made_before(*found, size_gb=size_gb, interface=interface, region=region)
             host = region or (self._choose(plan) if plan else self._roomiest())
