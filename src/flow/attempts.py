@@ -23,6 +23,18 @@ class Attempt:
     started_at: datetime | None
     ended_at: datetime | None
 
+    @property
+    def run_seconds(self) -> float | None:
+        """How long it has run, or ran; None where it never began, or nothing tells when it ended."""
+        return ran(self.status, self.started_at, self.ended_at)
+
+
+def ran(status: TaskStatus, started_at: datetime | None, ended_at: datetime | None) -> float | None:
+    """From its start to its end, or to now where it runs, in seconds; None where one of them is not known."""
+    if ended_at is None and status is TaskStatus.RUNNING:
+        ended_at = datetime.now(timezone.utc)
+    return max((ended_at - started_at).total_seconds(), 0.0) if started_at and ended_at else None
+
 
 def attempts_of(records: Records, task_id: str, nodes: int, now: Outcome) -> list[Attempt]:
     """Every start, oldest first; `now` is what the task has come to, and so its last attempt."""

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from flow.attempts import Attempt, attempt_numbers, attempts_of, moment
+from flow.attempts import Attempt, attempt_numbers, attempts_of, moment, ran
 from flow.errors import FlowError, QuotaExceededError, TaskFailedError, ValidationError
 from flow.machines import Allocation, Machines, Volume
 from flow.observe import instances, observe
@@ -558,13 +558,12 @@ class Task:
 
         Of those of which that is known; None: of none.
         """
-        now = datetime.now(timezone.utc)
         if self.is_array:
-            spans = [(one.state, moment(one.started), moment(one.ended)) for one in self._element_outcomes()]
+            spans = [ran(one.state, moment(one.started), moment(one.ended)) for one in self._element_outcomes()]
         else:
-            spans = [(one.status, one.started_at, one.ended_at) for one in self.attempts]
-        known = [(end or now) - begin for state, begin, end in spans if begin and (end or state is TaskStatus.RUNNING)]
-        return sum(max(one.total_seconds(), 0.0) for one in known) if known else None
+            spans = [one.run_seconds for one in self.attempts]
+        known = [one for one in spans if one is not None]
+        return sum(known) if known else None
 
     def _folders(self, choice: dict[str, Any]) -> Callable[[], Sequence[Folder]]:
         from flow.log_folders import chosen_folders

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -104,12 +104,9 @@ def _facts(task: Task) -> list[tuple[str, str]]:
 
 
 def _attempts(task: Task) -> list[str]:
-    rows, now = [], datetime.now(timezone.utc)
+    rows = []
     for attempt in task.attempts:
-        ran = ""
-        until = attempt.ended_at or (now if attempt.status is TaskStatus.RUNNING else None)
-        if attempt.started_at and until:
-            ran = times.span(max((until - attempt.started_at).total_seconds(), 0.0))
+        ran = "" if attempt.run_seconds is None else times.span(attempt.run_seconds)
         rows.append((f"  {attempt.number}", str(attempt.status), ran, attempt.reason or ""))
     columns = [
         output.Column(""),
