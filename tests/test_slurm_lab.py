@@ -39,9 +39,10 @@ def test_a_job_is_queued_again_when_it_is_preempted_or_its_machine_dies(slurm: C
     slurm.kill_node(3)
     slurm.run("scontrol", "update", "nodename=node3", "state=down", "reason=dead")  # else seen in ten seconds
     assert wait_until(lambda: told(on_three) == "PENDING")
-    slurm.start_node(3)
     slurm.restart_controller()
     assert told(on_three) == "PENDING"
+    slurm.start_node(3)
+    assert wait_until(lambda: told(on_three) == "RUNNING")
 
 
 def test_nothing_stays_when_its_process_is_killed(tmp_path: Path) -> None:
