@@ -66,7 +66,7 @@ def _die(where: str, *words: str) -> None:
 
 
 def _own_keys(cloud: Cloud, task: Task) -> list[ApiKey]:
-    """Those that were made for the task's machines: one for each time that its files were brought there."""
+    """Those that were made for the task's machines."""
     return [one for one in cloud.api_keys.values() if one.name.startswith(f"flow-{task}-")]
 
 
@@ -239,8 +239,8 @@ def test_a_machine_whose_key_is_refused_stays_until_its_task_was_collected(away:
     task = _run(away, f"echo worked; {WAIT}")
     bid = cloud.bid(task.task_id)
     with no_attendant(away.home):
-        for key in _own_keys(cloud, task):
-            key.deactivated = cloud.clock.now()
+        (key,) = _own_keys(cloud, task)
+        key.deactivated = cloud.clock.now()
         _go(cloud, task)
         assert wait_until(lambda: cloud.count(f"PATCH /v2/spot/bids/{bid.fid}") > 0, seconds=90)
     task = Flow().get_task(task.task_id)
@@ -334,10 +334,8 @@ def test_the_key_of_a_machine_expires_by_itself(
     client: Flow, cloud: Cloud, fields: dict[str, Any], hours: float
 ) -> None:
     task = _run(client, "sleep 1000", **fields)
-    keys = _own_keys(cloud, task)
-    assert keys
-    for key in keys:
-        assert (key.expires - cloud.clock.now()) / 3600 == pytest.approx(hours, abs=0.1)
+    (key,) = _own_keys(cloud, task)
+    assert (key.expires - cloud.clock.now()) / 3600 == pytest.approx(hours, abs=0.1)
 
 
 # Records that machines copy to S3.
